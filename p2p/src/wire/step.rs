@@ -1,0 +1,407 @@
+//! Steps: what goes from stage to stage for every token, and back to the coordinator.
+//!
+//! A frame is a small bincode header and, behind it, a raw payload that is never copied: token ids
+//! (u32) or hidden rows (f32), both little endian. The header does not say how long the payload
+//! is; the frame's length prefix does (see the tensor plane).
+
+use bytes::Bytes;
+
+use super::{Message, SessionId, WireError, clip, decode, encode, limit, tag, wire_enum};
+
+/// One message of the tensor plane.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TensorFrame {
+    /// Run these rows through your layers and pass on the result.
+    Step {
+        /// Whose step this is.
+        session: SessionId,
+        /// The plan it belongs to; older ones are refused.
+        epoch: u64,
+        /// Counts the steps of the session, over all epochs; a repeat is answered again.
+        step: u64,
+        /// Position of the first row; must be the length of the stage's KV cache.
+        position: u64,
+        /// Whether the last stage draws a token after the last row.
+        sample: bool,
+        /// The rows.
+        input: StepInput,
+    },
+    /// The last stage tells the coordinator what it drew.
+    Token {
+        /// Whose token this is.
+        session: SessionId,
+        /// The plan under which it was drawn.
+        epoch: u64,
+        /// The step that drew it.
+        step: u64,
+        /// Position that the token takes.
+        position: u64,
+        /// The token.
+        token: u32,
+        /// Its log probability.
+        logprob: f32,
+        /// The likeliest alternatives.
+        top: Vec<(u32, f32)>,
+    },
+    /// The last stage tells the coordinator that it has applied a step that draws no token: the
+    /// next chunk of the prompt may follow.
+    Applied {
+        /// Whose step this is.
+        session: SessionId,
+        /// The plan that it belongs to.
+        epoch: u64,
+        /// The step.
+        step: u64,
+        /// Length of the stage's KV cache after the step.
+        length: u64,
+    },
+    /// A stage could not carry out a step.
+    Failed {
+        /// Whose step failed.
+        session: SessionId,
+        /// The plan it belonged to.
+        epoch: u64,
+        /// The step.
+        step: u64,
+        /// For programs.
+        code: String,
+        /// For people.
+        message: String,
+    },
+}
+
+/// Rows of a step.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StepInput {
+    /// For the first stage.
+    Tokens(Vec<u32>),
+    /// For every other: the boundary activation.
+    Hidden {
+        /// How many positions.
+        rows: u32,
+        /// (rows, hidden) in f32, little endian.
+        data: Bytes,
+    },
+}
+
+/// The part of a frame that bincode lays out.
+enum Header {
+    Tokens {
+        session: SessionId,
+        epoch: u64,
+        step: u64,
+        position: u64,
+        sample: bool,
+    },
+    Hidden {
+        session: SessionId,
+        epoch: u64,
+        step: u64,
+        position: u64,
+        sample: bool,
+        rows: u32,
+    },
+    Token {
+        session: SessionId,
+        epoch: u64,
+        step: u64,
+        position: u64,
+        token: u32,
+        logprob: f32,
+        top: Vec<(u32, f32)>,
+    },
+    Failed {
+        session: SessionId,
+        epoch: u64,
+        step: u64,
+        code: String,
+        message: String,
+    },
+    Applied {
+        session: SessionId,
+        epoch: u64,
+        step: u64,
+        length: u64,
+    },
+}
+
+wire_enum!(Header {
+    1 => Tokens { session, epoch, step, position, sample },
+    2 => Hidden { session, epoch, step, position, sample, rows },
+    3 => Token { session, epoch, step, position, token, logprob, top[limit::TOP_LOGPROBS] },
+    4 => Failed { session, epoch, step, code[limit::LABEL], message[limit::MESSAGE] },
+    5 => Applied { session, epoch, step, length },
+});
+
+impl Message for Header {
+    const NAME: &'static str = "tensor frame";
+    const TAG: u8 = tag::TENSOR_FRAME;
+    const LIMIT: usize = limit::TENSOR_HEADER;
+}
+
+impl StepInput {
+    /// Hidden rows from the engine's floats, shape (rows, hidden).
+    pub fn hidden(rows: u32, data: &[f32]) -> Self {
+        let bytes: Vec<u8> = data.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Self::Hidden {
+            rows,
+            data: Bytes::from(bytes),
+        }
+    }
+
+    /// How many positions the step spans.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.len(),
+            Self::Hidden { rows, .. } => *rows as usize,
+        }
+    }
+}
+
+/// Floats of a payload, in order.
+pub fn floats(data: &[u8]) -> Vec<f32> {
+    words(data).map(f32::from_le_bytes).collect()
+}
+
+fn words(data: &[u8]) -> impl Iterator<Item = [u8; 4]> + '_ {
+    data.chunks_exact(4)
+        .map(|word| word.try_into().expect("chunks are of four bytes"))
+}
+
+impl TensorFrame {
+    /// A failure whose texts are cut to what may travel.
+    pub fn failed(session: SessionId, epoch: u64, step: u64, code: &str, message: &str) -> Self {
+        Self::Failed {
+            session,
+            epoch,
+            step,
+            code: clip(code, limit::LABEL),
+            message: clip(message, limit::MESSAGE),
+        }
+    }
+
+    /// The session it belongs to.
+    pub fn session(&self) -> SessionId {
+        match self {
+            Self::Step { session, .. }
+            | Self::Token { session, .. }
+            | Self::Applied { session, .. }
+            | Self::Failed { session, .. } => *session,
+        }
+    }
+
+    /// The epoch it belongs to.
+    pub fn epoch(&self) -> u64 {
+        match self {
+            Self::Step { epoch, .. }
+            | Self::Token { epoch, .. }
+            | Self::Applied { epoch, .. }
+            | Self::Failed { epoch, .. } => *epoch,
+        }
+    }
+
+    /// Header and payload, ready to be written one after the other.
+    pub(crate) fn into_parts(self) -> Result<(Vec<u8>, Bytes), WireError> {
+        let (header, payload) = self.split();
+        check_payload(&header, &payload)?;
+        Ok((encode(&header)?, payload))
+    }
+
+    fn split(self) -> (Header, Bytes) {
+        match self {
+            Self::Step {
+                session,
+                epoch,
+                step,
+                position,
+                sample,
+                input,
+            } => match input {
+                StepInput::Tokens(tokens) => {
+                    let bytes: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+                    (
+                        Header::Tokens {
+                            session,
+                            epoch,
+                            step,
+                            position,
+                            sample,
+                        },
+                        bytes.into(),
+                    )
+                }
+                StepInput::Hidden { rows, data } => (
+                    Header::Hidden {
+                        session,
+                        epoch,
+                        step,
+                        position,
+                        sample,
+                        rows,
+                    },
+                    data,
+                ),
+            },
+            Self::Token {
+                session,
+                epoch,
+                step,
+                position,
+                token,
+                logprob,
+                top,
+            } => {
+                let header = Header::Token {
+                    session,
+                    epoch,
+                    step,
+                    position,
+                    token,
+                    logprob,
+                    top,
+                };
+                (header, Bytes::new())
+            }
+            Self::Applied {
+                session,
+                epoch,
+                step,
+                length,
+            } => (
+                Header::Applied {
+                    session,
+                    epoch,
+                    step,
+                    length,
+                },
+                Bytes::new(),
+            ),
+            Self::Failed {
+                session,
+                epoch,
+                step,
+                code,
+                message,
+            } => (
+                Header::Failed {
+                    session,
+                    epoch,
+                    step,
+                    code,
+                    message,
+                },
+                Bytes::new(),
+            ),
+        }
+    }
+
+    /// Puts a frame together again; the payload is kept as it is.
+    pub(crate) fn from_parts(header: &[u8], payload: Bytes) -> Result<Self, WireError> {
+        let header: Header = decode(header)?;
+        check_payload(&header, &payload)?;
+        Ok(match header {
+            Header::Tokens {
+                session,
+                epoch,
+                step,
+                position,
+                sample,
+            } => {
+                let input = StepInput::Tokens(words(&payload).map(u32::from_le_bytes).collect());
+                Self::Step {
+                    session,
+                    epoch,
+                    step,
+                    position,
+                    sample,
+                    input,
+                }
+            }
+            Header::Hidden {
+                session,
+                epoch,
+                step,
+                position,
+                sample,
+                rows,
+            } => {
+                let input = StepInput::Hidden {
+                    rows,
+                    data: payload,
+                };
+                Self::Step {
+                    session,
+                    epoch,
+                    step,
+                    position,
+                    sample,
+                    input,
+                }
+            }
+            Header::Token {
+                session,
+                epoch,
+                step,
+                position,
+                token,
+                logprob,
+                top,
+            } => Self::Token {
+                session,
+                epoch,
+                step,
+                position,
+                token,
+                logprob,
+                top,
+            },
+            Header::Applied {
+                session,
+                epoch,
+                step,
+                length,
+            } => Self::Applied {
+                session,
+                epoch,
+                step,
+                length,
+            },
+            Header::Failed {
+                session,
+                epoch,
+                step,
+                code,
+                message,
+            } => Self::Failed {
+                session,
+                epoch,
+                step,
+                code,
+                message,
+            },
+        })
+    }
+}
+
+/// The payload fits what the header says about it.
+fn check_payload(header: &Header, payload: &Bytes) -> Result<(), WireError> {
+    let size = payload.len();
+    let fits = match header {
+        Header::Tokens { .. } => {
+            size > 0 && size.is_multiple_of(4) && size / 4 <= limit::STEP_TOKENS
+        }
+        Header::Hidden { rows, .. } => {
+            let row_words = (*rows as usize).saturating_mul(4);
+            row_words > 0 && size > 0 && size.is_multiple_of(row_words)
+        }
+        Header::Token { .. } | Header::Applied { .. } | Header::Failed { .. } => size == 0,
+    };
+    if fits {
+        return Ok(());
+    }
+    let reason = format!("a payload of {size} bytes does not fit its header");
+    Err(WireError::Malformed {
+        message: Header::NAME,
+        reason,
+    })
+}
