@@ -1,1 +1,44 @@
-//! placeholder
+//! The actor system of a node: it joins network, storage and engine, and nothing else does.
+//!
+//! The data path of a request (see `docs/` for the bytes that cross each hop):
+//!
+//! ```text
+//! HTTP → NodeHandle::generate → Router (admission) → Models (header card) → Directory (snapshot)
+//!      → plan (pure) → Session machine (pure) ⇄ Session actor ⇄ StageServers of the route
+//!      → journal, then emit → Generation::events
+//! ```
+//!
+//! | Module | Is | Holds |
+//! |---|---|---|
+//! | [`node`] | the way in | [`NodeHandle`]: starts everything, answers the API, shuts down |
+//! | `router` | actor | admission: how many sessions run and wait; starts them |
+//! | `directory` | actor | what the peers say of themselves, until it expires |
+//! | `planner` | pure | who computes which layers |
+//! | `session` | pure machine + actor | one request: two-phase placement, steps, journal, emission |
+//! | `stage` | actor + compute threads | the layers that this node computes, for itself and others |
+//! | `models` | | from a name, CID or path to header, tokenizer and template |
+//! | `supervisor` | | restarts units of actors that fail; handles that stay good |
+//! | `telemetry` | | the metrics |
+//!
+//! Decisions are pure functions; actors only carry them out. Mailboxes, queues, retries and waits
+//! are bounded everywhere; `clippy.toml` bans what is not.
+
+pub mod config;
+pub mod error;
+pub mod models;
+pub mod node;
+pub mod planner;
+pub mod request;
+pub mod supervisor;
+pub mod views;
+
+pub use config::{Limits, NodeConfig};
+pub use error::{ErrorKind, Failure, GenerateError, StartError};
+pub use models::ModelsError;
+pub use node::NodeHandle;
+pub use planner::PlanError;
+pub use request::{FinishReason, GenEvent, GenerateRequest, Generation, Input, TopToken};
+pub use views::{
+    Figure, GpuView, ModelDetail, ModelView, OfferView, PeerView, PlanStageView, PlanView,
+    RouteView, SessionErrorView, SessionView, Tag,
+};

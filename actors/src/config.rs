@@ -1,0 +1,98 @@
+//! The settings of a node, as the actor system needs them.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What a node is started with.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Identity, blocks, catalogue and journal.
+    pub data_dir: PathBuf,
+    /// Multiaddresses to listen on.
+    pub listen: Vec<String>,
+    /// Multiaddresses of nodes and invites to join by.
+    pub join: Vec<String>,
+    /// Public swarm to belong to; absent with no key either means the one that the data directory
+    /// remembers, else the public default.
+    pub swarm: Option<String>,
+    /// Key file of a private swarm.
+    pub swarm_key: Option<PathBuf>,
+    /// Where the HTTP API listens, for the adverts; tell it later with
+    /// [`crate::NodeHandle::set_api`] when the port is not known yet.
+    pub api: Option<SocketAddr>,
+    /// Threads that compute; one per core when absent.
+    pub threads: Option<usize>,
+    /// Memory that models may take; a share of the machine's when absent.
+    pub memory_limit: Option<u64>,
+    /// The most layers of one model that this node takes.
+    pub max_layers: Option<u32>,
+    /// Bounds and times.
+    pub limits: Limits,
+}
+
+impl NodeConfig {
+    /// A node on `data_dir` that listens on a free port of the loopback interface.
+    pub fn loopback(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            listen: vec!["/ip4/127.0.0.1/tcp/0".into()],
+            join: Vec::new(),
+            swarm: None,
+            swarm_key: None,
+            api: None,
+            threads: None,
+            memory_limit: None,
+            max_layers: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What bounds a node's work.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Sessions that run at once.
+    pub max_sessions: usize,
+    /// Requests that wait for one of them to end.
+    pub max_waiting: usize,
+    /// How long an advert is believed.
+    pub advert_ttl: Duration,
+    /// How long the header of a model may take to arrive.
+    pub header_timeout: Duration,
+    /// How long one block may take from one provider.
+    pub block_timeout: Duration,
+    /// How long a reservation lives without a sign of life of its coordinator.
+    pub lease: Duration,
+    /// How long a peer may be silent while it prepares a stage.
+    pub prepare_silence: Duration,
+    /// How long committing may take.
+    pub commit_timeout: Duration,
+    /// How long a decode step may take beyond what is predicted.
+    pub step_timeout: Duration,
+    /// How long a client may leave an answer unread.
+    pub client_timeout: Duration,
+    /// How many ended sessions stay visible.
+    pub sessions_kept: usize,
+    /// The longest context that is reserved for a request without `max_tokens`.
+    pub default_answer: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_sessions: 8,
+            max_waiting: 32,
+            advert_ttl: Duration::from_secs(15),
+            header_timeout: Duration::from_secs(30),
+            block_timeout: Duration::from_secs(5),
+            lease: Duration::from_secs(15),
+            prepare_silence: Duration::from_secs(30),
+            commit_timeout: Duration::from_secs(10),
+            step_timeout: Duration::from_secs(10),
+            client_timeout: Duration::from_secs(120),
+            sessions_kept: 256,
+            default_answer: 4096,
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The planner: which peer computes which layers. A pure function of what is known about the
+//! model and the peers; no clock, no IO, no randomness, and the order of the peers does not matter.
+//!
+//! Splitting is a cost: a model that fits whole on one peer is never split. Only when it fits
+//! nowhere, contiguous ranges of layers go to several peers, so that the predicted time per token
+//! (weights read at the measured speed, plus a price per hop) is the lowest. Stages of one plan
+//! are always of one numerics class: results are comparable only within a class.
+//!
+//! | File | Holds |
+//! |---|---|
+//! | `cost.rs` | bytes and predicted times of ranges of layers |
+//! | `single.rs` | the choice among peers that hold everything |
+//! | `split.rs` | the choice of ranges |
+//! | `shortfall.rs` | why nothing fits, with numbers |
+
+mod cost;
+mod shortfall;
+mod single;
+mod split;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use accel_inference::{LayerRange, ModelShape};
+use accel_p2p::PeerId;
+
+pub use shortfall::{PeerShortfall, PlanError};
+
+use cost::Costs;
+
+/// What the planner knows about a peer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PeerFacts {
+    /// Who it is.
+    pub peer: PeerId,
+    /// Whether it is the coordinator itself.
+    pub is_self: bool,
+    /// Memory that it gives to models.
+    pub memory_bytes: u64,
+    /// The most layers of one model that it takes.
+    pub max_layers: Option<u32>,
+    /// Measured speed of its engine, in GB/s of weights.
+    pub gb_s: f32,
+    /// Its numerics class.
+    pub numerics: String,
+    /// How much of the model it has on disk.
+    pub present_bytes: u64,
+}
+
+/// What is to be placed.
+#[derive(Debug, Clone, Copy)]
+pub struct PlanRequest<'a> {
+    /// Sizes of the model.
+    pub shape: &'a ModelShape,
+    /// Size of the model's file: a peer with this much of it has to fetch nothing.
+    pub model_bytes: u64,
+    /// Tokens that the KV caches must hold.
+    pub tokens: u32,
+    /// Who could take part.
+    pub peers: &'a [PeerFacts],
+}
+
+/// Who computes what.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The numerics class of every stage.
+    pub numerics: String,
+    /// The stages in the order of their layers.
+    pub stages: Vec<PlannedStage>,
+    /// Predicted nanoseconds per token, hops included.
+    pub token_ns: u64,
+    /// Why this plan and no other.
+    pub why: String,
+}
+
+/// One stage of a plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlannedStage {
+    /// Who computes it.
+    pub peer: PeerId,
+    /// Whether that is the coordinator.
+    pub is_self: bool,
+    /// Its layers.
+    pub layers: LayerRange,
+    /// Memory that the weights take.
+    pub weights_bytes: u64,
+    /// Memory that the KV cache takes.
+    pub kv_bytes: u64,
+    /// The measured speed that the prediction rests on.
+    pub gb_s: f32,
+    /// Predicted nanoseconds per token, without hops.
+    pub token_ns: u64,
+    /// Why this peer and these layers.
+    pub why: String,
+}
+
+/// A route while it is being weighed: peers by index, with their layers.
+type Route = Vec<(usize, LayerRange)>;
+
+/// Finds the plan with the lowest predicted time per token, whole before split.
+pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
+    let costs = Costs::new(request.shape, request.tokens);
+    let classes = by_class(request.peers);
+    let holders = |peer: &PeerFacts| peer.present_bytes >= request.model_bytes;
+
+    let singles = classes
+        .values()
+        .filter_map(|peers| single::choose(&costs, peers, &holders));
+    if let Some(best) = singles.min_by_key(|choice| (choice.near_tie_rank, choice.token_ns)) {
+        return Ok(single::describe(&costs, request.peers, best));
+    }
+    let splits = classes.values().filter_map(|peers| {
+        let route = split::choose(&costs, peers)?;
+        Some((split::route_ns(&costs, peers, &route), peers, route))
+    });
+    match splits.min_by_key(|(token_ns, ..)| *token_ns) {
+        Some((_, peers, route)) => Ok(split::describe(&costs, peers, &route)),
+        None => Err(shortfall::explain(&costs, request, &classes)),
+    }
+}
+
+/// Peers by numerics class, each once, in an order that does not depend on the input's.
+fn by_class(peers: &[PeerFacts]) -> BTreeMap<String, Vec<PeerFacts>> {
+    let mut seen = BTreeSet::new();
+    let mut classes: BTreeMap<String, Vec<PeerFacts>> = BTreeMap::new();
+    for peer in peers {
+        if seen.insert(peer.peer) {
+            classes
+                .entry(peer.numerics.clone())
+                .or_default()
+                .push(peer.clone());
+        }
+    }
+    for class in classes.values_mut() {
+        class.sort_by_key(|peer| (std::cmp::Reverse(cost::speed_key(peer)), peer.peer));
+    }
+    classes
+}
+
+/// Bytes for people.
+pub(crate) fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let name = UNITS.get(unit).copied().unwrap_or("B");
+    match unit {
+        0 => format!("{bytes} B"),
+        _ => format!("{value:.1} {name}"),
+    }
+}
