@@ -1,3 +1,4 @@
 //! placeholder
 pub mod membership;
+pub mod tensor;
 pub mod wire;

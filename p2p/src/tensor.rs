@@ -1,0 +1,272 @@
+//! The tensor plane: activations and tokens from peer to peer, apart from block traffic.
+//!
+//! Raw QUIC with the certificates of libp2p-tls, so that both ends know each other's peer id, and
+//! with an ALPN of its own. Each end writes one long-lived unidirectional stream, on whichever
+//! connection to the peer is there: it does not matter who dialled. Frames are
+//! `size: u32, header size: u16, header, payload` (`frame.rs`).
+//!
+//! A silent peer is noticed within [`IDLE_TIMEOUT`], a closed connection at once; both are told by
+//! [`TensorPlane::losses`]. The next [`TensorSender::send`] connects again. Frames of one sender
+//! arrive in order; those that were under way when a connection broke are lost, and it is for the
+//! session's steps to ask again.
+//!
+//! - `endpoint.rs`: QUIC settings and who the other end is.
+//! - `frame.rs`: frames on a stream.
+//! - `link.rs`: the connections to one peer, dialling, writing.
+//! - `accept.rs`: incoming connections and reading.
+
+mod accept;
+mod endpoint;
+mod frame;
+mod link;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use libp2p::PeerId;
+use libp2p::identity::Keypair;
+use tokio::sync::{Semaphore, broadcast, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::wire::{TensorFrame, WireError};
+use link::Link;
+pub use link::{TensorSender, Traffic};
+
+/// How often an idle connection shows that it lives.
+pub const KEEP_ALIVE: Duration = Duration::from_millis(300);
+/// After how much silence a peer counts as lost.
+pub const IDLE_TIMEOUT: Duration = Duration::from_millis(2500);
+/// How long one attempt to connect may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one frame may wait for a peer that lives but does not read.
+pub const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Frames received and not yet taken, over all peers; then reading stops, and so do the senders.
+const FRAME_QUEUE: usize = 64;
+/// Losses not yet taken by a listener.
+const LOSS_QUEUE: usize = 64;
+/// Handshakes at a time; more are refused.
+const MAX_HANDSHAKES: usize = 64;
+/// Connections at a time; more are refused.
+const MAX_CONNECTIONS: usize = 512;
+/// Peers whose counters are kept while they are not connected.
+const MAX_IDLE_LINKS: usize = 1024;
+/// How long a shutdown waits for what is under way.
+const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
+
+/// Decides whether a peer is a member of the swarm; asked for every connection, both ways.
+pub type Admission = Arc<dyn Fn(&PeerId) -> bool + Send + Sync>;
+
+/// What is wrong with the tensor plane, or with the way to a peer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TensorError {
+    /// The UDP address is not to be had.
+    #[error("cannot listen on UDP {addr}: {reason}; choose another address or port 0")]
+    Bind {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system says.
+        reason: String,
+    },
+    /// No certificate could be made from the node's key.
+    #[error("cannot set up TLS: {0}")]
+    Tls(String),
+    /// The peer may not take part.
+    #[error("peer {0} is not a member of this swarm")]
+    NotAMember(PeerId),
+    /// The peer thinks that we may not take part.
+    #[error("peer {peer} refused the connection: {reason}")]
+    Refused {
+        /// Who refused.
+        peer: PeerId,
+        /// What it said.
+        reason: String,
+    },
+    /// Somebody else answers at the peer's address.
+    #[error("expected peer {expected} at {addr}, found {found}")]
+    WrongPeer {
+        /// Who was called.
+        expected: PeerId,
+        /// Who answered.
+        found: PeerId,
+        /// Where.
+        addr: SocketAddr,
+    },
+    /// Nobody answers at any address of the peer.
+    #[error("cannot reach peer {peer} ({reasons})")]
+    Unreachable {
+        /// Who was called.
+        peer: PeerId,
+        /// What happened at each address.
+        reasons: String,
+    },
+    /// The connection broke.
+    #[error("lost peer {peer}: {reason}")]
+    Lost {
+        /// Who is lost.
+        peer: PeerId,
+        /// How.
+        reason: String,
+    },
+    /// The peer lives, but did not read for [`SEND_TIMEOUT`].
+    #[error("peer {0} takes no frames; it may be overloaded")]
+    Stalled(PeerId),
+    /// The frame cannot be sent.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The plane was shut down.
+    #[error("the tensor plane is shut down")]
+    ShutDown,
+}
+
+/// A peer is gone: its last connection closed without our doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerLoss {
+    /// Who is gone.
+    pub peer: PeerId,
+    /// How it went.
+    pub error: TensorError,
+}
+
+/// Handle to the node's tensor plane; clones share it.
+#[derive(Clone)]
+pub struct TensorPlane {
+    shared: Arc<Shared>,
+}
+
+/// What all tasks of the plane share.
+struct Shared {
+    endpoint: quinn::Endpoint,
+    client: quinn::ClientConfig,
+    admission: Admission,
+    links: Mutex<HashMap<PeerId, Arc<Link>>>,
+    frames: mpsc::Sender<(PeerId, TensorFrame)>,
+    losses: broadcast::Sender<PeerLoss>,
+    handshakes: Arc<Semaphore>,
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
+impl TensorPlane {
+    /// Listens on `addr` (UDP, port 0 allowed) as the peer that `keypair` belongs to. Incoming
+    /// frames come out of the receiver. Must run within a tokio runtime.
+    pub fn bind(
+        keypair: &Keypair,
+        addr: SocketAddr,
+        admission: Admission,
+    ) -> Result<(Self, mpsc::Receiver<(PeerId, TensorFrame)>), TensorError> {
+        let (endpoint, client) = endpoint::bind(keypair, addr)?;
+        let (frames, received) = mpsc::channel(FRAME_QUEUE);
+        let shared = Arc::new(Shared {
+            endpoint,
+            client,
+            admission,
+            links: Mutex::default(),
+            frames,
+            losses: broadcast::Sender::new(LOSS_QUEUE),
+            handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+        });
+        shared.tasks.spawn(accept::run(shared.clone()));
+        Ok((Self { shared }, received))
+    }
+
+    /// Where the plane listens. An unspecified IP stands for every address of the machine.
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.shared.endpoint.local_addr().into_iter().collect()
+    }
+
+    /// A way to send frames to `peer`; connects if no connection is there yet.
+    pub async fn sender(
+        &self,
+        peer: PeerId,
+        addrs: &[SocketAddr],
+    ) -> Result<TensorSender, TensorError> {
+        let link = self.shared.link(peer);
+        let sender = TensorSender::new(self.shared.clone(), link, addrs.to_vec());
+        sender.connect().await?;
+        Ok(sender)
+    }
+
+    /// Peers lost from now on. A listener that falls behind sees how many it missed.
+    pub fn losses(&self) -> broadcast::Receiver<PeerLoss> {
+        self.shared.losses.subscribe()
+    }
+
+    /// Closes all connections to `peer`; a later send connects again.
+    pub fn disconnect(&self, peer: &PeerId) {
+        let link = self.shared.lock_links().get(peer).cloned();
+        if let Some(link) = link {
+            link.close(b"disconnected");
+        }
+    }
+
+    /// What went to and came from `peer` since the plane was bound.
+    pub fn traffic(&self, peer: &PeerId) -> Traffic {
+        self.shared
+            .lock_links()
+            .get(peer)
+            .map(|link| link.traffic())
+            .unwrap_or_default()
+    }
+
+    /// What went to and came from every peer.
+    pub fn all_traffic(&self) -> Vec<(PeerId, Traffic)> {
+        self.shared
+            .lock_links()
+            .iter()
+            .map(|(peer, link)| (*peer, link.traffic()))
+            .collect()
+    }
+
+    /// Lets peers acknowledge what was sent, for a moment, and closes everything.
+    pub async fn shutdown(&self) {
+        let links: Vec<_> = self.shared.lock_links().values().cloned().collect();
+        let finish = futures::future::join_all(links.iter().map(|link| link.finish()));
+        let _ = tokio::time::timeout(SHUTDOWN_GRACE, finish).await;
+        self.shared.closing.cancel();
+        self.shared.endpoint.close(endpoint::BYE, b"shut down");
+        self.shared.tasks.close();
+        let _ = tokio::time::timeout(SHUTDOWN_GRACE, self.shared.tasks.wait()).await;
+        let _ = tokio::time::timeout(SHUTDOWN_GRACE, self.shared.endpoint.wait_idle()).await;
+    }
+}
+
+impl fmt::Debug for TensorPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TensorPlane")
+            .field("local_addrs", &self.local_addrs())
+            .finish()
+    }
+}
+
+impl Shared {
+    fn lock_links(&self) -> MutexGuard<'_, HashMap<PeerId, Arc<Link>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The link to `peer`; made on first use.
+    fn link(&self, peer: PeerId) -> Arc<Link> {
+        let mut links = self.lock_links();
+        if links.len() > MAX_IDLE_LINKS && !links.contains_key(&peer) {
+            links.retain(|_, link| link.is_connected() || Arc::strong_count(link) > 1);
+        }
+        links
+            .entry(peer)
+            .or_insert_with(|| Arc::new(Link::new(peer)))
+            .clone()
+    }
+
+    /// Whether `peer` may take part.
+    fn admits(&self, peer: &PeerId) -> bool {
+        (self.admission)(peer)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! Incoming connections, and reading from all connections.
+
+use std::sync::Arc;
+
+use libp2p::PeerId;
+use quinn::{Connection, ConnectionError, Incoming, ReadError, RecvStream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use super::frame::{self, ReadFrameError};
+use super::link::Link;
+use super::{CONNECT_TIMEOUT, MAX_CONNECTIONS, PeerLoss, Shared, TensorError, endpoint};
+
+/// Takes connections until the plane shuts down.
+pub(super) async fn run(shared: Arc<Shared>) {
+    loop {
+        let incoming = tokio::select! {
+            () = shared.closing.cancelled() => return,
+            incoming = shared.endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        let permit = shared.handshakes.clone().try_acquire_owned();
+        match permit {
+            Ok(permit) if shared.endpoint.open_connections() < MAX_CONNECTIONS => {
+                shared.tasks.spawn(greet(shared.clone(), incoming, permit));
+            }
+            _ => incoming.refuse(),
+        }
+    }
+}
+
+/// Finishes the handshake and lets members in. The permit bounds how many do so at once.
+async fn greet(shared: Arc<Shared>, incoming: Incoming, _permit: OwnedSemaphorePermit) {
+    let from = incoming.remote_address();
+    let connection = match timeout(CONNECT_TIMEOUT, incoming).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::debug!(%from, %error, "tensor handshake failed"),
+        Err(_) => return tracing::debug!(%from, "tensor handshake took too long"),
+    };
+    let member = endpoint::peer_of(&connection).filter(|peer| shared.admits(peer));
+    let Some(peer) = member else {
+        tracing::warn!(%from, "refused a tensor connection: not a member of this swarm");
+        connection.close(endpoint::NOT_A_MEMBER, b"not a member of this swarm");
+        return;
+    };
+    tracing::debug!(%peer, %from, "tensor connection from peer");
+    let link = shared.link(peer);
+    adopt(&shared, link, connection);
+}
+
+/// Makes a connection part of the link to its peer, and reads from it until it ends.
+pub(super) fn adopt(shared: &Arc<Shared>, link: Arc<Link>, connection: Connection) {
+    link.add(connection.clone());
+    shared.tasks.spawn(serve(shared.clone(), link, connection));
+}
+
+async fn serve(shared: Arc<Shared>, link: Arc<Link>, connection: Connection) {
+    let peer = link.peer();
+    let Err(error) = read_streams(&shared, &link, &connection).await else {
+        return tracing::debug!(%peer, "tensor connection closed here");
+    };
+    tracing::debug!(%peer, %error, "tensor connection broke");
+    if !link.is_connected() {
+        // Nobody listening is fine.
+        let _ = shared.losses.send(PeerLoss { peer, error });
+    }
+}
+
+/// Reads one stream after the other, so that a frame never overtakes one of an older stream.
+/// `Ok` when the connection was closed on this side.
+async fn read_streams(
+    shared: &Shared,
+    link: &Link,
+    connection: &Connection,
+) -> Result<(), TensorError> {
+    loop {
+        let mut stream = match connection.accept_uni().await {
+            Ok(stream) => stream,
+            Err(error) => return closed(link.peer(), &error),
+        };
+        match read_frames(shared, link, &mut stream).await {
+            Err(ReadFrameError::Stream(ReadError::ConnectionLost(error))) => {
+                return closed(link.peer(), &error);
+            }
+            Err(ReadFrameError::Wire(error)) => {
+                connection.close(endpoint::BAD_FRAME, b"bad frame");
+                let reason = format!("it sent a bad frame: {error}");
+                return Err(TensorError::Lost {
+                    peer: link.peer(),
+                    reason,
+                });
+            }
+            Ok(()) | Err(ReadFrameError::Stream(_)) => {}
+        }
+    }
+}
+
+fn closed(peer: PeerId, error: &ConnectionError) -> Result<(), TensorError> {
+    match error {
+        ConnectionError::LocallyClosed => Ok(()),
+        error => Err(endpoint::loss(peer, error)),
+    }
+}
+
+async fn read_frames(
+    shared: &Shared,
+    link: &Link,
+    stream: &mut RecvStream,
+) -> Result<(), ReadFrameError> {
+    let peer: PeerId = link.peer();
+    while let Some((frame, size)) = frame::read(stream).await? {
+        link.count_received(size);
+        let delivered = tokio::select! {
+            () = shared.closing.cancelled() => return Ok(()),
+            delivered = shared.frames.send((peer, frame)) => delivered,
+        };
+        if delivered.is_err() {
+            // The receiver is gone: nobody will ever want what comes.
+            return Ok(());
+        }
+    }
+    Ok(())
+}
