@@ -1,1 +1,30 @@
-//! placeholder
+//! The engine of accel: model files, architectures and their forward pass, tokenizers, sampling.
+//!
+//! The path of a model through the modules:
+//!
+//! 1. [`gguf`] parses the header of a file, or of a growing prefix of it, as hostile input;
+//! 2. [`shape`] reads the sizes, refuses what cannot be run, and says which bytes of the file a
+//!    range of layers needs;
+//! 3. [`stage`] is the seam where backends meet: [`load_stage`] gives a [`Stage`] that takes
+//!    token ids or activations and gives activations or logits. The `candle` module is the CPU
+//!    backend; `arch` has one file per architecture.
+//!
+//! Around it: [`hardware`] tells what the machine has and how fast the engine is on it.
+
+mod arch;
+mod candle;
+pub mod gguf;
+pub mod hardware;
+pub mod layers;
+mod quant;
+pub mod shape;
+pub mod stage;
+
+pub use arch::known as known_architectures;
+pub use gguf::{Gguf, GgufError};
+pub use layers::LayerRange;
+pub use shape::{ModelError, ModelShape};
+pub use stage::{
+    Device, LoadError, LoadOptions, Logits, SeqId, Stage, StageError, StageInput, StageOutput,
+    load_stage,
+};
