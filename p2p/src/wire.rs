@@ -42,6 +42,10 @@ pub mod protocol {
     pub const CONTROL: &str = "/accel/control/1";
     /// libp2p stream: an invite is exchanged for a membership certificate.
     pub const JOIN: &str = "/accel/join/1";
+    /// libp2p stream: the greeting of peers that connect, with their adverts.
+    pub const ADVERT: &str = "/accel/advert/1";
+    /// libp2p stream: blocks by CID, as all of IPFS speaks it.
+    pub const BITSWAP: &str = "/ipfs/bitswap/1.2.0";
     /// ALPN of the tensor plane's QUIC connections.
     pub const TENSOR_ALPN: &[u8] = b"accel-tensor/1";
     /// Gossipsub topic of the adverts; the swarm id follows.
