@@ -7,12 +7,14 @@
 
 use std::time::Duration;
 
+/// What is heard on a gossip topic.
+pub use connexa::prelude::GossipsubEvent;
 use libp2p::identity::Keypair;
 use libp2p::pnet::PreSharedKey;
 use libp2p::{Multiaddr, PeerId};
+use rust_ipfs::builder::DefaultIpfsBuilder;
 use rust_ipfs::p2p::{IdentifyConfiguration, PubsubConfig, PubsubValidation};
 use rust_ipfs::swarm::SwarmEvent;
-use rust_ipfs::builder::DefaultIpfsBuilder;
 use rust_ipfs::{Ipfs, ping};
 
 /// The identify protocol version that public IPFS nodes know.

@@ -1,0 +1,170 @@
+//! The greeting: what two peers tell each other as soon as they are connected.
+//!
+//! ```text
+//! one side                                   the other
+//!   ── certificate (private swarm) ─────────▶  admitted, or the stream is closed
+//!   ── signed advert, for each known ───────▶  checked and remembered
+//!   ── empty frame ─────────────────────────▶
+//!   ◀──────────────────────────── one byte: heard
+//! ```
+//!
+//! Both sides greet, each on a stream of its own. Frames are `length: u32` (little endian) and a
+//! message of the wire table, told apart by its tag. In a private swarm the adverts of others
+//! follow in a second greeting, once the peer has shown its certificate; who shows none is
+//! disconnected.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
+use libp2p::{PeerId, Stream};
+use libp2p_stream::IncomingStreams;
+use tokio::sync::Semaphore;
+
+use super::Adverts;
+use crate::membership::Certificate;
+use crate::network::{Members, Streams, Tasks};
+use crate::wire::{limit, protocol, tag};
+
+const ATTEMPTS: u32 = 4;
+const RETRY_PAUSE: Duration = Duration::from_millis(40);
+/// A greeting takes no longer, whatever its size.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long this node may take to become a member before it greets.
+const JOIN_LIMIT: Duration = Duration::from_secs(30);
+/// How long a connected peer may take to show its certificate.
+const CERTIFICATE_LIMIT: Duration = Duration::from_secs(20);
+/// Frames in one greeting; what does not fit is learnt by gossip.
+const MAX_FRAMES: usize = 256;
+const MAX_GREETINGS: usize = 64;
+const HEARD: u8 = 1;
+
+/// What became of a peer that was greeted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Greeted {
+    /// It is a member, or gone.
+    Done,
+    /// It has shown no certificate in time.
+    NotAMember,
+}
+
+/// Greets a peer that has just connected.
+pub(crate) async fn greet(adverts: &Adverts, streams: &Streams, peer: PeerId) -> Greeted {
+    let members = &adverts.members;
+    let is_private = members.is_private();
+    if members.wait_for_own(JOIN_LIMIT).await {
+        let mut frames: Vec<Bytes> = adverts.seal_own().into_iter().collect();
+        if !is_private {
+            frames.extend(adverts.sealed_for(&peer));
+        }
+        send(members, streams, peer, &frames).await;
+    }
+    if !is_private {
+        return Greeted::Done;
+    }
+    if !members.wait_for(&peer, CERTIFICATE_LIMIT).await {
+        return Greeted::NotAMember;
+    }
+    let others = adverts.sealed_for(&peer);
+    if !others.is_empty() {
+        send(members, streams, peer, &others).await;
+    }
+    Greeted::Done
+}
+
+async fn send(members: &Members, streams: &Streams, peer: PeerId, adverts: &[Bytes]) {
+    let certificate = members
+        .own_certificate()
+        .map(|own| Bytes::from(own.to_bytes()));
+    let frames: Vec<&Bytes> = certificate.iter().chain(adverts).take(MAX_FRAMES).collect();
+    for attempt in 1..=ATTEMPTS {
+        let Ok(mut stream) = streams.open(peer, protocol::ADVERT).await else {
+            return;
+        };
+        let greeting = send_frames(&mut stream, &frames);
+        match tokio::time::timeout(GREETING_TIMEOUT, greeting).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::debug!(%peer, attempt, %error, "a greeting was not heard"),
+            Err(_) => tracing::debug!(%peer, attempt, "a greeting was not heard in time"),
+        }
+        tokio::time::sleep(RETRY_PAUSE * attempt).await;
+    }
+}
+
+async fn send_frames(stream: &mut Stream, frames: &[&Bytes]) -> io::Result<()> {
+    for frame in frames {
+        let size = u32::try_from(frame.len()).map_err(io::Error::other)?;
+        stream.write_all(&size.to_le_bytes()).await?;
+        stream.write_all(frame).await?;
+    }
+    stream.write_all(&[0; 4]).await?;
+    stream.flush().await?;
+    let mut heard = [0];
+    stream.read_exact(&mut heard).await?;
+    stream.close().await
+}
+
+/// Hears greetings for as long as the network runs.
+pub(crate) async fn serve(mut incoming: IncomingStreams, adverts: Arc<Adverts>, tasks: Tasks) {
+    let slots = Arc::new(Semaphore::new(MAX_GREETINGS));
+    while let Some((peer, mut stream)) = incoming.next().await {
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            continue;
+        };
+        let adverts = Arc::clone(&adverts);
+        tasks.spawn(async move {
+            let hearing = hear(&adverts, peer, &mut stream);
+            match tokio::time::timeout(GREETING_TIMEOUT, hearing).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "a greeting was cut short"),
+                Err(_) => tracing::debug!(%peer, "a greeting took too long"),
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn hear(adverts: &Adverts, peer: PeerId, stream: &mut Stream) -> io::Result<()> {
+    for _ in 0..=MAX_FRAMES {
+        let frame = read_frame(stream).await?;
+        match frame.first() {
+            None => {
+                stream.write_all(&[HEARD]).await?;
+                return stream.close().await;
+            }
+            Some(&tag::CERTIFICATE) => show(adverts, peer, &frame)?,
+            Some(_) if !adverts.members.is_member(&peer) => {
+                return Err(io::Error::other("adverts from a peer that is no member"));
+            }
+            Some(_) => {
+                if let Err(error) = adverts.hear(frame, Some(peer)).await {
+                    tracing::debug!(%peer, %error, "an advert in a greeting is not believed");
+                }
+            }
+        }
+    }
+    Err(io::Error::other("more frames than a greeting may have"))
+}
+
+fn show(adverts: &Adverts, peer: PeerId, frame: &[u8]) -> io::Result<()> {
+    let certificate = Certificate::from_bytes(frame).map_err(io::Error::other)?;
+    let admitted = adverts.members.admit(peer, Some(&certificate));
+    admitted.map_err(|error| {
+        tracing::warn!(%peer, %error, "a peer is not let into the swarm");
+        io::Error::other(error)
+    })
+}
+
+async fn read_frame(stream: &mut Stream) -> io::Result<Bytes> {
+    let mut size = [0; 4];
+    stream.read_exact(&mut size).await?;
+    let size = u32::from_le_bytes(size) as usize;
+    if size > limit::GOSSIP_ENVELOPE {
+        return Err(io::Error::other("a frame larger than any advert"));
+    }
+    let mut frame = vec![0; size];
+    stream.read_exact(&mut frame).await?;
+    Ok(frame.into())
+}
