@@ -1,0 +1,142 @@
+//! Finds the binaries under test.
+//!
+//! Cargo tells a test only about binaries of its own package, so they are looked up beside the test
+//! executable (`target/PROFILE/`). `cargo test --workspace` has built them by then. When one is missing,
+//! or older than a source file of the workspace, cargo is asked to build it once per test process, so
+//! that `cargo test -p accel-tests` never tests yesterday's binary. `ACCEL_BIN` names another `accel`.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+    time::SystemTime,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+/// The crates whose sources end up in a binary.
+const CRATES: [&str; 7] = [
+    "node",
+    "actors",
+    "p2p",
+    "p2p/swarm",
+    "storage",
+    "inference",
+    "bootstrap",
+];
+
+/// The path of `accel`, fresh.
+pub fn accel() -> Result<PathBuf> {
+    if let Some(path) = env::var_os("ACCEL_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    remembered(&FOUND, "accel")
+}
+
+/// The path of `accel-bootstrap`, fresh.
+pub fn accel_bootstrap() -> Result<PathBuf> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    remembered(&FOUND, "accel-bootstrap")
+}
+
+fn remembered(found: &OnceLock<Result<PathBuf, String>>, package: &str) -> Result<PathBuf> {
+    found
+        .get_or_init(|| fresh(package).map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(anyhow::Error::msg)
+}
+
+/// The root of the workspace.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the tests crate lies in the workspace")
+}
+
+fn fresh(package: &str) -> Result<PathBuf> {
+    let profile_dir = profile_dir()?;
+    let path = profile_dir.join(format!("{package}{}", env::consts::EXE_SUFFIX));
+    if !is_stale(&path)? {
+        return Ok(path);
+    }
+    build(package, &profile_dir)?;
+    if !path.exists() {
+        bail!(
+            "cargo built {package}, but {} is not there; name the binary with ACCEL_BIN",
+            path.display()
+        );
+    }
+    Ok(path)
+}
+
+/// The directory that holds the profiles.
+pub fn target_dir() -> Result<PathBuf> {
+    let profile_dir = profile_dir()?;
+    let dir = profile_dir.parent();
+    dir.map(Path::to_path_buf)
+        .context("a profile directory has a parent")
+}
+
+/// `target/PROFILE`, from `target/PROFILE/deps/this-test`.
+fn profile_dir() -> Result<PathBuf> {
+    let exe = env::current_exe().context("cannot tell where this test lies")?;
+    let dir = exe.parent().and_then(Path::parent);
+    dir.map(Path::to_path_buf)
+        .with_context(|| format!("{} is not inside a target directory", exe.display()))
+}
+
+fn build(package: &str, profile_dir: &Path) -> Result<()> {
+    let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {
+        Some("debug") => "dev",
+        Some(name) => name,
+        None => bail!("{} names no profile", profile_dir.display()),
+    };
+    let target_dir = target_dir()?;
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--package", package, "--bin", package])
+        .args(["--profile", profile])
+        .arg("--target-dir")
+        .arg(target_dir)
+        .current_dir(workspace())
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("cargo build --package {package} failed: {status}");
+    }
+    Ok(())
+}
+
+fn is_stale(binary: &Path) -> Result<bool> {
+    let Ok(built) = fs::metadata(binary).and_then(|meta| meta.modified()) else {
+        return Ok(true);
+    };
+    let root = workspace();
+    let mut newest = modified(&root.join("Cargo.lock"))?;
+    for name in CRATES {
+        newest = newest.max(newest_below(&root.join(name).join("src"))?);
+        newest = newest.max(modified(&root.join(name).join("Cargo.toml"))?);
+    }
+    Ok(newest > built)
+}
+
+fn newest_below(dir: &Path) -> Result<SystemTime> {
+    let mut newest = SystemTime::UNIX_EPOCH;
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+        let path = entry?.path();
+        let time = match path.is_dir() {
+            true => newest_below(&path)?,
+            false => modified(&path)?,
+        };
+        newest = newest.max(time);
+    }
+    Ok(newest)
+}
+
+fn modified(path: &Path) -> Result<SystemTime> {
+    fs::metadata(path)
+        .and_then(|meta| meta.modified())
+        .with_context(|| format!("cannot look at {}", path.display()))
+}

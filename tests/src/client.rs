@@ -1,0 +1,278 @@
+//! What the tests ask a node over HTTP.
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::{Value, json};
+
+use crate::PATIENCE;
+
+/// An HTTP client for one node.
+#[derive(Clone, Debug)]
+pub struct Client {
+    base: String,
+    http: reqwest::Client,
+}
+
+/// A status and a JSON body.
+#[derive(Debug)]
+pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body; null when it was not JSON.
+    pub body: Value,
+    /// The header `x-accel-session`.
+    pub session: Option<String>,
+}
+
+impl Reply {
+    /// `error.code`, as OpenAI shapes an error.
+    pub fn code(&self) -> &str {
+        self.error_field("code")
+    }
+
+    /// `error.hint`: what to do next.
+    pub fn hint(&self) -> &str {
+        self.error_field("hint")
+    }
+
+    /// `error.message`.
+    pub fn message(&self) -> &str {
+        self.error_field("message")
+    }
+
+    fn error_field(&self, key: &str) -> &str {
+        let field = self.body.pointer(&format!("/error/{key}"));
+        field.and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
+/// A chat with one user message.
+#[derive(Clone, Debug)]
+pub struct ChatRequest {
+    /// Name or CID.
+    pub model: String,
+    /// The user's message.
+    pub prompt: String,
+    /// The most tokens of the answer.
+    pub max_tokens: u32,
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// The seed of the sampler.
+    pub seed: u64,
+}
+
+impl ChatRequest {
+    /// A greedy request.
+    pub fn greedy(model: &str, prompt: &str, max_tokens: u32) -> Self {
+        Self {
+            model: model.to_owned(),
+            prompt: prompt.to_owned(),
+            max_tokens,
+            temperature: 0.0,
+            seed: 1,
+        }
+    }
+
+    fn json(&self, stream: bool) -> Value {
+        json!({
+            "model": self.model,
+            "messages": [{"role": "user", "content": self.prompt}],
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "return_token_ids": true,
+            "stream": stream,
+        })
+    }
+}
+
+/// A finished chat.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The text.
+    pub text: String,
+    /// Its token ids.
+    pub tokens: Vec<u64>,
+    /// `stop` or `length`.
+    pub finish: String,
+    /// `usage.completion_tokens`.
+    pub completion_tokens: u64,
+    /// `usage.prompt_tokens`.
+    pub prompt_tokens: u64,
+    /// The session that computed it.
+    pub session: String,
+}
+
+impl Client {
+    /// A client of the API at `host:port`.
+    pub fn new(api: &str) -> Result<Self> {
+        let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
+        let base = match api.starts_with("http") {
+            true => api.trim_end_matches('/').to_owned(),
+            false => format!("http://{api}"),
+        };
+        Ok(Self { base, http })
+    }
+
+    /// `http://host:port`.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// GET.
+    pub async fn get(&self, path: &str) -> Result<Reply> {
+        let url = format!("{}{path}", self.base);
+        reply(self.http.get(&url).send().await?).await
+    }
+
+    /// GET of something that is not JSON.
+    pub async fn get_text(&self, path: &str) -> Result<(u16, String)> {
+        let response = self.http.get(format!("{}{path}", self.base)).send().await?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+
+    /// POST of JSON.
+    pub async fn post(&self, path: &str, body: &Value) -> Result<Reply> {
+        self.post_text(path, body.to_string()).await
+    }
+
+    /// POST of anything, said to be JSON.
+    pub async fn post_text(&self, path: &str, body: String) -> Result<Reply> {
+        let request = self
+            .http
+            .post(format!("{}{path}", self.base))
+            .header("content-type", "application/json")
+            .body(body);
+        reply(request.send().await?).await
+    }
+
+    /// A chat without streaming that must succeed.
+    pub async fn chat(&self, request: &ChatRequest) -> Result<Answer> {
+        let reply = self
+            .post("/v1/chat/completions", &request.json(false))
+            .await?;
+        if reply.status != 200 {
+            bail!("the chat failed with {}: {}", reply.status, reply.body);
+        }
+        answer(&reply)
+    }
+
+    /// The same request as a stream.
+    pub async fn stream(&self, request: &ChatRequest) -> Result<Stream> {
+        let response = self
+            .http
+            .post(format!("{}/v1/chat/completions", self.base))
+            .header("content-type", "application/json")
+            .body(request.json(true).to_string())
+            .send()
+            .await?;
+        if !response.status().is_success() {
+            bail!(
+                "the stream failed with {}: {}",
+                response.status(),
+                response.text().await?
+            );
+        }
+        Ok(Stream {
+            response,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// The node's own view of a session.
+    pub async fn session(&self, id: &str) -> Result<Value> {
+        let reply = self.get(&format!("/api/v1/sessions/{id}")).await?;
+        if reply.status != 200 {
+            bail!("no session {id}: {}", reply.body);
+        }
+        Ok(reply.body)
+    }
+}
+
+/// A running stream of server-sent events.
+pub struct Stream {
+    response: reqwest::Response,
+    buffer: Vec<u8>,
+}
+
+impl Stream {
+    /// The next `data:` line: JSON, or None after `[DONE]` or at the end.
+    pub async fn next(&mut self) -> Result<Option<Value>> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                let line = String::from_utf8(line).context("an event is not UTF-8")?;
+                match line.trim_end().strip_prefix("data:").map(str::trim) {
+                    Some("[DONE]") => return Ok(None),
+                    Some(data) => return Ok(Some(serde_json::from_str(data)?)),
+                    None => continue,
+                }
+            }
+            match self.response.chunk().await? {
+                Some(chunk) => self.buffer.extend_from_slice(&chunk),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Reads to the end: the whole text.
+    pub async fn text(mut self) -> Result<String> {
+        let mut text = String::new();
+        while let Some(event) = self.next().await? {
+            if let Some(error) = event.get("error") {
+                bail!("the stream ended with {error}");
+            }
+            text.push_str(delta(&event));
+        }
+        Ok(text)
+    }
+}
+
+/// The text that one event of a chat stream adds.
+pub fn delta(event: &Value) -> &str {
+    let content = event.pointer("/choices/0/delta/content");
+    content.and_then(Value::as_str).unwrap_or_default()
+}
+
+async fn reply(response: reqwest::Response) -> Result<Reply> {
+    let status = response.status().as_u16();
+    let session = response
+        .headers()
+        .get("x-accel-session")
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned);
+    let text = response.text().await?;
+    Ok(Reply {
+        status,
+        body: serde_json::from_str(&text).unwrap_or(Value::Null),
+        session,
+    })
+}
+
+fn answer(reply: &Reply) -> Result<Answer> {
+    let body = &reply.body;
+    let text = |pointer: &str| {
+        let found = body.pointer(pointer).and_then(Value::as_str);
+        found
+            .map(str::to_owned)
+            .with_context(|| format!("no {pointer} in {body}"))
+    };
+    let number = |pointer: &str| {
+        let found = body.pointer(pointer).and_then(Value::as_u64);
+        found.with_context(|| format!("no {pointer} in {body}"))
+    };
+    let tokens = body
+        .pointer("/choices/0/token_ids")
+        .and_then(Value::as_array)
+        .with_context(|| format!("no token ids in {body}"))?;
+    Ok(Answer {
+        text: text("/choices/0/message/content")?,
+        tokens: tokens.iter().filter_map(Value::as_u64).collect(),
+        finish: text("/choices/0/finish_reason")?,
+        completion_tokens: number("/usage/completion_tokens")?,
+        prompt_tokens: number("/usage/prompt_tokens")?,
+        session: reply
+            .session
+            .clone()
+            .context("no x-accel-session in the reply")?,
+    })
+}

@@ -1,0 +1,241 @@
+//! One `accel up` process, and one-off `accel` commands.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{PATIENCE, binaries, client::Client, process::Process};
+
+/// How to start a node; everything else is loopback, port 0 and a new directory.
+#[derive(Clone, Debug, Default)]
+pub struct NodeOptions {
+    /// The swarm key file, when it holds one.
+    pub swarm_key: Option<PathBuf>,
+    /// Addresses or invites to join by.
+    pub join: Vec<String>,
+    /// The most layers that it may hold.
+    pub max_layers: Option<u32>,
+    /// The data directory; a temporary one by default.
+    pub data: Option<PathBuf>,
+    /// Further arguments of `accel up`.
+    pub args: Vec<String>,
+}
+
+/// A running node, gone when dropped.
+pub struct Node {
+    /// The process.
+    pub process: Process,
+    /// Its API.
+    pub client: Client,
+    /// Its PeerId.
+    pub peer_id: String,
+    /// Where its swarm listens, each with `/p2p/PEER`.
+    pub addrs: Vec<String>,
+    /// `host:port` of its API.
+    pub api: String,
+    data: PathBuf,
+    // Dropped after the process.
+    _dir: TempDir,
+}
+
+impl Node {
+    /// Starts a node and waits for its ready file.
+    pub async fn start(options: &NodeOptions) -> Result<Self> {
+        let dir = temp_dir()?;
+        let data = options
+            .data
+            .clone()
+            .unwrap_or_else(|| dir.path().join("data"));
+        let ready_file = dir.path().join("ready.json");
+        let mut command = up_command(options, &data, dir.path())?;
+        command.arg("--ready-file").arg(&ready_file);
+        let mut process = Process::spawn(&next_name(), &mut command, dir.path())?;
+        let ready = wait_for_ready(&mut process, &ready_file).await?;
+        let api = text(&ready, "api")?;
+        let addrs = ready
+            .get("addrs")
+            .and_then(Value::as_array)
+            .context("the ready file has no addrs")?;
+        Ok(Self {
+            client: Client::new(&api)?,
+            peer_id: text(&ready, "peer_id")?,
+            addrs: addrs
+                .iter()
+                .filter_map(Value::as_str)
+                .map(str::to_owned)
+                .collect(),
+            api,
+            process,
+            data,
+            _dir: dir,
+        })
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Runs an `accel` command against this node and gives what it printed.
+    pub fn cli(&self, args: &[&str]) -> Result<CommandOutput> {
+        run_with_env(args, &[("ACCEL_API", self.api.as_str())])
+    }
+
+    /// Like [`Node::cli`], with `--json`, for a command that must succeed.
+    pub fn cli_json(&self, args: &[&str]) -> Result<Value> {
+        let mut all = args.to_vec();
+        all.push("--json");
+        let output = self.cli(&all)?;
+        if !output.status.success() {
+            bail!("accel {} failed: {}", args.join(" "), output.stderr);
+        }
+        serde_json::from_str(&output.stdout)
+            .with_context(|| format!("accel {} printed {:?}", args.join(" "), output.stdout))
+    }
+
+    /// Adds a model file and gives its CID.
+    pub fn add_model(&self, path: &Path) -> Result<String> {
+        let path = path.to_str().context("a model path in unicode")?;
+        text(&self.cli_json(&["model", "add", path])?, "cid")
+    }
+}
+
+/// What a finished command left.
+#[derive(Debug)]
+pub struct CommandOutput {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+/// Runs `accel ARGS` to its end.
+pub fn run(args: &[&str]) -> Result<CommandOutput> {
+    run_with_env(args, &[])
+}
+
+fn run_with_env(args: &[&str], env: &[(&str, &str)]) -> Result<CommandOutput> {
+    let dir = temp_dir()?;
+    let mut command = accel_command(dir.path())?;
+    command.args(args).envs(env.iter().copied());
+    let stdout = dir.path().join("stdout");
+    let mut process = Process::spawn_apart("command", &mut command, dir.path(), &stdout)?;
+    let status = process.wait()?;
+    Ok(CommandOutput {
+        status,
+        stdout: fs::read_to_string(stdout).unwrap_or_default(),
+        stderr: process.output(),
+    })
+}
+
+/// Starts `accel up` where it is expected to refuse, and gives how it ended.
+pub fn start_refused(options: &NodeOptions) -> Result<CommandOutput> {
+    let dir = temp_dir()?;
+    let data = options
+        .data
+        .clone()
+        .unwrap_or_else(|| dir.path().join("data"));
+    let mut command = up_command(options, &data, dir.path())?;
+    let stdout = dir.path().join("stdout");
+    let mut process = Process::spawn_apart("refused", &mut command, dir.path(), &stdout)?;
+    let status = process.wait()?;
+    Ok(CommandOutput {
+        status,
+        stdout: fs::read_to_string(stdout).unwrap_or_default(),
+        stderr: process.output(),
+    })
+}
+
+/// Makes a swarm key file in `dir`.
+pub fn make_swarm_key(dir: &Path) -> Result<PathBuf> {
+    let path = dir.join("swarm.key");
+    let out = path.to_str().context("a path in unicode")?;
+    let output = run(&["swarm", "init", "--out", out])?;
+    if !output.status.success() {
+        bail!("accel swarm init failed: {}", output.stderr);
+    }
+    Ok(path)
+}
+
+/// `accel` without anything of this user's configuration.
+pub fn accel_command(home: &Path) -> Result<Command> {
+    let mut command = Command::new(binaries::accel()?);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("ACCEL_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        .env("HOME", home)
+        .env("XDG_CONFIG_HOME", home.join("config"))
+        .env("XDG_DATA_HOME", home.join("share"))
+        .current_dir(home);
+    Ok(command)
+}
+
+fn up_command(options: &NodeOptions, data: &Path, home: &Path) -> Result<Command> {
+    let mut command = accel_command(home)?;
+    command.arg("up").arg("--data").arg(data);
+    if !options.args.iter().any(|arg| arg == "--api") {
+        command.args(["--api", "127.0.0.1:0"]);
+    }
+    if !options.args.iter().any(|arg| arg == "--listen") {
+        command.args(["--listen", "/ip4/127.0.0.1/tcp/0"]);
+    }
+    if let Some(key) = &options.swarm_key {
+        command.arg("--swarm-key").arg(key);
+    }
+    for target in &options.join {
+        command.arg("--join").arg(target);
+    }
+    if let Some(layers) = options.max_layers {
+        command.arg("--max-layers").arg(layers.to_string());
+    }
+    command.args(&options.args);
+    Ok(command)
+}
+
+async fn wait_for_ready(process: &mut Process, path: &Path) -> Result<Value> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Ok(text) = fs::read_to_string(path) {
+            return serde_json::from_str(&text).context("the ready file is not JSON");
+        }
+        if let Some(status) = process.exited()? {
+            bail!("the node ended ({status}):\n{}", process.log_tail());
+        }
+        if Instant::now() > deadline {
+            bail!("the node did not become ready:\n{}", process.log_tail());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn next_name() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("node-{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn temp_dir() -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix("accel-test-")
+        .tempdir()
+        .context("cannot make a temporary directory")
+}
+
+fn text(value: &Value, key: &str) -> Result<String> {
+    let found = value.get(key).and_then(Value::as_str);
+    found
+        .map(str::to_owned)
+        .with_context(|| format!("no {key} in {value}"))
+}
