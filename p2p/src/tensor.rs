@@ -87,15 +87,8 @@ pub enum TensorError {
         reason: String,
     },
     /// Somebody else answers at the peer's address.
-    #[error("expected peer {expected} at {addr}, found {found}")]
-    WrongPeer {
-        /// Who was called.
-        expected: PeerId,
-        /// Who answered.
-        found: PeerId,
-        /// Where.
-        addr: SocketAddr,
-    },
+    #[error("expected peer {} at {}, found {}", .0.expected, .0.addr, .0.found)]
+    WrongPeer(Box<WrongPeer>),
     /// Nobody answers at any address of the peer.
     #[error("cannot reach peer {peer} ({reasons})")]
     Unreachable {
@@ -121,6 +114,17 @@ pub enum TensorError {
     /// The plane was shut down.
     #[error("the tensor plane is shut down")]
     ShutDown,
+}
+
+/// Somebody else answers at a peer's address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrongPeer {
+    /// Who was called.
+    pub expected: PeerId,
+    /// Who answered.
+    pub found: PeerId,
+    /// Where.
+    pub addr: SocketAddr,
 }
 
 /// A peer is gone: its last connection closed without our doing.

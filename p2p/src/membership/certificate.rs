@@ -64,7 +64,7 @@ pub enum CertificateError {
         /// Who shows it.
         expected: PeerId,
         /// Whom it names.
-        found: PeerId,
+        found: Box<PeerId>,
     },
     /// It no longer holds.
     #[error(
@@ -128,7 +128,7 @@ impl Certificate {
         if self.peer != peer {
             return Err(CertificateError::WrongPeer {
                 expected: peer,
-                found: self.peer,
+                found: Box::new(self.peer),
             });
         }
         if !authority.verify(&self.signed_bytes(), &self.signature) {

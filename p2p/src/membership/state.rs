@@ -25,7 +25,7 @@ pub enum SwarmMembership {
     /// Only who was let in belongs to it.
     Private {
         /// What this node knows of it.
-        private: PrivateMembership,
+        private: Box<PrivateMembership>,
     },
 }
 
@@ -57,7 +57,9 @@ impl SwarmMembership {
             certificate: Some(certificate),
             authority: Some(key.authority.clone()),
         };
-        Self::Private { private }
+        Self::Private {
+            private: Box::new(private),
+        }
     }
 
     /// For a newcomer: can reach the swarm, but is no member before it got a certificate.
@@ -69,7 +71,9 @@ impl SwarmMembership {
             certificate: None,
             authority: None,
         };
-        Self::Private { private }
+        Self::Private {
+            private: Box::new(private),
+        }
     }
 
     /// Takes in the certificate that a join brought, after checking it.

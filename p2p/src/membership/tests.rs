@@ -186,7 +186,7 @@ mod certificates {
         let certificate = key.issue_certificate(peer, NOW, HOUR);
         let refused = CertificateError::WrongPeer {
             expected: thief,
-            found: peer,
+            found: Box::new(peer),
         };
         assert_eq!(
             holder(&key).admit(thief, Some(&certificate), NOW),

@@ -12,7 +12,9 @@ use libp2p::PeerId;
 use quinn::{Connection, ConnectionError, SendStream, WriteError};
 use tokio::time::{sleep, timeout};
 
-use super::{CONNECT_TIMEOUT, SEND_TIMEOUT, Shared, TensorError, accept, endpoint, frame};
+use super::{
+    CONNECT_TIMEOUT, SEND_TIMEOUT, Shared, TensorError, WrongPeer, accept, endpoint, frame,
+};
 use crate::wire::{TensorFrame, limit};
 
 /// Connections to one peer at a time: both may dial at once, and both may do so again.
@@ -254,11 +256,13 @@ impl TensorSender {
                     return Ok(connection);
                 }
                 Err(DialError::WrongPeer(found)) if self.addrs.len() == 1 => {
-                    return Err(TensorError::WrongPeer {
-                        expected: self.link.peer,
+                    let expected = self.link.peer;
+                    let wrong = WrongPeer {
+                        expected,
                         found,
                         addr,
-                    });
+                    };
+                    return Err(TensorError::WrongPeer(Box::new(wrong)));
                 }
                 Err(error) => reasons.push(format!("{addr}: {error}")),
             }

@@ -181,11 +181,11 @@ async fn another_peer_at_the_address_is_refused() {
         .expect_err("b is not who was wanted");
     assert_eq!(
         error,
-        TensorError::WrongPeer {
+        TensorError::WrongPeer(Box::new(WrongPeer {
             expected: wanted,
             found: b.id,
             addr
-        }
+        }))
     );
 }
 

@@ -113,6 +113,16 @@ impl<T: Wire> Wire for Option<T> {
     }
 }
 
+impl<T: Wire> Wire for Box<T> {
+    fn put<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        self.as_ref().put(encoder)
+    }
+
+    fn take<D: Decoder>(decoder: &mut D) -> Result<Self, DecodeError> {
+        T::take(decoder).map(Box::new)
+    }
+}
+
 impl<A: Wire, B: Wire> Wire for (A, B) {
     fn put<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
         self.0.put(encoder)?;
