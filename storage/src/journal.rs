@@ -1,15 +1,60 @@
-//! The journal of sessions.
+//! The journal of sessions: what was answered is on disk before it is said.
+//!
+//! A session is an opening record, records numbered from 0 without gaps, and an outcome. `open`,
+//! `append` and `close` resolve once durable; one thread writes for all ([`committer`]), so that one
+//! flush serves everything that waited for it. A record, once durable, never changes: a repeat of
+//! the same bytes is accepted, other bytes are refused.
+//!
+//! Every record is versioned and carries a checksum over its key and content ([`record`]). What a
+//! crash or a bad disk damaged is cut off at the first bad record and reported; the next append
+//! writes from there.
+
+mod committer;
+mod record;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::error::Result;
+use self::committer::{Committer, Operation, Request};
+use crate::data_dir::DataDir;
+use crate::error::{JournalError, Result, StorageError, io_error};
 
 /// Names a session.
 pub type SessionKey = [u8; 16];
 
-/// Journal of sessions. Cheap to clone.
+/// The largest opening record: a prompt of a million tokens and its parameters.
+pub const OPENING_LIMIT: usize = 8 << 20;
+/// The largest record or outcome.
+pub const RECORD_LIMIT: usize = 1 << 20;
+
+/// Requests that may wait for the thread; more wait in their callers.
+const QUEUE: usize = 1024;
+
+/// The journal of a store. Cheap to clone.
 #[derive(Clone)]
-pub struct Journal {}
+pub struct Journal {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    // Both are taken when the last clone is dropped.
+    requests: Option<mpsc::Sender<Request>>,
+    thread: Option<JoinHandle<()>>,
+    counters: Arc<Counters>,
+    tree: sled::Tree,
+    // The directory stays held as long as anything may be written to it.
+    _data: DataDir,
+}
+
+#[derive(Default)]
+struct Counters {
+    writes: AtomicU64,
+    flushes: AtomicU64,
+}
 
 /// What the journal holds of one session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,8 +65,20 @@ pub struct JournalEntry {
     pub records: Vec<Bytes>,
     /// How it ended, if it did.
     pub outcome: Option<Bytes>,
-    /// Set when records after the last one here were lost or damaged.
-    pub damage: Option<String>,
+    /// What could not be read, if anything.
+    pub damage: Option<Damage>,
+}
+
+/// What of a session could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Damage {
+    /// This record and all after it.
+    Records {
+        /// The first that is missing or fails its checksum.
+        from: u64,
+    },
+    /// The outcome, so the session counts as not ended.
+    Outcome,
 }
 
 /// One session in the list.
@@ -29,40 +86,122 @@ pub struct JournalEntry {
 pub struct SessionSummary {
     /// Which.
     pub key: SessionKey,
-    /// When it was opened, in milliseconds since 1970.
+    /// When it was opened, in milliseconds since 1970; 0 when that is damaged.
     pub opened_unix_ms: u64,
     /// When its outcome was written, if it was.
     pub closed_unix_ms: Option<u64>,
 }
 
+/// How much the journal has written since it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalStats {
+    /// Openings, records and outcomes.
+    pub writes: u64,
+    /// Flushes to disk that made them durable.
+    pub flushes: u64,
+}
+
 impl Journal {
-    /// Opens a session; resolves when durable.
-    pub async fn open(&self, _session: SessionKey, _opening: &[u8]) -> Result<()> {
-        unimplemented!()
+    pub(crate) fn start(tree: sled::Tree, data: DataDir) -> Result<Self> {
+        let (requests, queue) = mpsc::channel(QUEUE);
+        let counters = Arc::new(Counters::default());
+        let committer = Committer::new(tree.clone(), counters.clone());
+        let thread = std::thread::Builder::new()
+            .name("accel-journal".to_owned())
+            .spawn(move || committer.run(queue))
+            .map_err(io_error("start the journal of", data.path()))?;
+        let inner = Inner {
+            requests: Some(requests),
+            thread: Some(thread),
+            counters,
+            tree,
+            _data: data,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
-    /// Appends a record; resolves when durable.
-    pub async fn append(&self, _session: SessionKey, _index: u64, _record: &[u8]) -> Result<()> {
-        unimplemented!()
+    /// Opens a session; resolves when durable.
+    pub async fn open(&self, session: SessionKey, opening: &[u8]) -> Result<()> {
+        check_size(session, opening, OPENING_LIMIT)?;
+        let opening = Bytes::copy_from_slice(opening);
+        self.request(session, Operation::Open(opening)).await?;
+        Ok(())
+    }
+
+    /// Appends record `index`, which must follow the last one; resolves when durable.
+    pub async fn append(&self, session: SessionKey, index: u64, record: &[u8]) -> Result<()> {
+        check_size(session, record, RECORD_LIMIT)?;
+        let record = Bytes::copy_from_slice(record);
+        self.request(session, Operation::Append(index, record))
+            .await?;
+        Ok(())
     }
 
     /// Ends a session; resolves when durable.
-    pub async fn close(&self, _session: SessionKey, _outcome: &[u8]) -> Result<()> {
-        unimplemented!()
+    pub async fn close(&self, session: SessionKey, outcome: &[u8]) -> Result<()> {
+        check_size(session, outcome, RECORD_LIMIT)?;
+        let outcome = Bytes::copy_from_slice(outcome);
+        self.request(session, Operation::Close(outcome)).await?;
+        Ok(())
     }
 
-    /// What is known of a session.
-    pub fn load(&self, _session: SessionKey) -> Result<Option<JournalEntry>> {
-        unimplemented!()
+    /// What is known of a session. Blocking, briefly.
+    pub fn load(&self, session: SessionKey) -> Result<Option<JournalEntry>> {
+        record::load(&self.inner.tree, session)
     }
 
-    /// Every session.
+    /// Every session. Blocking, briefly.
     pub fn sessions(&self) -> Result<Vec<SessionSummary>> {
-        unimplemented!()
+        record::sessions(&self.inner.tree)
     }
 
-    /// Forgets the oldest closed sessions, all but `keep`; returns how many.
-    pub async fn prune(&self, _keep: usize) -> Result<usize> {
-        unimplemented!()
+    /// Forgets the sessions closed longest ago, all closed ones but `keep`; returns how many.
+    pub async fn prune(&self, keep: usize) -> Result<usize> {
+        self.request([0; 16], Operation::Prune(keep)).await
     }
+
+    /// How much was written.
+    pub fn stats(&self) -> JournalStats {
+        JournalStats {
+            writes: self.inner.counters.writes.load(Ordering::Relaxed),
+            flushes: self.inner.counters.flushes.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn request(&self, session: SessionKey, operation: Operation) -> Result<usize> {
+        let stopped = || StorageError::Interrupted("the journal has stopped; restart the node");
+        let (reply, answer) = oneshot::channel();
+        let request = Request {
+            session,
+            operation,
+            reply,
+        };
+        let requests = self.inner.requests.as_ref().ok_or_else(stopped)?;
+        requests.send(request).await.map_err(|_| stopped())?;
+        let answer = answer.await.map_err(|_| stopped())?;
+        answer.map_err(|source| StorageError::Journal { session, source })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The thread writes what is queued and ends when there are no senders.
+        self.requests = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the journal's thread had panicked");
+        }
+    }
+}
+
+fn check_size(session: SessionKey, bytes: &[u8], limit: usize) -> Result<()> {
+    if bytes.len() > limit {
+        let bytes = bytes.len();
+        let source = JournalError::TooLarge { bytes, limit };
+        return Err(StorageError::Journal { session, source });
+    }
+    Ok(())
 }

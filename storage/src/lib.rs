@@ -2,7 +2,7 @@
 //!
 //! # Data path
 //! `add_file` streams a file into `models/<cid>` and derives the UnixFS tree that
-//! `ipfs add --cid-version=1` would (`dag`, [`store`]). `fetch` walks such a tree (anybody's, not
+//! `ipfs add --cid-version=1` would ([`dag`], [`store`]). `fetch` walks such a tree (anybody's, not
 //! only ours), asks a [`BlockSource`] for the blocks that overlap the wanted byte ranges, verifies
 //! each and writes it to its place in the sparse file. `get_block` cuts blocks out of the same files
 //! again for other peers. Nothing is stored twice: a leaf is a range of a model file, and only the
@@ -22,18 +22,21 @@
 //! never a wrong byte.
 //!
 //! # Modules
-//! [`data_dir`] the directory, its lock and identity · [`store`] content and catalogue · `dag` the
-//! UnixFS tree as pure functions · `ranges` sets of byte ranges, pure · [`journal`] sessions ·
+//! [`data_dir`] the directory, its lock and identity · [`store`] content and catalogue · [`dag`] the
+//! UnixFS tree as pure functions · [`ranges`] sets of byte ranges, pure · [`journal`] sessions ·
 //! [`error`] and [`types`] what crosses the border.
 
+pub mod dag;
 pub mod data_dir;
 pub mod error;
 pub mod journal;
+mod positioned;
+pub mod ranges;
 pub mod store;
 pub mod types;
 
 pub use data_dir::DataDir;
 pub use error::{BlockSourceError, DagError, JournalError, Result, StorageError};
-pub use journal::{Journal, JournalEntry, SessionKey};
+pub use journal::{Damage, Journal, JournalEntry, JournalStats, SessionKey, SessionSummary};
 pub use store::{Store, canonical};
 pub use types::{BlockSource, FetchProgress, FetchReport, ModelRecord, Want};

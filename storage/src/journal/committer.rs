@@ -1,0 +1,284 @@
+//! The one thread that writes the journal: it takes all requests that wait, checks each, writes
+//! them in one atomic batch, flushes once, and only then answers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use sled::{Batch, Tree};
+use tokio::sync::{mpsc, oneshot};
+
+use super::record::{self, Kind};
+use super::{Counters, Damage, SessionKey};
+use crate::error::{JournalError, Result, StorageError};
+
+/// Requests in one batch.
+const GROUP: usize = 256;
+/// Sessions whose position is remembered; others are read from the tree again.
+const REMEMBERED: usize = 4096;
+
+/// What is asked of the thread.
+pub(super) enum Operation {
+    Open(Bytes),
+    Append(u64, Bytes),
+    Close(Bytes),
+    Prune(usize),
+}
+
+/// A request and where its answer goes: how many sessions were removed, 0 but for `Prune`.
+pub(super) struct Request {
+    pub session: SessionKey,
+    pub operation: Operation,
+    pub reply: oneshot::Sender<Result<usize, JournalError>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    next: u64,
+    closed: bool,
+}
+
+/// See the [module](self).
+pub(super) struct Committer {
+    tree: Tree,
+    counters: Arc<Counters>,
+    positions: HashMap<SessionKey, Position>,
+    // Changes of the present batch; `None` removes.
+    staged: HashMap<Vec<u8>, Option<Vec<u8>>>,
+}
+
+impl Committer {
+    pub(super) fn new(tree: Tree, counters: Arc<Counters>) -> Self {
+        Self {
+            tree,
+            counters,
+            positions: HashMap::new(),
+            staged: HashMap::new(),
+        }
+    }
+
+    /// Runs until every sender is gone.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Request>) {
+        let mut group = Vec::new();
+        while let Some(first) = queue.blocking_recv() {
+            group.push(first);
+            while is_open(&group)
+                && let Ok(more) = queue.try_recv()
+            {
+                group.push(more);
+            }
+            self.commit(&mut group);
+        }
+    }
+
+    fn commit(&mut self, group: &mut Vec<Request>) {
+        if self.positions.len() > REMEMBERED {
+            self.positions.clear();
+        }
+        let mut answers = Vec::with_capacity(group.len());
+        for request in group.drain(..) {
+            let answer = self.stage(&request.session, request.operation);
+            answers.push((request.reply, answer));
+        }
+        let written = self.write();
+        for (reply, answer) in answers {
+            let answer = match &written {
+                Ok(()) => answer,
+                Err(error) => Err(JournalError::NotWritten(error.to_string())),
+            };
+            // Whoever asked may have gone; what was written stays written.
+            let _ = reply.send(answer);
+        }
+    }
+
+    fn write(&mut self) -> Result<()> {
+        if self.staged.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        let mut writes = 0;
+        for (key, value) in self.staged.drain() {
+            match value {
+                Some(value) => {
+                    batch.insert(key, value);
+                    writes += 1;
+                }
+                None => batch.remove(key),
+            }
+        }
+        let written = self
+            .tree
+            .apply_batch(batch)
+            .and_then(|()| self.tree.flush());
+        if let Err(error) = written {
+            // What was remembered assumed success.
+            self.positions.clear();
+            return Err(error.into());
+        }
+        self.counters.writes.fetch_add(writes, Ordering::Relaxed);
+        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn stage(&mut self, session: &SessionKey, operation: Operation) -> Result<usize, JournalError> {
+        match operation {
+            Operation::Open(opening) => self.open(session, &opening)?,
+            Operation::Append(index, content) => self.append(session, index, &content)?,
+            Operation::Close(outcome) => self.close(session, &outcome)?,
+            Operation::Prune(keep) => return self.prune(keep),
+        }
+        Ok(0)
+    }
+
+    fn open(&mut self, session: &SessionKey, opening: &[u8]) -> Result<(), JournalError> {
+        if self.position(session)?.is_none() {
+            self.put(session, Kind::Opening, opening);
+            let position = Position {
+                next: 0,
+                closed: false,
+            };
+            self.positions.insert(*session, position);
+            return Ok(());
+        }
+        if self.holds(session, Kind::Opening, opening)? {
+            return Ok(());
+        }
+        Err(JournalError::AlreadyOpen)
+    }
+
+    fn append(
+        &mut self,
+        session: &SessionKey,
+        index: u64,
+        content: &[u8],
+    ) -> Result<(), JournalError> {
+        let position = self.position(session)?.ok_or(JournalError::Unknown)?;
+        if index < position.next {
+            if self.holds(session, Kind::Record(index), content)? {
+                return Ok(());
+            }
+            return Err(JournalError::Conflict { index });
+        }
+        if position.closed {
+            return Err(JournalError::Closed);
+        }
+        if index > position.next {
+            return Err(JournalError::Gap {
+                expected: position.next,
+                got: index,
+            });
+        }
+        self.put(session, Kind::Record(index), content);
+        let next = index + 1;
+        self.positions
+            .insert(*session, Position { next, ..position });
+        Ok(())
+    }
+
+    fn close(&mut self, session: &SessionKey, outcome: &[u8]) -> Result<(), JournalError> {
+        let position = self.position(session)?.ok_or(JournalError::Unknown)?;
+        if position.closed {
+            if self.holds(session, Kind::Outcome, outcome)? {
+                return Ok(());
+            }
+            return Err(JournalError::Closed);
+        }
+        self.put(session, Kind::Outcome, outcome);
+        let closed = Position {
+            closed: true,
+            ..position
+        };
+        self.positions.insert(*session, closed);
+        Ok(())
+    }
+
+    /// Looks at what earlier batches wrote; a session closed in this one is not pruned.
+    fn prune(&mut self, keep: usize) -> Result<usize, JournalError> {
+        let mut closed: Vec<_> = record::sessions(&self.tree)
+            .map_err(unreadable)?
+            .into_iter()
+            .filter_map(|session| Some((session.closed_unix_ms?, session.key)))
+            .collect();
+        closed.sort_unstable();
+        let surplus = closed.len().saturating_sub(keep);
+        for (_, session) in closed.iter().take(surplus) {
+            self.positions.remove(session);
+            for key in self.tree.scan_prefix(session).keys() {
+                let key = key.map_err(|error| unreadable(error.into()))?;
+                self.staged.insert(key.to_vec(), None);
+            }
+        }
+        Ok(surplus)
+    }
+
+    /// Where a session stands; `None` when it was never opened.
+    fn position(&mut self, session: &SessionKey) -> Result<Option<Position>, JournalError> {
+        if let Some(position) = self.positions.get(session) {
+            return Ok(Some(*position));
+        }
+        let Some(entry) = record::load(&self.tree, *session).map_err(unreadable)? else {
+            return Ok(None);
+        };
+        let next = entry.records.len() as u64;
+        if let Some(Damage::Records { from }) = entry.damage {
+            self.cut(session, from)?;
+        }
+        let position = Position {
+            next,
+            closed: entry.outcome.is_some(),
+        };
+        self.positions.insert(*session, position);
+        Ok(Some(position))
+    }
+
+    /// Removes a damaged tail, so that what is written next is not followed by remains.
+    fn cut(&mut self, session: &SessionKey, from: u64) -> Result<(), JournalError> {
+        let first = record::key(session, Kind::Record(from));
+        let last = record::key(session, Kind::Record(u64::MAX));
+        for key in self.tree.range(first..=last).keys() {
+            let key = key.map_err(|error| unreadable(error.into()))?;
+            self.staged.insert(key.to_vec(), None);
+        }
+        Ok(())
+    }
+
+    /// Whether exactly this content is recorded already.
+    fn holds(
+        &self,
+        session: &SessionKey,
+        kind: Kind,
+        content: &[u8],
+    ) -> Result<bool, JournalError> {
+        let key = record::key(session, kind);
+        let recorded = match self.staged.get(&key) {
+            Some(Some(value)) => record::content(&key, value),
+            Some(None) => None,
+            None => {
+                let value = self.tree.get(&key);
+                let value = value.map_err(|error| unreadable(error.into()))?;
+                value.and_then(|value| record::content(&key, &value))
+            }
+        };
+        Ok(recorded.is_some_and(|recorded| recorded == content))
+    }
+
+    fn put(&mut self, session: &SessionKey, kind: Kind, content: &[u8]) {
+        let key = record::key(session, kind);
+        let value = record::encode(&key, content);
+        self.staged.insert(key, Some(value));
+    }
+}
+
+/// Whether more may join the group. `Prune` comes last: it looks at what is in the tree.
+fn is_open(group: &[Request]) -> bool {
+    let prunes = |request: &Request| matches!(request.operation, Operation::Prune(_));
+    group.len() < GROUP && !group.last().is_some_and(prunes)
+}
+
+fn unreadable(error: StorageError) -> JournalError {
+    match error {
+        StorageError::Journal { source, .. } => source,
+        other => JournalError::NotWritten(other.to_string()),
+    }
+}

@@ -1,0 +1,10 @@
+//! What the store and the journal promise, seen from outside.
+
+mod catalogue;
+mod cids;
+mod fetch;
+mod hostile;
+mod journal;
+mod ranges;
+mod stranger;
+mod support;
