@@ -11,6 +11,7 @@
 //! session's steps to ask again.
 //!
 //! - `endpoint.rs`: QUIC settings and who the other end is.
+//! - `greeting.rs`: both ends show that they are members, before any frame is taken.
 //! - `frame.rs`: frames on a stream.
 //! - `link.rs`: the connections to one peer, dialling, writing.
 //! - `accept.rs`: incoming connections and reading.
@@ -18,6 +19,7 @@
 mod accept;
 mod endpoint;
 mod frame;
+mod greeting;
 mod link;
 
 use std::collections::HashMap;
@@ -32,6 +34,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::membership::{Certificate, CertificateError};
 use crate::wire::{TensorFrame, WireError};
 use link::Link;
 pub use link::{TensorSender, Traffic};
@@ -58,8 +61,18 @@ const MAX_IDLE_LINKS: usize = 1024;
 /// How long a shutdown waits for what is under way.
 const SHUTDOWN_GRACE: Duration = Duration::from_millis(500);
 
-/// Decides whether a peer is a member of the swarm; asked for every connection, both ways.
-pub type Admission = Arc<dyn Fn(&PeerId) -> bool + Send + Sync>;
+/// Decides who may take part; asked for every connection, on both ends.
+pub trait Admission: Send + Sync + 'static {
+    /// What this node shows to others.
+    fn own_certificate(&self) -> Option<Certificate>;
+
+    /// Whether `peer`, which proved its id and showed `certificate`, is a member of the swarm.
+    fn admit(
+        &self,
+        peer: &PeerId,
+        certificate: Option<&Certificate>,
+    ) -> Result<(), CertificateError>;
+}
 
 /// What is wrong with the tensor plane, or with the way to a peer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,8 +89,13 @@ pub enum TensorError {
     #[error("cannot set up TLS: {0}")]
     Tls(String),
     /// The peer may not take part.
-    #[error("peer {0} is not a member of this swarm")]
-    NotAMember(PeerId),
+    #[error("peer {peer} is not a member of this swarm: {reason}")]
+    NotAMember {
+        /// Who it is.
+        peer: PeerId,
+        /// What is wrong with what it showed.
+        reason: String,
+    },
     /// The peer thinks that we may not take part.
     #[error("peer {peer} refused the connection: {reason}")]
     Refused {
@@ -146,7 +164,7 @@ pub struct TensorPlane {
 struct Shared {
     endpoint: quinn::Endpoint,
     client: quinn::ClientConfig,
-    admission: Admission,
+    admission: Arc<dyn Admission>,
     links: Mutex<HashMap<PeerId, Arc<Link>>>,
     frames: mpsc::Sender<(PeerId, TensorFrame)>,
     losses: broadcast::Sender<PeerLoss>,
@@ -161,7 +179,7 @@ impl TensorPlane {
     pub fn bind(
         keypair: &Keypair,
         addr: SocketAddr,
-        admission: Admission,
+        admission: Arc<dyn Admission>,
     ) -> Result<(Self, mpsc::Receiver<(PeerId, TensorFrame)>), TensorError> {
         let (endpoint, client) = endpoint::bind(keypair, addr)?;
         let (frames, received) = mpsc::channel(FRAME_QUEUE);
@@ -264,11 +282,6 @@ impl Shared {
             .entry(peer)
             .or_insert_with(|| Arc::new(Link::new(peer)))
             .clone()
-    }
-
-    /// Whether `peer` may take part.
-    fn admits(&self, peer: &PeerId) -> bool {
-        (self.admission)(peer)
     }
 }
 

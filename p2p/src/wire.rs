@@ -60,6 +60,8 @@ pub mod tag {
     pub const GOODBYE: u8 = 0x02;
     /// The signed envelope around gossip, version 1.
     pub const GOSSIP_ENVELOPE: u8 = 0x03;
+    /// First frame of a greeting: the id of the sender's swarm, version 1.
+    pub const GREETING: u8 = 0x04;
     /// [`ControlRequest`](super::ControlRequest), version 1.
     pub const CONTROL_REQUEST: u8 = 0x10;
     /// [`ControlReply`](super::ControlReply), version 1.
@@ -70,6 +72,8 @@ pub mod tag {
     pub const JOIN_RESPONSE: u8 = 0x21;
     /// Header of a [`TensorFrame`](super::TensorFrame), version 1.
     pub const TENSOR_FRAME: u8 = 0x30;
+    /// What both ends of a tensor connection say first, version 1.
+    pub const TENSOR_GREETING: u8 = 0x31;
     /// [`Certificate`](crate::membership::Certificate), version 1.
     pub const CERTIFICATE: u8 = 0x40;
     /// [`Invite`](crate::membership::Invite), version 1.
@@ -100,6 +104,8 @@ pub mod limit {
     pub const MEMBERSHIP: usize = 4 * 1024;
     /// Header of a tensor frame.
     pub const TENSOR_HEADER: usize = 4 * 1024;
+    /// The greeting of a tensor connection.
+    pub const TENSOR_GREETING: usize = 1024;
     /// A whole tensor frame: header and payload.
     pub const TENSOR_FRAME: usize = 64 * 1024 * 1024;
 

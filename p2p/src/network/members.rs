@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::clock::unix_ms;
 use crate::membership::{Certificate, CertificateError, Invite, InviteError, SwarmMembership};
+use crate::tensor::Admission;
 
 /// How long a request waits for the certificate of its sender, which may still be on its way.
 pub(crate) const GRACE: Duration = Duration::from_secs(3);
@@ -143,6 +144,21 @@ impl Members {
         self.state()
             .swarm
             .accept_invite(invite, newcomer, unix_ms())
+    }
+}
+
+/// Members show their certificates to each other on the tensor plane, too.
+impl Admission for Members {
+    fn own_certificate(&self) -> Option<Certificate> {
+        self.own_certificate()
+    }
+
+    fn admit(
+        &self,
+        peer: &PeerId,
+        certificate: Option<&Certificate>,
+    ) -> Result<(), CertificateError> {
+        self.admit(*peer, certificate)
     }
 }
 

@@ -21,7 +21,7 @@ use super::tasks::Tasks;
 use super::{Inner, Network, NetworkConfig, NetworkEvent, watch};
 use crate::adverts::{Adverts, gossip, hello};
 use crate::bitswap::{Bitswap, BlockStore};
-use crate::tensor::{Admission, TensorPlane};
+use crate::tensor::TensorPlane;
 use crate::wire::{TensorFrame, limit, protocol};
 use crate::{control, join};
 
@@ -130,10 +130,8 @@ fn bind_tensor(
     config: &NetworkConfig,
     members: &Arc<Members>,
 ) -> Result<(TensorPlane, Frames), NetworkError> {
-    let gate = Arc::clone(members);
-    let admission: Admission = Arc::new(move |peer| gate.is_member(peer));
     let addr = config.tensor_listen;
-    TensorPlane::bind(keypair, addr, admission)
+    TensorPlane::bind(keypair, addr, members.clone())
         .map_err(|source| NetworkError::TensorListen { addr, source })
 }
 

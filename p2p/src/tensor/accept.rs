@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::frame::{self, ReadFrameError};
 use super::link::Link;
-use super::{CONNECT_TIMEOUT, MAX_CONNECTIONS, PeerLoss, Shared, TensorError, endpoint};
+use super::{CONNECT_TIMEOUT, MAX_CONNECTIONS, PeerLoss, Shared, TensorError, endpoint, greeting};
 
 /// Takes connections until the plane shuts down.
 pub(super) async fn run(shared: Arc<Shared>) {
@@ -32,20 +32,34 @@ pub(super) async fn run(shared: Arc<Shared>) {
 /// Finishes the handshake and lets members in. The permit bounds how many do so at once.
 async fn greet(shared: Arc<Shared>, incoming: Incoming, _permit: OwnedSemaphorePermit) {
     let from = incoming.remote_address();
-    let connection = match timeout(CONNECT_TIMEOUT, incoming).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return tracing::debug!(%from, %error, "tensor handshake failed"),
-        Err(_) => return tracing::debug!(%from, "tensor handshake took too long"),
-    };
-    let member = endpoint::peer_of(&connection).filter(|peer| shared.admits(peer));
-    let Some(peer) = member else {
-        tracing::warn!(%from, "refused a tensor connection: not a member of this swarm");
-        connection.close(endpoint::NOT_A_MEMBER, b"not a member of this swarm");
-        return;
-    };
-    tracing::debug!(%peer, %from, "tensor connection from peer");
-    let link = shared.link(peer);
-    adopt(&shared, link, connection);
+    match timeout(CONNECT_TIMEOUT, meet(&shared, incoming)).await {
+        Ok(Ok((peer, connection))) => {
+            tracing::debug!(%peer, %from, "tensor connection from peer");
+            let link = shared.link(peer);
+            adopt(&shared, link, connection);
+        }
+        Ok(Err(error)) => tracing::warn!(%from, %error, "refused a tensor connection"),
+        Err(_) => tracing::warn!(%from, "a tensor connection never got to its greeting"),
+    }
+}
+
+/// Learns who connects and whether it is a member.
+async fn meet(shared: &Shared, incoming: Incoming) -> Result<(PeerId, Connection), MeetError> {
+    let connection = incoming.await?;
+    let peer = endpoint::peer_of(&connection).ok_or(MeetError::NoIdentity)?;
+    greeting::answer(&connection, peer, shared.admission.as_ref()).await?;
+    Ok((peer, connection))
+}
+
+/// Why an incoming connection came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum MeetError {
+    #[error(transparent)]
+    Handshake(#[from] ConnectionError),
+    #[error("it proves no peer id")]
+    NoIdentity,
+    #[error(transparent)]
+    Greeting(#[from] TensorError),
 }
 
 /// Makes a connection part of the link to its peer, and reads from it until it ends.

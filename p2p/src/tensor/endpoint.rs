@@ -77,7 +77,7 @@ fn transport() -> quinn::TransportConfig {
         .keep_alive_interval(Some(KEEP_ALIVE))
         // Before the first measurement: a lost first packet is sent again after thrice this.
         .initial_rtt(Duration::from_millis(100))
-        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(MAX_STREAMS)
         .datagram_receive_buffer_size(None)
         .stream_receive_window(STREAM_WINDOW)

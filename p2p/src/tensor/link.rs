@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{
     CONNECT_TIMEOUT, SEND_TIMEOUT, Shared, TensorError, WrongPeer, accept, endpoint, frame,
+    greeting,
 };
 use crate::wire::{TensorFrame, limit};
 
@@ -225,9 +226,6 @@ impl TensorSender {
         if self.shared.closing.is_cancelled() {
             return Err(TensorError::ShutDown);
         }
-        if !self.shared.admits(&peer) {
-            return Err(TensorError::NotAMember(peer));
-        }
         let connection = match self.link.newest() {
             Some(connection) => connection,
             None => self.dial().await?,
@@ -264,6 +262,8 @@ impl TensorSender {
                     };
                     return Err(TensorError::WrongPeer(Box::new(wrong)));
                 }
+                // It is the right peer, and it will say the same at its other addresses.
+                Err(DialError::Greeting(error)) => return Err(error),
                 Err(error) => reasons.push(format!("{addr}: {error}")),
             }
         }
@@ -277,22 +277,24 @@ impl TensorSender {
     }
 
     async fn dial_one(&self, addr: SocketAddr) -> Result<Connection, DialError> {
+        let meeting = timeout(CONNECT_TIMEOUT, self.meet(addr));
+        meeting.await.map_err(|_| DialError::Timeout)?
+    }
+
+    async fn meet(&self, addr: SocketAddr) -> Result<Connection, DialError> {
         let client = self.shared.client.clone();
-        let connecting = self
+        let connection = self
             .shared
             .endpoint
-            .connect_with(client, addr, SERVER_NAME)?;
-        let connection = timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .map_err(|_| DialError::Timeout)??;
-        match endpoint::peer_of(&connection) {
-            Some(found) if found == self.link.peer => Ok(connection),
-            Some(found) => {
-                connection.close(endpoint::BYE, b"looking for somebody else");
-                Err(DialError::WrongPeer(found))
-            }
-            None => Err(DialError::NoIdentity),
+            .connect_with(client, addr, SERVER_NAME)?
+            .await?;
+        let found = endpoint::peer_of(&connection).ok_or(DialError::NoIdentity)?;
+        if found != self.link.peer {
+            connection.close(endpoint::BYE, b"looking for somebody else");
+            return Err(DialError::WrongPeer(found));
         }
+        greeting::offer(&connection, found, self.shared.admission.as_ref()).await?;
+        Ok(connection)
     }
 
     fn write_error(&self, connection: &Connection, error: WriteError) -> TensorError {
@@ -324,4 +326,6 @@ enum DialError {
     WrongPeer(PeerId),
     #[error("it proves no peer id")]
     NoIdentity,
+    #[error(transparent)]
+    Greeting(#[from] TensorError),
 }

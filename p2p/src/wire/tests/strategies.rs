@@ -331,6 +331,15 @@ pub fn frame() -> impl Strategy<Value = TensorFrame> {
                 top,
             }
         });
+    let applied = (place(), any::<u64>()).prop_map(|((session, numbers), length)| {
+        let (epoch, step, _) = numbers;
+        TensorFrame::Applied {
+            session,
+            epoch,
+            step,
+            length,
+        }
+    });
     let failed = (place(), text(), text()).prop_map(|((session, numbers), code, message)| {
         let (epoch, step, _) = numbers;
         TensorFrame::Failed {
@@ -341,7 +350,7 @@ pub fn frame() -> impl Strategy<Value = TensorFrame> {
             message,
         }
     });
-    prop_oneof![step, token, failed]
+    prop_oneof![step, token, applied, failed]
 }
 
 /// An advert with nothing special in it.

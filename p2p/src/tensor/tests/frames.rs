@@ -1,0 +1,143 @@
+//! Frames between two ends that know each other.
+
+use super::*;
+
+#[tokio::test]
+async fn frames_arrive_in_the_order_they_were_sent() {
+    let (a, mut b) = (Node::start(), Node::start());
+    let sender = a.sender_to(&b).await;
+    let sent = |number| match number % 3 {
+        0 => hidden(number, 40_000),
+        1 => tokens(number),
+        _ => TensorFrame::failed(SessionId([2; 16]), 1, number, "code", "message"),
+    };
+    let sending = async {
+        for number in 0..600 {
+            sender.send(sent(number)).await.expect("it is connected");
+        }
+    };
+    let receiving = async {
+        for number in 0..600 {
+            assert_eq!(b.next().await, (a.id, sent(number)));
+        }
+    };
+    tokio::join!(sending, receiving);
+}
+
+#[tokio::test]
+async fn large_frames_arrive_whole() {
+    let (a, mut b) = (Node::start(), Node::start());
+    let sender = a.sender_to(&b).await;
+    let sending = async {
+        for bytes in [4, 256 * 1024, 32 * 1024 * 1024] {
+            sender
+                .send(hidden(7, bytes))
+                .await
+                .expect("it is connected");
+        }
+    };
+    let receiving = async {
+        for bytes in [4, 256 * 1024, 32 * 1024 * 1024] {
+            assert!(b.next().await == (a.id, hidden(7, bytes)), "{bytes} bytes");
+        }
+    };
+    tokio::join!(sending, receiving);
+}
+
+#[tokio::test]
+async fn a_frame_over_the_limit_is_not_sent() {
+    let (a, mut b) = (Node::start(), Node::start());
+    let sender = a.sender_to(&b).await;
+    let error = sender
+        .send(hidden(0, limit::TENSOR_FRAME))
+        .await
+        .expect_err("it is too large");
+    assert!(
+        matches!(error, TensorError::Wire(WireError::TooLarge { .. })),
+        "{error}"
+    );
+    sender
+        .send(tokens(1))
+        .await
+        .expect("the connection is none the worse");
+    assert_eq!(b.next().await, (a.id, tokens(1)));
+}
+
+#[tokio::test]
+async fn both_ends_may_call_each_other_at_once() {
+    let (mut a, mut b) = (Node::start(), Node::start());
+    let (to_b, to_a) = tokio::join!(a.sender_to(&b), b.sender_to(&a));
+    for number in 0..50 {
+        to_b.send(tokens(number)).await.expect("it is connected");
+        to_a.send(tokens(100 + number))
+            .await
+            .expect("it is connected");
+    }
+    for number in 0..50 {
+        assert_eq!(b.next().await, (a.id, tokens(number)));
+        assert_eq!(a.next().await, (b.id, tokens(100 + number)));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_goes_over_the_connection_that_the_question_came_on() {
+    let (mut a, mut b) = (Node::start(), Node::start());
+    a.sender_to(&b)
+        .await
+        .send(tokens(1))
+        .await
+        .expect("it is connected");
+    let (from, _) = b.next().await;
+    let back = b
+        .plane
+        .sender(from, &[])
+        .await
+        .expect("no address is needed");
+    back.send(tokens(2)).await.expect("it is connected");
+    assert_eq!(a.next().await, (b.id, tokens(2)));
+}
+
+#[tokio::test]
+async fn a_send_that_is_given_up_harms_no_other_frame() {
+    let (a, mut b) = (Node::start(), Node::start());
+    let sender = a.sender_to(&b).await;
+    sender.send(tokens(1)).await.expect("it is connected");
+    {
+        // Larger than what may be under way: one poll writes a part of it.
+        let send = sender.send(hidden(2, 60 * 1024 * 1024));
+        let mut send = std::pin::pin!(send);
+        assert!(futures::poll!(send.as_mut()).is_pending());
+    }
+    sender.send(tokens(3)).await.expect("it is connected");
+    assert_eq!(b.next().await, (a.id, tokens(1)));
+    assert_eq!(b.next().await, (a.id, tokens(3)));
+}
+
+#[tokio::test]
+async fn traffic_is_counted_on_both_ends() {
+    let (a, mut b) = (Node::start(), Node::start());
+    let sender = a.sender_to(&b).await;
+    for number in 0..5 {
+        sender
+            .send(hidden(number, 1000))
+            .await
+            .expect("it is connected");
+        b.next().await;
+    }
+    let (sent, received) = (a.plane.traffic(&b.id), b.plane.traffic(&a.id));
+    assert_eq!((sent.sent_frames, received.received_frames), (5, 5));
+    assert_eq!(sent.sent_bytes, received.received_bytes);
+    assert!(sent.sent_bytes > 5000, "headers count too: {sent:?}");
+    assert_eq!((sent.received_bytes, received.sent_bytes), (0, 0));
+    assert_eq!(a.plane.all_traffic(), [(b.id, sent)]);
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_an_error() {
+    let a = Node::start();
+    let taken = a.plane.local_addrs()[0];
+    let keypair = Keypair::generate_ed25519();
+    let error =
+        TensorPlane::bind(&keypair, taken, Arc::new(Gate::Everybody)).expect_err("a is there");
+    assert!(matches!(error, TensorError::Bind { .. }), "{error}");
+}

@@ -1,0 +1,114 @@
+//! Peers that leave, die and come back.
+
+use super::*;
+
+#[tokio::test]
+async fn a_peer_that_shuts_down_is_lost_at_once() {
+    let (a, mut b) = (Node::start(), Node::start());
+    let mut losses = a.plane.losses();
+    let sender = a.sender_to(&b).await;
+    sender.send(tokens(1)).await.expect("it is connected");
+    b.next().await;
+    b.plane.shutdown().await;
+    let loss = next_loss(&mut losses).await;
+    assert_eq!(loss.peer, b.id);
+    assert!(
+        loss.error.to_string().contains("shut down"),
+        "{}",
+        loss.error
+    );
+}
+
+#[tokio::test]
+async fn what_was_sent_before_a_shutdown_still_arrives() {
+    let (a, mut b) = (Node::start(), Node::start());
+    let sender = a.sender_to(&b).await;
+    for number in 0..20 {
+        sender
+            .send(hidden(number, 100_000))
+            .await
+            .expect("it is connected");
+    }
+    let receiving = async {
+        for number in 0..20 {
+            assert_eq!(b.next().await, (a.id, hidden(number, 100_000)));
+        }
+    };
+    tokio::join!(a.plane.shutdown(), receiving);
+    let after = sender
+        .send(tokens(1))
+        .await
+        .expect_err("the plane is closed");
+    assert_eq!(after, TensorError::ShutDown);
+}
+
+#[tokio::test]
+async fn a_peer_that_dies_without_a_word_is_noticed() {
+    let a = Node::start();
+    let mut losses = a.plane.losses();
+    let doomed = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a thread can be had");
+    let b = doomed
+        .spawn(async { Node::start() })
+        .await
+        .expect("it starts");
+    let sender = a.sender_to(&b).await;
+    sender.send(tokens(1)).await.expect("it is connected");
+    // Its tasks stop where they are, and nothing more is sent.
+    doomed.shutdown_background();
+    let loss = next_loss(&mut losses).await;
+    assert_eq!(loss.peer, b.id);
+    assert!(sender.send(tokens(2)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_send_after_a_broken_connection_connects_again() {
+    let (a, mut b) = (Node::start(), Node::start());
+    let mut losses = a.plane.losses();
+    let sender = a.sender_to(&b).await;
+    for number in 0..3 {
+        sender.send(tokens(number)).await.expect("it connects");
+        assert_eq!(b.next().await, (a.id, tokens(number)));
+        b.plane.disconnect(&a.id);
+        assert_eq!(next_loss(&mut losses).await.peer, b.id);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_comes_back_elsewhere_is_found_again() {
+    let keypair = Keypair::generate_ed25519();
+    let a = Node::start();
+    let mut losses = a.plane.losses();
+    let b = Node::start_as(&keypair, Gate::Everybody);
+    a.sender_to(&b)
+        .await
+        .send(tokens(1))
+        .await
+        .expect("it is connected");
+    b.plane.shutdown().await;
+    next_loss(&mut losses).await;
+
+    let mut again = Node::start_as(&keypair, Gate::Everybody);
+    a.sender_to(&again)
+        .await
+        .send(tokens(2))
+        .await
+        .expect("it is connected");
+    assert_eq!(again.next().await, (a.id, tokens(2)));
+}
+
+#[tokio::test]
+async fn a_disconnect_on_this_side_is_no_loss() {
+    let (a, mut b) = (Node::start(), Node::start());
+    let mut losses = a.plane.losses();
+    let sender = a.sender_to(&b).await;
+    sender.send(tokens(1)).await.expect("it is connected");
+    b.next().await;
+    a.plane.disconnect(&b.id);
+    sender.send(tokens(2)).await.expect("it connects again");
+    assert_eq!(b.next().await, (a.id, tokens(2)));
+    assert!(losses.try_recv().is_err());
+}
