@@ -1,0 +1,133 @@
+use super::*;
+
+fn no_env(_: &str) -> Option<String> {
+    None
+}
+
+fn toml(text: &str) -> (tempfile::TempDir, Flags) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("accel.toml");
+    std::fs::write(&path, text).unwrap();
+    let flags = Flags {
+        config: Some(path),
+        ..Flags::default()
+    };
+    (dir, flags)
+}
+
+#[test]
+fn without_any_source_the_defaults_hold() {
+    let settings = Settings::load_with(&Flags::default(), no_env).unwrap();
+    assert_eq!(settings.api_addr().unwrap().to_string(), DEFAULT_API);
+    assert_eq!(settings.listen, [DEFAULT_LISTEN]);
+    assert!(settings.join.is_empty() && settings.threads.is_none());
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file() {
+    let (_dir, mut flags) = toml("threads = 1\nmax_layers = 1\nmemory = \"1G\"\n");
+    let env = |name: &str| match name {
+        "ACCEL_THREADS" => Some("2".to_owned()),
+        "ACCEL_MAX_LAYERS" => Some("2".to_owned()),
+        _ => None,
+    };
+    flags.max_layers = Some(3);
+    let settings = Settings::load_with(&flags, env).unwrap();
+    assert_eq!(
+        settings.memory,
+        Some(Size(1 << 30)),
+        "only the file says it"
+    );
+    assert_eq!(
+        settings.threads,
+        Some(2),
+        "the environment wins over the file"
+    );
+    assert_eq!(settings.max_layers, Some(3), "the flag wins over both");
+}
+
+#[test]
+fn a_list_of_a_stronger_source_replaces_the_weaker_one() {
+    let (_dir, flags) = toml("listen = [\"/ip4/1.1.1.1/tcp/1\"]\n");
+    let env = |name: &str| {
+        (name == "ACCEL_LISTEN").then(|| "/ip4/2.2.2.2/tcp/2, /ip4/3.3.3.3/tcp/3".to_owned())
+    };
+    let settings = Settings::load_with(&flags, env).unwrap();
+    assert_eq!(
+        settings.listen,
+        ["/ip4/2.2.2.2/tcp/2", "/ip4/3.3.3.3/tcp/3"]
+    );
+}
+
+#[test]
+fn a_swarm_whose_name_is_a_number_stays_a_name() {
+    let env = |name: &str| (name == "ACCEL_SWARM").then(|| "42".to_owned());
+    let settings = Settings::load_with(&Flags::default(), env).unwrap();
+    assert_eq!(settings.swarm.as_deref(), Some("42"));
+}
+
+#[test]
+fn an_unknown_key_is_an_error_that_lists_the_known_ones() {
+    let (_dir, flags) = toml("thread = 4\n");
+    let error = Settings::load_with(&flags, no_env).unwrap_err().to_string();
+    assert!(error.contains("unknown key `thread`"), "{error}");
+    assert!(error.contains("accel.toml"), "{error}");
+    for key in KEYS {
+        assert!(error.contains(key), "{key} is missing in: {error}");
+    }
+}
+
+#[test]
+fn the_list_of_known_keys_is_the_list_of_settings() {
+    let (_dir, flags) = toml("not_a_key = 1\n");
+    let figment = Figment::from(Toml::file_exact(flags.config.unwrap()));
+    let error = figment.extract::<Settings>().unwrap_err();
+    let Kind::UnknownField(_, known) = error.kind else {
+        panic!("expected an unknown field, got {error}");
+    };
+    let mut known = known.to_vec();
+    let mut keys = KEYS.to_vec();
+    known.sort_unstable();
+    keys.sort_unstable();
+    assert_eq!(known, keys);
+}
+
+#[test]
+fn values_out_of_range_name_their_key() {
+    let cases = [
+        ("threads = 0", "threads"),
+        ("max_layers = 0", "max_layers"),
+        ("memory = \"lots\"", "memory"),
+        ("memory = -1", "memory"),
+        ("api = \"nowhere\"", "api"),
+        ("threads = \"four\"", "threads"),
+        ("device = \"cuda\"", "CPU for now"),
+        ("device = \"abacus\"", "not one of"),
+        ("swarm = \"a\"\nswarm_key = \"b\"", "not both"),
+    ];
+    for (text, expected) in cases {
+        let (_dir, flags) = toml(text);
+        let error = Settings::load_with(&flags, no_env).expect_err(text);
+        assert!(error.to_string().contains(expected), "{text}: {error}");
+    }
+}
+
+#[test]
+fn a_missing_file_is_an_error_and_not_an_empty_one() {
+    let flags = Flags {
+        config: Some("/nowhere/accel.toml".into()),
+        ..Flags::default()
+    };
+    let error = Settings::load_with(&flags, no_env).unwrap_err();
+    assert!(matches!(error, ConfigError::Unreadable { .. }), "{error}");
+}
+
+#[test]
+fn localhost_is_an_address() {
+    let flags = Flags {
+        api: Some("localhost:0".into()),
+        ..Flags::default()
+    };
+    let settings = Settings::load_with(&flags, no_env).unwrap();
+    assert!(settings.api_addr().unwrap().ip().is_loopback());
+}
