@@ -1,0 +1,377 @@
+//! From a checked request to its answer, whole or as a stream, whatever endpoint it came by.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use accel_actors::{
+    ErrorKind, FinishReason, GenEvent, GenerateRequest, Generation, Input, NodeHandle,
+};
+use accel_inference::SamplingParams;
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use actix_web::{HttpResponse, HttpResponseBuilder};
+use bytes::Bytes;
+use futures::stream;
+use tokio::sync::mpsc::Receiver;
+use tokio::time::timeout;
+
+use super::error::ApiError;
+use super::openai::request::Options;
+use super::openai::response::{Answer, Finish, Kind, Piece, Scored, Usage};
+use super::sse;
+
+/// How long the response's head waits for the first token: a failure before that has its own
+/// status, and the route is known.
+const FIRST_EVENT: Duration = Duration::from_secs(10);
+/// How long a stream is silent before it says that it is still there.
+const SILENCE: Duration = Duration::from_secs(10);
+const SESSION_HEADER: &str = "x-accel-session";
+const ROUTE_HEADER: &str = "x-accel-route";
+
+/// Asks the node and answers. Dropping the response's body, or this future, cancels the session.
+pub async fn respond(
+    node: &NodeHandle,
+    kind: Kind,
+    input: Input,
+    options: Options,
+) -> Result<HttpResponse, ApiError> {
+    let request = GenerateRequest {
+        model: options.model.clone(),
+        input,
+        sampling: sampling(&options),
+        max_tokens: options.max_tokens,
+        stop: options.stop.clone(),
+        top_logprobs: options.logprobs.unwrap_or(0),
+    };
+    let generation = node.generate(request).await?;
+    let answer = Answer {
+        kind,
+        session: generation.id.clone(),
+        model: generation.model.clone(),
+        created: now(),
+        logprobs: options.logprobs.is_some(),
+        token_ids: options.return_token_ids,
+        include_usage: options.include_usage,
+    };
+    if options.stream {
+        streamed(node, answer, generation).await
+    } else {
+        whole(node, answer, generation).await
+    }
+}
+
+fn sampling(options: &Options) -> SamplingParams {
+    SamplingParams {
+        temperature: options.temperature,
+        top_p: options.top_p,
+        top_k: options.top_k,
+        min_p: options.min_p,
+        seed: options.seed.unwrap_or_else(rand::random),
+        ..SamplingParams::default()
+    }
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+async fn whole(
+    node: &NodeHandle,
+    answer: Answer,
+    mut generation: Generation,
+) -> Result<HttpResponse, ApiError> {
+    let mut pieces = Vec::new();
+    let (finish, completion, tail) = loop {
+        match step(generation.events.recv().await) {
+            Step::Token(_, piece) => pieces.push(piece),
+            Step::Done(finish, completion, tail) => break (finish, completion, tail),
+            Step::Failed(error) => return Err(error),
+        }
+    };
+    let usage = Usage {
+        prompt: generation.prompt_tokens as u64,
+        completion,
+    };
+    let body = answer.whole(&pieces, &tail, finish, usage);
+    Ok(head(node, &answer.session).json(body))
+}
+
+async fn streamed(
+    node: &NodeHandle,
+    answer: Answer,
+    mut generation: Generation,
+) -> Result<HttpResponse, ApiError> {
+    let first = timeout(FIRST_EVENT, generation.events.recv()).await;
+    let first = first.ok().map(step);
+    if let Some(Step::Failed(error)) = first {
+        return Err(error);
+    }
+    let mut response = head(node, &answer.session);
+    response
+        .insert_header((CONTENT_TYPE, "text/event-stream; charset=utf-8"))
+        .insert_header((CACHE_CONTROL, "no-cache"));
+    let prompt_tokens = generation.prompt_tokens as u64;
+    let mut writer = Writer::new(answer, prompt_tokens, generation.events);
+    if let Some(step) = first {
+        writer.take(step);
+    }
+    let body = stream::unfold(writer, |mut writer| async move {
+        let bytes = writer.next(SILENCE).await?;
+        Some((Ok::<Bytes, Infallible>(bytes), writer))
+    });
+    Ok(response.streaming(body))
+}
+
+/// The head of an answer: which session computes it and, once that is known, where.
+fn head(node: &NodeHandle, session: &str) -> HttpResponseBuilder {
+    let mut response = HttpResponse::Ok();
+    response.insert_header((SESSION_HEADER, session));
+    let view = node.session(session);
+    let route = view.map(|view| view.route_header()).unwrap_or_default();
+    if !route.is_empty() {
+        response.insert_header((ROUTE_HEADER, route));
+    }
+    response
+}
+
+/// The events of a generation as the bytes of a stream.
+struct Writer {
+    answer: Answer,
+    usage: Usage,
+    events: Receiver<GenEvent>,
+    ready: VecDeque<Bytes>,
+    /// Characters of text so far.
+    offset: usize,
+    ended: bool,
+}
+
+impl Writer {
+    fn new(answer: Answer, prompt_tokens: u64, events: Receiver<GenEvent>) -> Self {
+        let opening = answer.opening().map(|chunk| sse::event(None, &chunk));
+        Self {
+            answer,
+            usage: Usage {
+                prompt: prompt_tokens,
+                completion: 0,
+            },
+            events,
+            ready: opening.into_iter().collect(),
+            offset: 0,
+            ended: false,
+        }
+    }
+
+    async fn next(&mut self, silence: Duration) -> Option<Bytes> {
+        loop {
+            if let Some(bytes) = self.ready.pop_front() {
+                return Some(bytes);
+            }
+            if self.ended {
+                return None;
+            }
+            match timeout(silence, self.events.recv()).await {
+                Ok(event) => self.take(step(event)),
+                Err(_) => return Some(sse::keep_alive()),
+            }
+        }
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Token(index, piece) => {
+                let id = format!("{}:{index}", self.answer.session);
+                let chunk = self.answer.token(&piece, self.offset);
+                self.offset += piece.text.chars().count();
+                self.ready.push_back(sse::event(Some(&id), &chunk));
+            }
+            Step::Done(finish, completion, tail) => {
+                self.usage.completion = completion;
+                self.close(&tail, finish);
+            }
+            Step::Failed(error) => {
+                self.ready.push_back(sse::event(None, &error.body()));
+                self.end();
+            }
+        }
+    }
+
+    fn close(&mut self, tail: &str, finish: Finish) {
+        let closing = self.answer.closing(tail, finish);
+        self.ready.push_back(sse::event(None, &closing));
+        if self.answer.include_usage {
+            let usage = self.answer.usage(self.usage);
+            self.ready.push_back(sse::event(None, &usage));
+        }
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.ready.push_back(sse::text_event(None, sse::DONE));
+        self.ended = true;
+    }
+}
+
+/// An event of a generation, in the words of this API.
+enum Step {
+    /// A token's index and content.
+    Token(u64, Piece),
+    /// Why the answer ended, how many tokens it has, and the text that was held back.
+    Done(Finish, u64, String),
+    Failed(ApiError),
+}
+
+fn step(event: Option<GenEvent>) -> Step {
+    match event {
+        Some(GenEvent::Token {
+            index,
+            token,
+            text,
+            bytes,
+            logprob,
+            top,
+        }) => {
+            let alternatives = top.into_iter().map(|other| Scored {
+                bytes: other.bytes,
+                logprob: other.logprob,
+            });
+            let piece = Piece {
+                id: token,
+                text,
+                scored: Scored { bytes, logprob },
+                top: alternatives.collect(),
+            };
+            Step::Token(index, piece)
+        }
+        Some(GenEvent::Done {
+            finish,
+            completion_tokens,
+            text_tail,
+        }) => Step::Done(finish_of(finish), completion_tokens, text_tail),
+        Some(GenEvent::Failed {
+            kind,
+            code,
+            message,
+            hint,
+        }) => Step::Failed(ApiError::of(kind, &code, message, hint)),
+        None => Step::Failed(lost()),
+    }
+}
+
+/// The end of a generation without a last word.
+fn lost() -> ApiError {
+    ApiError::of(
+        ErrorKind::Internal,
+        "session_lost",
+        "the session ended without an answer".into(),
+        "send the request again; if it happens again, the log of the node says more".into(),
+    )
+}
+
+fn finish_of(reason: FinishReason) -> Finish {
+    match reason {
+        FinishReason::Stop => Finish::Stop,
+        FinishReason::Length => Finish::Length,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+    use tokio::sync::mpsc;
+
+    fn writer(include_usage: bool) -> (mpsc::Sender<GenEvent>, Writer) {
+        let (sender, events) = mpsc::channel(8);
+        let answer = Answer {
+            kind: Kind::Chat,
+            session: "5e55".into(),
+            model: "m".into(),
+            created: 0,
+            logprobs: false,
+            token_ids: false,
+            include_usage,
+        };
+        (sender, Writer::new(answer, 3, events))
+    }
+
+    fn token(index: u64, text: &str) -> GenEvent {
+        GenEvent::Token {
+            index,
+            token: 7,
+            text: text.into(),
+            bytes: text.into(),
+            logprob: -0.1,
+            top: Vec::new(),
+        }
+    }
+
+    async fn all(mut writer: Writer) -> Vec<String> {
+        let mut events = Vec::new();
+        while let Some(bytes) = writer.next(SILENCE).await {
+            events.push(String::from_utf8(bytes.to_vec()).unwrap());
+        }
+        events
+    }
+
+    fn data(event: &str) -> Value {
+        let (_, data) = event.split_once("data: ").unwrap();
+        serde_json::from_str(data).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_stream_opens_numbers_its_tokens_closes_and_says_done() {
+        let (sender, writer) = writer(true);
+        sender.send(token(0, "Hel")).await.unwrap();
+        sender.send(token(1, "lo")).await.unwrap();
+        let done = GenEvent::Done {
+            finish: FinishReason::Length,
+            completion_tokens: 2,
+            text_tail: "!".into(),
+        };
+        sender.send(done).await.unwrap();
+        let events = all(writer).await;
+        assert_eq!(events.len(), 6, "{events:?}");
+        assert_eq!(data(&events[0])["choices"][0]["delta"]["role"], "assistant");
+        assert!(events[1].starts_with("id: 5e55:0\n"), "{}", events[1]);
+        assert!(events[2].starts_with("id: 5e55:1\n"), "{}", events[2]);
+        assert_eq!(data(&events[3])["choices"][0]["delta"]["content"], "!");
+        assert_eq!(data(&events[3])["choices"][0]["finish_reason"], "length");
+        assert_eq!(data(&events[4])["usage"]["total_tokens"], 5);
+        assert_eq!(events[5], "data: [DONE]\n\n");
+    }
+
+    #[tokio::test]
+    async fn a_failure_in_mid_stream_is_an_error_event_with_code_and_hint() {
+        let (sender, writer) = writer(false);
+        sender.send(token(0, "Hel")).await.unwrap();
+        let failed = GenEvent::Failed {
+            kind: ErrorKind::Unavailable,
+            code: "peer_lost".into(),
+            message: "a peer left".into(),
+            hint: "try again".into(),
+        };
+        sender.send(failed).await.unwrap();
+        let events = all(writer).await;
+        let error = data(&events[2]);
+        assert_eq!(error["error"]["code"], "peer_lost");
+        assert_eq!(error["error"]["hint"], "try again");
+        assert_eq!(events[3], "data: [DONE]\n\n");
+    }
+
+    #[tokio::test]
+    async fn a_session_that_vanishes_ends_the_stream_with_an_error() {
+        let (sender, writer) = writer(false);
+        drop(sender);
+        let events = all(writer).await;
+        assert_eq!(data(&events[1])["error"]["code"], "session_lost");
+    }
+
+    #[tokio::test]
+    async fn a_silent_stream_says_that_it_is_still_there() {
+        let (_sender, mut writer) = writer(false);
+        writer.next(Duration::ZERO).await.unwrap();
+        let bytes = writer.next(Duration::ZERO).await.unwrap();
+        assert_eq!(bytes, sse::keep_alive());
+    }
+}

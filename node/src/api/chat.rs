@@ -1,0 +1,30 @@
+//! `POST /v1/chat/completions`.
+
+use accel_actors::{Input, NodeHandle};
+use accel_inference::ChatMessage;
+use actix_web::{HttpResponse, web};
+use serde_json::Value;
+
+use super::answer;
+use super::error::ApiError;
+use super::openai::request::ChatRequest;
+use super::openai::response::Kind;
+use super::resource;
+
+/// The endpoint.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config.service(resource("/v1/chat/completions").route(web::post().to(create)));
+}
+
+async fn create(
+    node: web::Data<NodeHandle>,
+    body: web::Json<Value>,
+) -> Result<HttpResponse, ApiError> {
+    let request = ChatRequest::parse(body.into_inner())?;
+    let messages = request.messages.into_iter().map(|message| ChatMessage {
+        role: message.role,
+        content: message.content,
+    });
+    let input = Input::Chat(messages.collect());
+    answer::respond(&node, Kind::Chat, input, request.options).await
+}

@@ -1,0 +1,28 @@
+//! `POST /v1/completions`.
+
+use accel_actors::{Input, NodeHandle};
+use actix_web::{HttpResponse, web};
+use serde_json::Value;
+
+use super::answer;
+use super::error::ApiError;
+use super::openai::request::{CompletionRequest, Prompt};
+use super::openai::response::Kind;
+use super::resource;
+
+/// The endpoint.
+pub fn routes(config: &mut web::ServiceConfig) {
+    config.service(resource("/v1/completions").route(web::post().to(create)));
+}
+
+async fn create(
+    node: web::Data<NodeHandle>,
+    body: web::Json<Value>,
+) -> Result<HttpResponse, ApiError> {
+    let request = CompletionRequest::parse(body.into_inner())?;
+    let input = match request.prompt {
+        Prompt::Text(text) => Input::Text(text),
+        Prompt::Tokens(tokens) => Input::Tokens(tokens),
+    };
+    answer::respond(&node, Kind::Text, input, request.options).await
+}

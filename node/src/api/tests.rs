@@ -1,0 +1,285 @@
+//! The API over real HTTP, on a real node that is alone in its swarm.
+
+use accel_actors::NodeConfig;
+use accel_inference::synthetic::{self, SyntheticArch, SyntheticSpec};
+use reqwest::{Client, RequestBuilder, Response};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::*;
+
+struct Running {
+    http: Client,
+    api: Api,
+    node: NodeHandle,
+    dir: TempDir,
+}
+
+impl Running {
+    async fn start(access: Access) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = NodeConfig::loopback(dir.path().join("data"));
+        let node = NodeHandle::start(config).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let api = Api::start(node.clone(), listener, access).unwrap();
+        let http = Client::builder().no_proxy().build().unwrap();
+        Self {
+            http,
+            api,
+            node,
+            dir,
+        }
+    }
+
+    async fn stop(self) {
+        drop(self.http);
+        self.api.stop().await;
+        self.node.shutdown().await;
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.api.addr)
+    }
+
+    fn get(&self, path: &str) -> RequestBuilder {
+        self.http.get(self.url(path))
+    }
+
+    fn post(&self, path: &str, body: &Value) -> RequestBuilder {
+        self.http.post(self.url(path)).json(body)
+    }
+
+    /// Adds a small generated model and gives its name.
+    async fn add_model(&self) -> String {
+        let path = self.dir.path().join("tiny.gguf");
+        let spec = SyntheticSpec::small(SyntheticArch::Llama);
+        synthetic::generate(&spec, &path).unwrap();
+        let answer = self
+            .post("/api/v1/models", &json!({"path": path}))
+            .send()
+            .await;
+        let model = document(answer.unwrap(), 200).await;
+        assert!(model["cid"].as_str().unwrap().starts_with("baf"), "{model}");
+        model["name"].as_str().unwrap().to_owned()
+    }
+}
+
+/// Runs a test within an actix system, as a node needs it.
+fn on_a_node(access: Access, test: impl AsyncFnOnce(&Running)) {
+    let system = actix::System::with_tokio_rt(|| {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap()
+    });
+    system.block_on(async {
+        let running = Running::start(access).await;
+        test(&running).await;
+        running.stop().await;
+    });
+}
+
+async fn document(response: Response, status: u16) -> Value {
+    let found = response.status().as_u16();
+    let text = response.text().await.unwrap();
+    assert_eq!(found, status, "{text}");
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+}
+
+/// The error of a response: of the right status, with every key, and of the right code.
+async fn error(request: RequestBuilder, status: u16, code: &str) -> Value {
+    let body = document(request.send().await.unwrap(), status).await;
+    let error = body["error"]
+        .as_object()
+        .unwrap_or_else(|| panic!("{body}"));
+    for key in ["message", "type", "param", "code", "hint"] {
+        assert!(error.contains_key(key), "{key} is missing in {body}");
+    }
+    assert_eq!(error["code"], code, "{body}");
+    body["error"].clone()
+}
+
+#[test]
+fn what_is_wrong_with_a_request_is_told_as_openai_tells_it() {
+    on_a_node(Access::Open, async |node| {
+        let chat = "/v1/chat/completions";
+        error(node.get("/nowhere"), 404, "unknown_route").await;
+        error(node.get(chat), 405, "method_not_allowed").await;
+        let post = |body: &'static str| node.http.post(node.url(chat)).body(body);
+        let json = |body| post(body).header("content-type", "application/json");
+        error(json("{\"model\":"), 400, "invalid_json").await;
+        error(json("[]"), 400, "invalid_value").await;
+        error(post("{}"), 415, "content_type").await;
+        let huge = json!({"model": "x".repeat(MAX_BODY)});
+        error(node.post(chat, &huge), 413, "body_too_large").await;
+        let mut body = json!({
+            "model": "m",
+            "messages": [{"role": "user", "content": "hi"}],
+            "top_p": 1.5,
+        });
+        let wrong = error(node.post(chat, &body), 400, "invalid_value").await;
+        assert_eq!(wrong["param"], "top_p");
+        body["top_p"] = json!(1);
+        let unknown = error(node.post(chat, &body), 404, "model_not_found").await;
+        assert!(unknown["hint"].as_str().unwrap().contains("model"));
+        error(node.get("/api/v1/sessions/none"), 404, "session_not_found").await;
+        error(node.get("/v1/models/none"), 404, "model_not_found").await;
+        error(node.get("/api/v1/plan"), 400, "invalid_value").await;
+        error(
+            node.get("/api/v1/plan?model=m&context=x"),
+            400,
+            "invalid_value",
+        )
+        .await;
+        let add = "/api/v1/models";
+        error(node.post(add, &json!({"path": "a"})), 400, "invalid_value").await;
+        error(
+            node.post(add, &json!({"path": "/none"})),
+            404,
+            "file_not_found",
+        )
+        .await;
+        let invite = json!({"ttl_seconds": 0});
+        error(
+            node.post("/api/v1/swarm/invite", &invite),
+            400,
+            "invalid_value",
+        )
+        .await;
+    });
+}
+
+#[test]
+fn a_node_tells_of_itself() {
+    on_a_node(Access::Open, async |node| {
+        for path in ["/health/live", "/health/ready"] {
+            document(node.get(path).send().await.unwrap(), 200).await;
+        }
+        let models = document(node.get("/v1/models").send().await.unwrap(), 200).await;
+        assert_eq!(models, json!({"object": "list", "data": []}));
+        let me = document(node.get("/api/v1/node").send().await.unwrap(), 200).await;
+        assert_eq!(me["peer_id"], node.node.peer_id());
+        let peers = document(node.get("/api/v1/peers").send().await.unwrap(), 200).await;
+        assert_eq!(peers["peers"][0]["is_self"], true, "{peers}");
+        let metrics = node.get("/metrics").send().await.unwrap();
+        assert!(metrics.text().await.unwrap().contains("# TYPE"));
+    });
+}
+
+#[test]
+fn with_a_key_only_health_is_for_everybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = ApiKey::load_or_create(dir.path()).unwrap();
+    on_a_node(Access::Key(key.clone()), async |node| {
+        document(node.get("/health/live").send().await.unwrap(), 200).await;
+        error(node.get("/v1/models"), 401, "invalid_api_key").await;
+        let wrong = node.get("/v1/models").bearer_auth("guess");
+        error(wrong, 401, "invalid_api_key").await;
+        let right = node.get("/v1/models").bearer_auth(key.reveal());
+        document(right.send().await.unwrap(), 200).await;
+    });
+}
+
+#[test]
+fn an_open_api_is_closed_to_web_pages() {
+    on_a_node(Access::Open, async |node| {
+        let request = node.get("/v1/models").header("host", "evil.example");
+        error(request, 403, "foreign_host").await;
+    });
+}
+
+#[test]
+fn a_chat_is_answered_whole_and_as_a_stream_with_the_same_tokens() {
+    on_a_node(Access::Open, async |node| {
+        let model = node.add_model().await;
+        let mut body = json!({
+            "model": model,
+            "messages": [{"role": "user", "content": "hi"}],
+            "max_tokens": 5,
+            "temperature": 0.9,
+            "seed": 3,
+            "logprobs": true,
+            "top_logprobs": 2,
+            "return_token_ids": true,
+        });
+        let chat = "/v1/chat/completions";
+        let response = node.post(chat, &body).send().await.unwrap();
+        let header = |name: &str| {
+            let value = response.headers().get(name);
+            value
+                .unwrap_or_else(|| panic!("{name}"))
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        let (session, route) = (header("x-accel-session"), header("x-accel-route"));
+        assert!(route.starts_with(&node.node.peer_id()), "{route}");
+        let whole = document(response, 200).await;
+        assert_eq!(whole["id"], format!("chatcmpl-{session}"));
+        let choice = &whole["choices"][0];
+        let tokens = choice["token_ids"].as_array().unwrap();
+        assert_eq!(whole["usage"]["completion_tokens"], tokens.len());
+        let logprobs = choice["logprobs"]["content"].as_array().unwrap();
+        assert_eq!(logprobs.len(), tokens.len());
+        assert_eq!(logprobs[0]["top_logprobs"].as_array().unwrap().len(), 2);
+
+        body["stream"] = json!(true);
+        let text = node
+            .post(chat, &body)
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        let chunks: Vec<Value> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "))
+            .filter(|data| *data != "[DONE]")
+            .map(|data| serde_json::from_str(data).unwrap())
+            .collect();
+        let streamed: Vec<Value> = chunks
+            .iter()
+            .flat_map(|chunk| chunk["choices"][0]["token_ids"].as_array().unwrap().clone())
+            .collect();
+        assert_eq!(&streamed, tokens, "{text}");
+        assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+
+        let view = node
+            .get(&format!("/api/v1/sessions/{session}"))
+            .send()
+            .await
+            .unwrap();
+        let view = document(view, 200).await;
+        assert_eq!(view["tokens"], tokens.len(), "{view}");
+        assert_eq!(view["route"][0]["first_layer"], 0);
+    });
+}
+
+#[test]
+fn a_text_is_continued_from_text_and_from_the_same_tokens() {
+    on_a_node(Access::Open, async |node| {
+        let model = node.add_model().await;
+        let body = json!({"model": model, "prompt": [3, 4, 5], "max_tokens": 3, "temperature": 0});
+        let answer = node.post("/v1/completions", &body).send().await.unwrap();
+        let answer = document(answer, 200).await;
+        assert_eq!(answer["object"], "text_completion");
+        assert_eq!(answer["usage"]["prompt_tokens"], 3);
+        let listed = document(node.get("/v1/models").send().await.unwrap(), 200).await;
+        assert_eq!(listed["data"][0]["id"], model);
+        let plan = node
+            .get(&format!("/api/v1/plan?model={model}"))
+            .send()
+            .await
+            .unwrap();
+        let plan = document(plan, 200).await;
+        assert_eq!(plan["stages"][0]["first_layer"], 0, "{plan}");
+        let shown = node
+            .get(&format!("/api/v1/models/{model}"))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(document(shown, 200).await["architecture"], "llama");
+    });
+}
