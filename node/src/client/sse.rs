@@ -1,0 +1,159 @@
+//! Reads a stream of server-sent events.
+
+use serde_json::Value;
+
+use super::ClientError;
+use crate::failure::chain;
+
+/// The most bytes of one event.
+const MAX_EVENT: usize = 1 << 20;
+const DONE: &str = "[DONE]";
+
+/// One event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    pub id: Option<String>,
+    pub data: Value,
+}
+
+/// The events of one response, until `[DONE]` or its end.
+pub struct Events {
+    base: String,
+    response: reqwest::Response,
+    buffer: Buffer,
+    done: bool,
+}
+
+impl Events {
+    /// The events of a response.
+    pub fn new(base: String, response: reqwest::Response) -> Self {
+        Self {
+            base,
+            response,
+            buffer: Buffer::default(),
+            done: false,
+        }
+    }
+
+    /// The next event. An error event is an error.
+    pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
+        while !self.done {
+            if let Some(lines) = self.buffer.take() {
+                match parse(&lines) {
+                    Parsed::Nothing => continue,
+                    Parsed::Done => self.done = true,
+                    Parsed::Event(event) => return self.check(event).map(Some),
+                    Parsed::Malformed(problem) => return Err(self.broken(problem)),
+                }
+                continue;
+            }
+            let part = self.response.chunk().await;
+            match part.map_err(|error| self.broken(chain(&error.without_url())))? {
+                Some(bytes) if self.buffer.push(&bytes) => {}
+                Some(_) => return Err(self.broken("an event has no end".into())),
+                None => self.done = true,
+            }
+        }
+        Ok(None)
+    }
+
+    fn check(&self, event: Event) -> Result<Event, ClientError> {
+        match ClientError::refused(200, &event.data) {
+            Some(error) => Err(error),
+            None => Ok(event),
+        }
+    }
+
+    fn broken(&self, problem: String) -> ClientError {
+        ClientError::Broken {
+            base: self.base.clone(),
+            problem,
+        }
+    }
+}
+
+/// Bytes that arrived and are not yet an event.
+#[derive(Default)]
+struct Buffer(Vec<u8>);
+
+impl Buffer {
+    /// Whether the bytes were taken.
+    fn push(&mut self, bytes: &[u8]) -> bool {
+        let fits = self.0.len() + bytes.len() <= MAX_EVENT;
+        if fits {
+            self.0.extend_from_slice(bytes);
+        }
+        fits
+    }
+
+    /// The text of the first complete event.
+    fn take(&mut self) -> Option<String> {
+        let end = self.0.windows(2).position(|pair| pair == b"\n\n")?;
+        let rest = self.0.split_off(end + 2);
+        let event = std::mem::replace(&mut self.0, rest);
+        Some(String::from_utf8_lossy(&event).into_owned())
+    }
+}
+
+enum Parsed {
+    Nothing,
+    Done,
+    Event(Event),
+    Malformed(String),
+}
+
+fn parse(text: &str) -> Parsed {
+    let field = |name: &str| {
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        lines.next().map(str::trim)
+    };
+    let Some(data) = field("data:") else {
+        return Parsed::Nothing;
+    };
+    if data == DONE {
+        return Parsed::Done;
+    }
+    match serde_json::from_str(data) {
+        Ok(data) => Parsed::Event(Event {
+            id: field("id:").map(str::to_owned),
+            data,
+        }),
+        Err(error) => Parsed::Malformed(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn an_event_is_complete_at_the_empty_line_however_it_was_cut() {
+        let text = b"id: s:0\ndata: {\"a\":\"\xc3\xa9\"}\n\n: still\n\ndata: [DONE]\n\n";
+        for size in 1..text.len() {
+            let mut buffer = Buffer::default();
+            let mut found = Vec::new();
+            for part in text.chunks(size) {
+                assert!(buffer.push(part));
+                while let Some(event) = buffer.take() {
+                    found.push(event);
+                }
+            }
+            assert_eq!(found.len(), 3, "in parts of {size}");
+            let Parsed::Event(event) = parse(&found[0]) else {
+                panic!("in parts of {size}");
+            };
+            assert_eq!(event.id.as_deref(), Some("s:0"));
+            assert_eq!(event.data, json!({"a": "é"}));
+            assert!(matches!(parse(&found[1]), Parsed::Nothing));
+            assert!(matches!(parse(&found[2]), Parsed::Done));
+        }
+    }
+
+    #[test]
+    fn an_event_without_end_is_refused() {
+        let mut buffer = Buffer::default();
+        assert!(buffer.push(&vec![b'x'; MAX_EVENT]));
+        assert!(!buffer.push(b"x"));
+    }
+}
