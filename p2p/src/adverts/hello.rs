@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! one side                                   the other
+//!   ── id of the swarm ─────────────────────▶  the same, or the stream is closed
 //!   ── certificate (private swarm) ─────────▶  admitted, or the stream is closed
 //!   ── signed advert, for each known ───────▶  checked and remembered
 //!   ── empty frame ─────────────────────────▶
@@ -36,8 +37,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 const JOIN_LIMIT: Duration = Duration::from_secs(30);
 /// How long a connected peer may take to show its certificate.
 const CERTIFICATE_LIMIT: Duration = Duration::from_secs(20);
-/// Frames in one greeting; what does not fit is learnt by gossip.
-const MAX_FRAMES: usize = 256;
+/// Adverts in one greeting; what does not fit is learnt by gossip.
+const MAX_ADVERTS: usize = 256;
 const MAX_GREETINGS: usize = 64;
 const HEARD: u8 = 1;
 
@@ -75,10 +76,10 @@ pub(crate) async fn greet(adverts: &Adverts, streams: &Streams, peer: PeerId) ->
 }
 
 async fn send(members: &Members, streams: &Streams, peer: PeerId, adverts: &[Bytes]) {
-    let certificate = members
-        .own_certificate()
-        .map(|own| Bytes::from(own.to_bytes()));
-    let frames: Vec<&Bytes> = certificate.iter().chain(adverts).take(MAX_FRAMES).collect();
+    let mut frames = vec![swarm_frame(members)];
+    let certificate = members.own_certificate();
+    frames.extend(certificate.map(|own| Bytes::from(own.to_bytes())));
+    frames.extend(adverts.iter().take(MAX_ADVERTS).cloned());
     for attempt in 1..=ATTEMPTS {
         let Ok(mut stream) = streams.open(peer, protocol::ADVERT).await else {
             return;
@@ -93,7 +94,7 @@ async fn send(members: &Members, streams: &Streams, peer: PeerId, adverts: &[Byt
     }
 }
 
-async fn send_frames(stream: &mut Stream, frames: &[&Bytes]) -> io::Result<()> {
+async fn send_frames(stream: &mut Stream, frames: &[Bytes]) -> io::Result<()> {
     for frame in frames {
         let size = u32::try_from(frame.len()).map_err(io::Error::other)?;
         stream.write_all(&size.to_le_bytes()).await?;
@@ -127,7 +128,11 @@ pub(crate) async fn serve(mut incoming: IncomingStreams, adverts: Arc<Adverts>, 
 }
 
 async fn hear(adverts: &Adverts, peer: PeerId, stream: &mut Stream) -> io::Result<()> {
-    for _ in 0..=MAX_FRAMES {
+    if read_frame(stream).await? != swarm_frame(&adverts.members) {
+        return Err(io::Error::other("the peer belongs to another swarm"));
+    }
+    // The certificate, the adverts, and the empty frame at the end.
+    for _ in 0..MAX_ADVERTS + 2 {
         let frame = read_frame(stream).await?;
         match frame.first() {
             None => {
@@ -146,6 +151,13 @@ async fn hear(adverts: &Adverts, peer: PeerId, stream: &mut Stream) -> io::Resul
         }
     }
     Err(io::Error::other("more frames than a greeting may have"))
+}
+
+/// Says which swarm the sender belongs to: not everybody who connects belongs to the same.
+fn swarm_frame(members: &Members) -> Bytes {
+    let mut frame = vec![tag::GREETING];
+    frame.extend_from_slice(members.membership().swarm_id().as_bytes());
+    frame.into()
 }
 
 fn show(adverts: &Adverts, peer: PeerId, frame: &[u8]) -> io::Result<()> {

@@ -86,7 +86,7 @@ impl Dialler {
                 .build(),
         };
         let failure = match tokio::time::timeout(DIAL_TIMEOUT, self.ipfs.connect(options)).await {
-            Ok(Ok(_)) => String::new(),
+            Ok(Ok(_)) => "the connection closed again at once".to_owned(),
             Ok(Err(error)) => format!("{error:#}"),
             Err(_) => format!("no answer within {DIAL_TIMEOUT:?}"),
         };
@@ -109,16 +109,18 @@ impl Dialler {
         if failure.contains("local peer id") {
             return bad_address(&addr, "it is this node's own address".into());
         }
+        if !answers_tcp(&addr).await {
+            return NetworkError::Unreachable {
+                addr,
+                reason: failure,
+            };
+        }
         let swarm = self.members.membership();
-        if swarm.is_private() && answers_tcp(&addr).await {
+        if swarm.is_private() {
             let swarm = swarm.name().to_owned();
             return NetworkError::WrongSwarmKey { addr, swarm };
         }
-        let reason = match failure.is_empty() {
-            true => "the connection closed again at once".to_owned(),
-            false => failure,
-        };
-        NetworkError::Unreachable { addr, reason }
+        NetworkError::NotPublic { addr }
     }
 
     /// Connects to a known peer at any of its addresses; says whether it is connected then.

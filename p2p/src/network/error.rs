@@ -53,6 +53,14 @@ pub enum NetworkError {
         /// The swarm of this node.
         swarm: String,
     },
+    /// Somebody answers there but does not speak as a node of a public swarm.
+    #[error(
+        "{addr} answers, but not as a node of a public swarm; a private swarm needs its key (--swarm-key) or an invite"
+    )]
+    NotPublic {
+        /// The address dialled.
+        addr: Multiaddr,
+    },
     /// Another node than the expected one answers there.
     #[error(
         "another peer than expected answers at {addr} ({reason}); correct the part after /p2p/"
@@ -131,6 +139,7 @@ impl NetworkError {
             Self::Listen { .. } | Self::TensorListen { .. } => "cannot_listen",
             Self::Unreachable { .. } => "unreachable",
             Self::WrongSwarmKey { .. } => "wrong_swarm_key",
+            Self::NotPublic { .. } => "not_public",
             Self::WrongPeer { .. } => "wrong_peer",
             Self::Invite(_) => "bad_invite",
             Self::JoinRefused { .. } => "join_refused",
