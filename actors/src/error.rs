@@ -216,6 +216,14 @@ pub enum StartError {
     /// The file with the swarm's key is no good.
     #[error(transparent)]
     SwarmKey(#[from] accel_p2p::membership::KeyFileError),
+    /// The file with the swarm's key cannot be read.
+    #[error("the swarm key file {path} cannot be read: {source}")]
+    KeyFile {
+        /// The file.
+        path: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
     /// The remembered membership is no good.
     #[error("the membership remembered in {path} cannot be read: {reason}")]
     Membership {
@@ -246,7 +254,10 @@ impl StartError {
     /// How a caller must react.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::SwarmKey(_) | Self::Conflict(_) | Self::BadAddress { .. } => {
+            Self::SwarmKey(_)
+            | Self::KeyFile { .. }
+            | Self::Conflict(_)
+            | Self::BadAddress { .. } => {
                 ErrorKind::BadRequest
             }
             Self::Storage(_) | Self::Network(_) | Self::Membership { .. } | Self::Threads(_) => {
@@ -260,11 +271,31 @@ impl StartError {
         match self {
             Self::Storage(_) => "storage",
             Self::Network(_) => "network",
-            Self::SwarmKey(_) => "swarm_key",
+            Self::SwarmKey(_) | Self::KeyFile { .. } => "swarm_key",
             Self::Membership { .. } => "membership",
             Self::Conflict(_) => "conflicting_settings",
             Self::BadAddress { .. } => "bad_address",
             Self::Threads(_) => "threads",
+        }
+    }
+    /// What to do next.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Storage(accel_storage::StorageError::InUse { .. }) => {
+                "stop the other node, or give this one its own directory with --data"
+            }
+            Self::Storage(_) => "check the data directory, or choose another one with --data",
+            Self::Network(_) => "check the addresses of --listen and --join, the invite and the key",
+            Self::SwarmKey(error) => error.problem.hint(),
+            Self::KeyFile { .. } => "give the file that `accel swarm init --out FILE` wrote",
+            Self::Membership { .. } => {
+                "give --swarm-key, --swarm or --join with an invite again, or choose another --data"
+            }
+            Self::Conflict(_) => "see `accel up --help`",
+            Self::BadAddress { .. } => {
+                "addresses look like /ip4/192.168.1.2/tcp/4001, invites begin with accel-invite:"
+            }
+            Self::Threads(_) => "end other programs, or raise the limit on threads",
         }
     }
 }

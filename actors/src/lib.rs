@@ -24,19 +24,31 @@
 //! are bounded everywhere; `clippy.toml` bans what is not.
 
 pub mod config;
+mod directory;
 pub mod error;
+mod events;
 pub mod models;
 pub mod node;
+mod own;
+mod peers;
+mod placement;
 pub mod planner;
+mod prompt;
 pub mod request;
+mod router;
+mod session;
+mod stage;
 pub mod supervisor;
+mod swarm;
+mod telemetry;
 pub mod views;
 
 pub use config::{Limits, NodeConfig};
 pub use error::{ErrorKind, Failure, GenerateError, StartError};
 pub use models::ModelsError;
-pub use node::NodeHandle;
+pub use node::{NodeHandle, Progress};
 pub use planner::PlanError;
+pub use swarm::DEFAULT_SWARM;
 pub use request::{FinishReason, GenEvent, GenerateRequest, Generation, Input, TopToken};
 pub use views::{
     Figure, GpuView, ModelDetail, ModelView, OfferView, PeerView, PlanStageView, PlanView,

@@ -1,102 +1,286 @@
 //! A running node: the way in for the binary, the HTTP API and tests.
+//!
+//! [`NodeHandle::start`] brings things up in the order in which they need each other: data
+//! directory, hardware, network, actors, events. [`NodeHandle::shutdown`] takes them down in the
+//! reverse order. The network lives on threads of its own, so that block traffic never delays a
+//! token; the actors share one arbiter, because none of them ever blocks.
+
+mod start;
+mod views;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use accel_p2p::{Network, SessionId};
+use actix::ArbiterHandle;
+use tokio::sync::watch;
+
 use crate::config::NodeConfig;
-use crate::error::{Failure, GenerateError, StartError};
-use crate::models::ModelsError;
+use crate::directory::{Directory, snapshot};
+use crate::error::{ErrorKind, Failure, GenerateError, StartError};
+use crate::models::{Models, ModelsError};
+use crate::own::Own;
+use crate::placement::Placer;
 use crate::request::{GenerateRequest, Generation};
+use crate::router::{Admission, Generate, Router};
+use crate::session::table::SessionTable;
+use crate::stage::Shelf;
+use crate::supervisor::{ActorRef, UnitState, UnitWatch};
+use crate::telemetry::{Observed, Telemetry};
 use crate::views::{ModelDetail, ModelView, PeerView, PlanView, SessionView};
+
+pub use crate::models::Progress;
+
+/// How long a request may wait for a place, its model's header and its placement.
+const GENERATE_WITHIN: Duration = Duration::from_secs(600);
+/// How long running sessions may go on when the node stops.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long cancelled sessions may take to end.
+const CANCEL: Duration = Duration::from_secs(2);
 
 /// A running node. Clones lead to the same node.
 #[derive(Clone)]
-pub struct NodeHandle {}
+pub struct NodeHandle {
+    inner: Arc<Inner>,
+}
 
-/// Told with bytes done and bytes in all.
-pub type Progress = std::sync::Arc<dyn Fn(u64, u64) + Send + Sync>;
+/// What is watched of a unit, and what stops it.
+struct WatchedUnit {
+    state: watch::Receiver<UnitState>,
+    restarts: Arc<AtomicU64>,
+    watch: Mutex<Option<UnitWatch>>,
+}
+
+struct Inner {
+    network: Network,
+    models: Arc<Models>,
+    directory: ActorRef<Directory>,
+    router: ActorRef<Router>,
+    placer: Placer,
+    sessions: Arc<SessionTable>,
+    admission: Arc<Admission>,
+    shelf: Arc<Shelf>,
+    own: Arc<Own>,
+    telemetry: Telemetry,
+    units: Vec<WatchedUnit>,
+    stopping: AtomicBool,
+    default_answer: u32,
+    actors: ArbiterHandle,
+    io: start::IoThreads,
+}
 
 impl NodeHandle {
     /// Starts a node. Must run within an actix system.
-    pub async fn start(_config: NodeConfig) -> Result<Self, StartError> {
-        unimplemented!()
+    pub async fn start(config: NodeConfig) -> Result<Self, StartError> {
+        let inner = start::start(config).await?;
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
+
     /// Takes on a request.
-    pub async fn generate(&self, _request: GenerateRequest) -> Result<Generation, GenerateError> {
-        unimplemented!()
+    pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+        if self.inner.stopping.load(Ordering::Relaxed) {
+            return Err(GenerateError::ShuttingDown);
+        }
+        let answer = self.inner.router.ask(Generate(request), GENERATE_WITHIN).await;
+        answer.map_err(|error| GenerateError::Internal(error.to_string()))?
     }
+
     /// The nodes of the swarm, this one first.
     pub async fn peers(&self) -> Result<Vec<PeerView>, Failure> {
-        unimplemented!()
+        let records = snapshot(&self.inner.directory).await;
+        Ok(records.iter().map(views::peer).collect())
     }
+
     /// Who would hold what, for `tokens` tokens of context.
-    pub async fn plan(
-        &self,
-        _model: &str,
-        _tokens: Option<u32>,
-    ) -> Result<PlanView, GenerateError> {
-        unimplemented!()
+    pub async fn plan(&self, model: &str, tokens: Option<u32>) -> Result<PlanView, GenerateError> {
+        let card = self.inner.models.card(model).await?;
+        let shape = &card.header.shape;
+        let tokens = tokens.unwrap_or(self.inner.default_answer).clamp(1, shape.context);
+        let placement = self.inner.placer.place(&card.model, shape, tokens, &[]).await?;
+        Ok(views::plan(&card.model, shape.layers, tokens, &placement.plan))
     }
+
     /// The models of this node and of its peers.
     pub async fn models(&self) -> Result<Vec<ModelView>, ModelsError> {
-        unimplemented!()
+        let records = self.inner.models.store().models()?;
+        let peers = snapshot(&self.inner.directory).await;
+        Ok(views::models(records, &peers))
     }
+
     /// Adds a GGUF file to the store; its name is the file's unless given.
     pub async fn model_add(
         &self,
-        _path: PathBuf,
-        _name: Option<String>,
-        _progress: Progress,
+        path: PathBuf,
+        name: Option<String>,
+        progress: Progress,
     ) -> Result<ModelView, ModelsError> {
-        unimplemented!()
+        let record = self.inner.models.add(path, name, progress).await?;
+        self.inner.own.models_changed();
+        Ok(views::kept(record, 0))
     }
+
+    /// Fetches all of a model that peers offer: by name or CID.
+    pub async fn model_pull(
+        &self,
+        model: &str,
+        name: Option<String>,
+        progress: Progress,
+    ) -> Result<ModelView, ModelsError> {
+        let record = self.inner.models.pull(model, name, progress).await?;
+        self.inner.own.models_changed();
+        Ok(views::kept(record, 0))
+    }
+
+    /// Keeps a model when room is needed, or no longer.
+    pub async fn model_pin(&self, model: &str, pinned: bool) -> Result<ModelView, ModelsError> {
+        let store = self.inner.models.store();
+        let unknown = || ModelsError::Unknown(model.to_owned());
+        let record = store.resolve(model)?.ok_or_else(unknown)?;
+        store.pin(&record.cid, pinned)?;
+        let record = store.resolve(&record.cid.to_string())?.ok_or_else(unknown)?;
+        Ok(views::kept(record, 0))
+    }
+
+    /// Removes a model's bytes from this node.
+    pub async fn model_remove(&self, model: &str) -> Result<(), ModelsError> {
+        let store = self.inner.models.store();
+        let record = store.resolve(model)?;
+        let record = record.ok_or_else(|| ModelsError::Unknown(model.to_owned()))?;
+        store.remove(&record.cid)?;
+        self.inner.models.forget(&record.cid);
+        self.inner.own.models_changed();
+        Ok(())
+    }
+
     /// A model in detail: name, CID or path.
-    pub async fn model_show(&self, _model: &str) -> Result<ModelDetail, ModelsError> {
-        unimplemented!()
+    pub async fn model_show(&self, model: &str) -> Result<ModelDetail, ModelsError> {
+        let card = self.inner.models.card(model).await?;
+        let all = self.models().await?;
+        let cid = card.model.cid.to_string();
+        let summary = all.into_iter().find(|view| view.cid == cid);
+        Ok(views::detail(&card, summary))
     }
+
     /// The sessions that run here and the last that ended, newest first.
     pub fn sessions(&self) -> Vec<SessionView> {
-        unimplemented!()
+        self.inner.sessions.views()
     }
+
     /// One session.
-    pub fn session(&self, _id: &str) -> Option<SessionView> {
-        unimplemented!()
+    pub fn session(&self, id: &str) -> Option<SessionView> {
+        let session = id.parse::<SessionId>().ok()?;
+        self.inner.sessions.view(session)
     }
+
     /// An invite to this node's swarm, good for `ttl`.
-    pub async fn invite(&self, _ttl: Duration) -> Result<String, Failure> {
-        unimplemented!()
+    pub async fn invite(&self, ttl: Duration) -> Result<String, Failure> {
+        let invite = self.inner.network.create_invite(ttl);
+        let invite = invite.map_err(|error| {
+            let hint = "invites are made on a node that was started with --swarm-key";
+            Failure::new(ErrorKind::BadRequest, "cannot_invite", error.to_string(), hint)
+        })?;
+        Ok(invite.to_string())
     }
+
     /// The swarm's name, and whether it is private.
     pub fn swarm(&self) -> (String, bool) {
-        unimplemented!()
+        let membership = self.inner.network.membership();
+        (membership.name().to_owned(), membership.is_private())
     }
+
     /// This node's id.
     pub fn peer_id(&self) -> String {
-        unimplemented!()
+        self.inner.network.peer_id().to_string()
     }
+
     /// Where it listens, with `/p2p/ID`.
     pub fn addrs(&self) -> Vec<String> {
-        unimplemented!()
+        let addrs = self.inner.network.listen_addrs();
+        addrs.iter().map(ToString::to_string).collect()
     }
+
     /// Tells the swarm where the HTTP API listens.
-    pub fn set_api(&self, _api: SocketAddr) {
-        unimplemented!()
+    pub fn set_api(&self, api: SocketAddr) {
+        self.inner.own.set_api(api);
     }
+
     /// The metrics in Prometheus' text format.
     pub fn metrics(&self) -> String {
-        unimplemented!()
+        self.inner.observe();
+        self.inner.telemetry.text()
     }
+
     /// The registry, for further metrics of the caller.
     pub fn registry(&self) -> &prometheus::Registry {
-        unimplemented!()
+        self.inner.telemetry.registry()
     }
+
     /// Whether requests can be taken on; if not, why.
     pub fn ready(&self) -> Result<(), String> {
-        unimplemented!()
+        if self.inner.stopping.load(Ordering::Relaxed) {
+            return Err("the node is shutting down".to_owned());
+        }
+        let states = self.inner.units.iter().map(|unit| *unit.state.borrow());
+        match states.into_iter().find(|state| *state != UnitState::Running) {
+            Some(UnitState::GivenUp) => Err("actors failed too often; restart the node".to_owned()),
+            Some(_) => Err("actors are being restarted".to_owned()),
+            None => Ok(()),
+        }
     }
-    /// Ends running sessions, says goodbye to the swarm and stops.
+
+    /// Takes no more requests, lets running sessions end for a moment, cancels the rest, says
+    /// goodbye to the swarm and stops.
     pub async fn shutdown(&self) {
-        unimplemented!()
+        let inner = &self.inner;
+        if inner.stopping.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        inner.admission.close();
+        inner.wait_for_sessions(DRAIN).await;
+        inner.sessions.shut_down();
+        inner.wait_for_sessions(CANCEL).await;
+        let network = inner.network.clone();
+        let leaving = inner.io.spawn(async move { network.shutdown().await });
+        if leaving.await.is_err() {
+            tracing::warn!("the network did not stop in good order");
+        }
+        for unit in &inner.units {
+            let watch = unit.watch.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(watch) = watch {
+                watch.stop().await;
+            }
+        }
+        inner.actors.stop();
+    }
+}
+
+impl Inner {
+    async fn wait_for_sessions(&self, at_most: Duration) {
+        let ended = async {
+            while self.sessions.running() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(at_most, ended).await.is_err() {
+            tracing::info!("some sessions still run");
+        }
+    }
+
+    fn observe(&self) {
+        let restarts = self.units.iter().map(|unit| unit.restarts.load(Ordering::Relaxed));
+        let traffic = self.network.tensor_plane().all_traffic();
+        self.telemetry.observe(&Observed {
+            sessions: self.sessions.running() as u64,
+            restarts: restarts.sum(),
+            peers: self.network.connected().len() as u64,
+            memory_used: self.shelf.memory().0,
+            tensor_in: traffic.iter().map(|(_, traffic)| traffic.received_bytes).sum(),
+            tensor_out: traffic.iter().map(|(_, traffic)| traffic.sent_bytes).sum(),
+        });
     }
 }

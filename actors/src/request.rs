@@ -74,6 +74,8 @@ pub enum GenEvent {
         token: u32,
         /// The text that it adds; empty while a character or a stop text is incomplete.
         text: String,
+        /// The bytes of the token itself.
+        bytes: Vec<u8>,
         /// Its log probability.
         logprob: f32,
         /// The likeliest alternatives.
@@ -108,6 +110,8 @@ pub struct TopToken {
     pub token: u32,
     /// Its text, as far as it stands alone.
     pub text: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
     /// Its log probability.
     pub logprob: f32,
 }

@@ -1,0 +1,93 @@
+//! The pump of network events: each goes to the actor that it concerns, in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use accel_p2p::{ControlReply, IncomingControl, NetworkEvent, PeerId, TensorFrame};
+use tokio::sync::mpsc;
+
+use crate::directory::{Directory, Heard, tell};
+use crate::session::table::SessionTable;
+use crate::stage::{Control, StageServer, Step};
+use crate::supervisor::ActorRef;
+
+/// How long the stage server may take to take a message.
+const WITHIN: Duration = Duration::from_secs(5);
+/// Replies to a control call that may wait.
+const REPLIES: usize = 16;
+
+/// See the module.
+pub(crate) struct Pump {
+    pub(crate) directory: ActorRef<Directory>,
+    pub(crate) stage: ActorRef<StageServer>,
+    pub(crate) sessions: Arc<SessionTable>,
+}
+
+impl Pump {
+    /// Runs until the network ends.
+    pub(crate) async fn run(self, mut events: mpsc::Receiver<NetworkEvent>) {
+        while let Some(event) = events.recv().await {
+            self.dispatch(event).await;
+        }
+    }
+
+    async fn dispatch(&self, event: NetworkEvent) {
+        match event {
+            NetworkEvent::PeerConnected(peer) => self.hear(Heard::Connected(peer)).await,
+            NetworkEvent::PeerDisconnected(peer) => {
+                self.sessions.peer_lost(peer);
+                self.hear(Heard::Disconnected(peer)).await;
+            }
+            NetworkEvent::Advert(advert) => self.hear(Heard::Advert(advert)).await,
+            NetworkEvent::PeerExpired(peer) => self.hear(Heard::Gone(peer)).await,
+            NetworkEvent::TensorLost { peer, reason } => {
+                tracing::info!(%peer, reason, "the tensor plane lost a peer");
+                self.sessions.peer_lost(peer);
+            }
+            NetworkEvent::Control(incoming) => self.control(incoming).await,
+            NetworkEvent::Tensor { peer, frame } => self.frame(peer, frame).await,
+        }
+    }
+
+    async fn hear(&self, heard: Heard) {
+        tell(&self.directory, heard).await;
+    }
+
+    async fn frame(&self, from: PeerId, frame: TensorFrame) {
+        match &frame {
+            TensorFrame::Step { .. } => {
+                if let Err(error) = self.stage.ask(Step { from, frame }, WITHIN).await {
+                    tracing::warn!(%error, "a step was lost");
+                }
+            }
+            TensorFrame::Token { .. }
+            | TensorFrame::Applied { .. }
+            | TensorFrame::Failed { .. } => self.sessions.deliver(from, frame).await,
+        }
+    }
+
+    async fn control(&self, incoming: IncomingControl) {
+        let IncomingControl { peer, request, responder } = incoming;
+        let (replies, mut receiver) = mpsc::channel(REPLIES);
+        let message = Control { from: peer, request, replies };
+        if let Err(error) = self.stage.ask(message, WITHIN).await {
+            let hint = "send the request again, or place the layers on another peer";
+            let refusal = ControlReply::refused("stage_server", &error.to_string(), hint);
+            // The caller may be gone as well; then nobody needs an answer.
+            let _ = responder.send(refusal).await;
+            return;
+        }
+        actix::spawn(async move {
+            loop {
+                let reply = tokio::select! {
+                    reply = receiver.recv() => reply,
+                    () = responder.closed() => return,
+                };
+                let Some(reply) = reply else { return };
+                if responder.send(reply).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}

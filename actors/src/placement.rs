@@ -1,0 +1,114 @@
+//! From a model to a route: asks the directory who is there, the planner who should compute what,
+//! and keeps the addresses that go with it.
+
+use std::collections::HashMap;
+
+use accel_inference::ModelShape;
+use accel_p2p::PeerId;
+use accel_p2p::wire::{PeerEndpoint, limit};
+use cid::Cid;
+
+use crate::directory::{Directory, PeerRecord, snapshot};
+use crate::models::ModelRef;
+use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, plan};
+use crate::session::event::RouteStage;
+use crate::supervisor::ActorRef;
+
+/// Finds placements.
+#[derive(Clone)]
+pub(crate) struct Placer {
+    pub(crate) directory: ActorRef<Directory>,
+}
+
+/// A plan with what is needed to carry it out.
+#[derive(Debug, Clone)]
+pub(crate) struct Placement {
+    pub(crate) plan: Plan,
+    pub(crate) route: Vec<RouteStage>,
+    pub(crate) endpoints: HashMap<PeerId, PeerEndpoint>,
+    /// Predicted nanoseconds per token.
+    pub(crate) token_ns: u64,
+    /// Who has blocks of the model, most first.
+    providers: Vec<PeerId>,
+}
+
+impl Placement {
+    /// Where a peer can get blocks: everyone who has some, besides itself.
+    pub(crate) fn providers_for(&self, peer: PeerId) -> Vec<PeerId> {
+        let others = self.providers.iter().filter(|provider| **provider != peer);
+        others.take(limit::PROVIDERS).copied().collect()
+    }
+}
+
+impl Placer {
+    /// Places a model for `tokens` tokens on connected peers, except those excluded.
+    pub(crate) async fn place(
+        &self,
+        model: &ModelRef,
+        shape: &ModelShape,
+        tokens: u32,
+        excluding: &[PeerId],
+    ) -> Result<Placement, PlanError> {
+        let records = snapshot(&self.directory).await;
+        let usable = |record: &&PeerRecord| {
+            record.connected && !excluding.contains(&record.peer)
+        };
+        let peers: Vec<PeerFacts> =
+            records.iter().filter(usable).map(|record| facts(record, &model.cid)).collect();
+        let request = PlanRequest {
+            shape,
+            model_bytes: model.bytes,
+            tokens,
+            peers: &peers,
+        };
+        let plan = plan(&request)?;
+        Ok(Placement {
+            route: route(&plan),
+            endpoints: records.iter().map(endpoint).collect(),
+            token_ns: plan.token_ns,
+            providers: providers(&records, &model.cid),
+            plan,
+        })
+    }
+}
+
+fn facts(record: &PeerRecord, model: &Cid) -> PeerFacts {
+    let body = &record.body;
+    PeerFacts {
+        peer: record.peer,
+        is_self: record.is_self,
+        memory_bytes: body.hardware.memory_for_models,
+        max_layers: body.max_layers,
+        gb_s: body.measured_gb_s,
+        numerics: body.numerics.clone(),
+        present_bytes: record.present_bytes(model),
+    }
+}
+
+fn route(plan: &Plan) -> Vec<RouteStage> {
+    let stage = |stage: &crate::planner::PlannedStage| RouteStage {
+        peer: stage.peer,
+        layers: stage.layers,
+    };
+    plan.stages.iter().map(stage).collect()
+}
+
+fn endpoint(record: &PeerRecord) -> (PeerId, PeerEndpoint) {
+    let endpoint = PeerEndpoint {
+        peer: record.peer,
+        tensor_addrs: record.body.tensor_addrs.clone(),
+    };
+    (record.peer, endpoint)
+}
+
+/// Peers with blocks of the model, those with most first.
+pub(crate) fn providers(records: &[PeerRecord], model: &Cid) -> Vec<PeerId> {
+    let mut having: Vec<(u64, PeerId)> = records
+        .iter()
+        .filter(|record| record.connected)
+        .map(|record| (record.present_bytes(model), record.peer))
+        .filter(|(present, _)| *present > 0)
+        .collect();
+    having.sort_by_key(|(present, peer)| (std::cmp::Reverse(*present), *peer));
+    having.into_iter().map(|(_, peer)| peer).collect()
+}

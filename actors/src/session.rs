@@ -1,0 +1,34 @@
+//! A session: one request from its placement to its last token.
+//!
+//! The machine ([`machine`]) is pure: events in, commands out, no clock and no IO. The actor
+//! ([`actor`]) carries its commands out: it journals through the store, places stages and forwards
+//! steps over the network (or to the stage server in this process), and tells the client.
+//!
+//! The rules that the machine keeps, whatever happens around it:
+//! - a token is journaled, durably, before it is emitted; in order, once, and never taken back;
+//! - at most one epoch is live, and it only grows;
+//! - every stage that was asked to prepare is told to commit, abort or release in the end;
+//! - the session ends exactly once: done, failed or cancelled.
+//!
+//! | File | Holds |
+//! |---|---|
+//! | `machine.rs` | the machine: placement, steps, endings |
+//! | `event.rs` | its vocabulary: events, commands, outcomes |
+//! | `text.rs` | from tokens to clean text, with stop texts |
+//! | `actor.rs` | the actor: executes commands, feeds events |
+//! | `pump.rs` | tasks beside the actor: journal, client, first stage |
+//! | `link.rs` | calls and frames to the stages of the route, near or far |
+//! | `record.rs` | what the journal holds of a session |
+//! | `table.rs` | all sessions of this node, for views and for incoming frames |
+
+pub(crate) mod actor;
+pub(crate) mod event;
+pub(crate) mod link;
+pub(crate) mod machine;
+mod pump;
+pub(crate) mod record;
+pub(crate) mod table;
+pub(crate) mod text;
+
+#[cfg(test)]
+mod machine_tests;

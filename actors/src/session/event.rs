@@ -1,0 +1,139 @@
+//! The vocabulary of the session machine.
+
+use accel_inference::LayerRange;
+use accel_p2p::PeerId;
+
+use crate::error::Failure;
+use crate::request::FinishReason;
+
+/// Who computes which layers, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RouteStage {
+    pub(crate) peer: PeerId,
+    pub(crate) layers: LayerRange,
+}
+
+/// What a stage reports once it is prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct StageReport {
+    pub(crate) bytes_fetched: u64,
+    pub(crate) blocks_fetched: u64,
+}
+
+/// What happened. Stages are named by their index in the route of their epoch; whatever belongs
+/// to an older epoch has no effect.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Event {
+    /// The opening record is durable.
+    Opened,
+    /// Another route was found.
+    Planned(Vec<RouteStage>),
+    /// There is no other route.
+    NoPlan,
+    /// A stage is reserved, fetched and loaded.
+    Prepared {
+        epoch: u64,
+        stage: usize,
+        report: StageReport,
+    },
+    /// A stage went live.
+    Committed { epoch: u64, stage: usize },
+    /// A stage refused to prepare or to commit, or could not be asked.
+    Refused {
+        epoch: u64,
+        stage: usize,
+        failure: Failure,
+    },
+    /// The last stage applied a step that draws no token.
+    Applied { epoch: u64, step: u64 },
+    /// The last stage drew a token.
+    Token {
+        epoch: u64,
+        step: u64,
+        position: u64,
+        drawn: Drawn,
+    },
+    /// A stage could not carry out a step.
+    StepFailed { epoch: u64, failure: Failure },
+    /// The token of this index is durable.
+    Journaled { index: u64 },
+    /// The journal cannot be written.
+    JournalFailed(Failure),
+    /// The client has taken the token of this index.
+    Emitted { index: u64 },
+    /// The connection to a peer is gone.
+    PeerLost(PeerId),
+    /// A timer ran out.
+    Timeout(Timer),
+    /// The client is gone, or the node stops.
+    Cancel,
+}
+
+/// A token as it was drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Drawn {
+    pub(crate) token: u32,
+    pub(crate) logprob: f32,
+    pub(crate) top: Vec<(u32, f32)>,
+}
+
+/// What the machine waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Timer {
+    /// All stages to be live, once all are prepared.
+    Commit { epoch: u64 },
+    /// The answer to the oldest step under way, of this many positions.
+    Step { epoch: u64, step: u64, rows: u32 },
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Command {
+    /// Write the opening record.
+    JournalOpen,
+    /// Find a route that does without these peers.
+    Plan { excluding: Vec<PeerId> },
+    /// Phase one, to one stage.
+    Prepare { epoch: u64, stage: usize },
+    /// Phase two, to one stage.
+    Commit { epoch: u64, stage: usize },
+    /// Give up what was prepared under the epoch.
+    Abort { epoch: u64, stage: RouteStage },
+    /// The session needs the stage no more.
+    Release { epoch: u64, stage: RouteStage },
+    /// Send a step to the first stage.
+    Forward {
+        epoch: u64,
+        step: u64,
+        position: u64,
+        sample: bool,
+        tokens: Vec<u32>,
+    },
+    /// Make a token durable.
+    JournalToken { index: u64, token: u32 },
+    /// Give a token to the client.
+    Emit {
+        index: u64,
+        text: String,
+        drawn: Drawn,
+    },
+    /// Start a timer; it replaces the one before.
+    Arm(Timer),
+    /// Journal the outcome and tell the client; nothing follows.
+    Close(Outcome),
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Outcome {
+    /// With its full answer.
+    Done {
+        finish: FinishReason,
+        completion_tokens: u64,
+        text_tail: String,
+    },
+    /// With an error.
+    Failed(Failure),
+    /// Because nobody wants the answer any more.
+    Cancelled,
+}

@@ -1,0 +1,134 @@
+//! The tasks around a session's actor: each takes one kind of work in order, so that the actor
+//! itself never waits. Queues are longer than what the machine lets be under way.
+
+use std::time::Duration;
+
+use accel_p2p::wire::{PeerEndpoint, SessionId, TensorFrame};
+use accel_storage::{Journal, StorageError};
+use actix::Addr;
+use tokio::sync::mpsc;
+
+use super::actor::{Happened, SessionActor};
+use super::event::{Event, Outcome};
+use super::link::Link;
+use super::record::{outcome_record, token_record};
+use crate::error::{ErrorKind, Failure};
+use crate::request::GenEvent;
+
+const QUEUE: usize = 64;
+
+/// What is written to the journal.
+pub(super) enum JournalItem {
+    Open(Vec<u8>),
+    Token { index: u64, token: u32 },
+    Close(Outcome),
+}
+
+/// Tells the actor; one that has ended needs no news.
+async fn tell(actor: &Addr<SessionActor>, event: Event) {
+    let _ = actor.send(Happened(event)).await;
+}
+
+/// Writes to the journal, in order, and tells the actor what is durable.
+pub(super) fn to_journal(
+    journal: Journal,
+    session: SessionId,
+    actor: Addr<SessionActor>,
+) -> mpsc::Sender<JournalItem> {
+    let (queue, mut items) = mpsc::channel(QUEUE);
+    actix::spawn(async move {
+        while let Some(item) = items.recv().await {
+            match write(&journal, session, item).await {
+                Ok(Some(event)) => tell(&actor, event).await,
+                Ok(None) => {}
+                Err(error) => tell(&actor, Event::JournalFailed(not_written(&error))).await,
+            }
+        }
+    });
+    queue
+}
+
+async fn write(
+    journal: &Journal,
+    session: SessionId,
+    item: JournalItem,
+) -> Result<Option<Event>, StorageError> {
+    let key = session.bytes();
+    match item {
+        JournalItem::Open(opening) => {
+            journal.open(key, &opening).await?;
+            Ok(Some(Event::Opened))
+        }
+        JournalItem::Token { index, token } => {
+            journal.append(key, index, &token_record(token)).await?;
+            Ok(Some(Event::Journaled { index }))
+        }
+        JournalItem::Close(outcome) => {
+            journal.close(key, &outcome_record(&outcome)).await?;
+            Ok(None)
+        }
+    }
+}
+
+fn not_written(error: &StorageError) -> Failure {
+    Failure::new(
+        ErrorKind::Internal,
+        "journal",
+        format!("the answer cannot be journaled: {error}"),
+        "check the data directory and the space on its disk",
+    )
+}
+
+/// Gives the answer to the client and tells the actor what was taken, or that nobody is there.
+/// When the actor fails, so that no outcome comes, the client is told so.
+pub(super) fn to_client(
+    events: mpsc::Sender<GenEvent>,
+    actor: Addr<SessionActor>,
+    patience: Duration,
+) -> mpsc::Sender<GenEvent> {
+    let (queue, mut items) = mpsc::channel::<GenEvent>(QUEUE);
+    actix::spawn(async move {
+        loop {
+            let item = tokio::select! {
+                item = items.recv() => item,
+                () = events.closed() => return tell(&actor, Event::Cancel).await,
+            };
+            let item = item.unwrap_or_else(interrupted);
+            let index = match &item {
+                GenEvent::Token { index, .. } => Some(*index),
+                GenEvent::Done { .. } | GenEvent::Failed { .. } => None,
+            };
+            if events.send_timeout(item, patience).await.is_err() {
+                return tell(&actor, Event::Cancel).await;
+            }
+            match index {
+                Some(index) => tell(&actor, Event::Emitted { index }).await,
+                None => return,
+            }
+        }
+    });
+    queue
+}
+
+fn interrupted() -> GenEvent {
+    let Failure { kind, code, message, hint } = Failure::internal("the session failed");
+    GenEvent::Failed { kind, code, message, hint }
+}
+
+/// Sends steps to the first stage of one epoch, in order.
+pub(super) fn to_first_stage(
+    link: Link,
+    endpoint: PeerEndpoint,
+    epoch: u64,
+    actor: Addr<SessionActor>,
+) -> mpsc::Sender<TensorFrame> {
+    let (queue, mut frames) = mpsc::channel(QUEUE);
+    actix::spawn(async move {
+        while let Some(frame) = frames.recv().await {
+            if let Err(failure) = link.step(&endpoint, frame).await {
+                return tell(&actor, Event::StepFailed { epoch, failure }).await;
+            }
+        }
+    });
+    queue
+}

@@ -1,0 +1,32 @@
+//! The stage server: the layers that this node computes, for its own sessions and for others'.
+//!
+//! ```text
+//! Prepare ─► header ─► reserve memory ─► fetch blocks ─► load ─► open KV ─► Ready
+//! Commit  ─► the route is known: where steps come from, where results go
+//! Step    ─► fence (epoch, position) ─► compute thread ─► outlet ─► next stage or coordinator
+//! Release, Abort, an expired lease ─► KV freed; the weights stay until memory is needed
+//! ```
+//!
+//! | File | Holds |
+//! |---|---|
+//! | `server.rs` | the actor: placement messages, leases, steps |
+//! | `prepare.rs` | phase one, off the actor's thread |
+//! | `shelf.rs` | loaded stages, shared by sessions, least recently used out first |
+//! | `ledger.rs` | the memory they and their KV caches take; pure |
+//! | `fence.rs` | which steps may be applied; pure |
+//! | `engine.rs` | one compute thread per loaded stage, behind a bounded queue |
+//! | `outlet.rs` | where the results of a session's steps go, and what is kept for repeats |
+
+mod engine;
+mod fence;
+mod ledger;
+mod outlet;
+mod prepare;
+mod server;
+mod shelf;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use server::{Control, StageDeps, StageServer, Step};
+pub(crate) use shelf::Shelf;

@@ -1,0 +1,79 @@
+//! Which steps a stage may apply. Pure.
+
+/// What becomes of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// It follows what is there: compute it.
+    Apply,
+    /// It was applied before: answer from what is kept.
+    Repeat,
+    /// It belongs to an epoch that is over.
+    Stale { newest: u64 },
+    /// Its position does not follow.
+    Gap { have: u64 },
+    /// It would exceed what was reserved.
+    TooLong { limit: u64 },
+}
+
+/// How far a session has come on a stage, counting steps that are still being computed.
+#[derive(Debug)]
+pub(super) struct Fence {
+    epoch: u64,
+    last_step: u64,
+    length: u64,
+    limit: u64,
+}
+
+impl Fence {
+    pub(super) fn new(epoch: u64, limit: u64) -> Self {
+        Self {
+            epoch,
+            last_step: 0,
+            length: 0,
+            limit,
+        }
+    }
+
+    pub(super) fn admit(&mut self, epoch: u64, step: u64, position: u64, rows: u64) -> Admission {
+        if epoch != self.epoch {
+            return Admission::Stale { newest: self.epoch };
+        }
+        if step <= self.last_step {
+            return Admission::Repeat;
+        }
+        if position != self.length {
+            return Admission::Gap { have: self.length };
+        }
+        if position.saturating_add(rows) > self.limit {
+            return Admission::TooLong { limit: self.limit };
+        }
+        self.last_step = step;
+        self.length += rows;
+        Admission::Apply
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Admission::*;
+    use super::*;
+
+    #[test]
+    fn steps_apply_in_order_and_everything_else_is_told_why_not() {
+        let mut fence = Fence::new(3, 10);
+        let cases = [
+            ((3, 1, 0, 4), Apply, "the first"),
+            ((3, 1, 0, 4), Repeat, "again"),
+            ((2, 2, 4, 1), Stale { newest: 3 }, "an older epoch"),
+            ((4, 2, 4, 1), Stale { newest: 3 }, "an epoch never committed here"),
+            ((3, 2, 5, 1), Gap { have: 4 }, "a row is missing"),
+            ((3, 2, 3, 1), Gap { have: 4 }, "a row is there already"),
+            ((3, 2, 4, 7), TooLong { limit: 10 }, "more than reserved"),
+            ((3, 2, 4, 6), Apply, "what follows"),
+            ((3, 1, 0, 4), Repeat, "long ago"),
+        ];
+        for ((epoch, step, position, rows), wanted, what) in cases {
+            assert_eq!(fence.admit(epoch, step, position, rows), wanted, "{what}");
+        }
+    }
+}

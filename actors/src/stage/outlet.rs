@@ -1,0 +1,200 @@
+//! Where the results of a session's steps go: hidden rows to the next stage, tokens and failures
+//! to the coordinator. The last few results are kept, so that a repeated step is answered again
+//! without being computed again.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use accel_inference::{SamplingParams, StageError, StageOutput};
+use accel_p2p::wire::{PeerEndpoint, SessionId, StepInput, TensorFrame};
+use tokio::sync::mpsc;
+
+use crate::peers::Peers;
+use crate::session::table::SessionTable;
+
+/// Results that are kept for repeats: more than may be under way at once.
+const KEPT: usize = 4;
+/// Results that may wait to be sent.
+const QUEUE: usize = 16;
+
+/// Which step a result belongs to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StepName {
+    pub(super) step: u64,
+    pub(super) position: u64,
+    pub(super) rows: u64,
+    pub(super) sample: bool,
+}
+
+/// What follows a stage.
+pub(super) enum Next {
+    /// Another stage.
+    Stage(PeerEndpoint),
+    /// Nothing: this one samples.
+    Sample(SamplingParams),
+}
+
+/// See the module.
+pub(super) struct Outlet {
+    session: SessionId,
+    epoch: u64,
+    next: Next,
+    queue: mpsc::Sender<TensorFrame>,
+    kept: Mutex<VecDeque<(u64, TensorFrame)>>,
+}
+
+impl Outlet {
+    /// Opens the outlet and starts the task that sends what comes out of it; the task ends when
+    /// the outlet is dropped.
+    pub(super) fn open(
+        session: SessionId,
+        epoch: u64,
+        next: Next,
+        coordinator: PeerEndpoint,
+        peers: Arc<dyn Peers>,
+        sessions: Arc<SessionTable>,
+    ) -> Arc<Self> {
+        let (queue, frames) = mpsc::channel(QUEUE);
+        let onward = match &next {
+            Next::Stage(endpoint) => Some(endpoint.clone()),
+            Next::Sample(_) => None,
+        };
+        let mailer = Mailer { session, epoch, onward, coordinator, peers, sessions };
+        actix::spawn(mailer.run(frames));
+        Arc::new(Self {
+            session,
+            epoch,
+            next,
+            queue,
+            kept: Mutex::default(),
+        })
+    }
+
+    /// Passes on the result of a step.
+    pub(super) fn deliver(&self, name: StepName, output: Result<StageOutput, StageError>) {
+        let frame = match output {
+            Ok(output) => self.frame(name, output),
+            Err(error) => self.failed(name.step, "step_failed", &error.to_string()),
+        };
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= KEPT {
+            kept.pop_front();
+        }
+        kept.push_back((name.step, frame.clone()));
+        drop(kept);
+        self.mail(frame);
+    }
+
+    /// Answers a repeated step from what is kept. One that is still being computed is answered
+    /// in its time.
+    pub(super) fn repeat(&self, step: u64) {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = kept.front().map_or(0, |(step, _)| *step);
+        let found = kept.iter().find(|(known, _)| *known == step);
+        let answer = match found {
+            Some((_, frame)) => Some(frame.clone()),
+            None if step < oldest => {
+                Some(self.failed(step, "step_forgotten", "the step is too old to be repeated"))
+            }
+            None => None,
+        };
+        drop(kept);
+        if let Some(frame) = answer {
+            self.mail(frame);
+        }
+    }
+
+    /// Tells the coordinator that a step cannot be carried out.
+    pub(super) fn refuse(&self, step: u64, code: &str, message: &str) {
+        self.mail(self.failed(step, code, message));
+    }
+
+    fn failed(&self, step: u64, code: &str, message: &str) -> TensorFrame {
+        TensorFrame::failed(self.session, self.epoch, step, code, message)
+    }
+
+    fn mail(&self, frame: TensorFrame) {
+        if self.queue.try_send(frame).is_err() {
+            // The coordinator sends few steps at a time; one that sends more loses answers.
+            tracing::warn!(session = %self.session, "too many results wait; one is dropped");
+        }
+    }
+
+    /// The token at the position behind the step's last row.
+    fn draw(&self, name: StepName, logits: &[f32], params: &SamplingParams) -> TensorFrame {
+        let position = name.position + name.rows;
+        match accel_inference::sample(logits, params, position) {
+            Ok(drawn) => TensorFrame::Token {
+                session: self.session,
+                epoch: self.epoch,
+                step: name.step,
+                position,
+                token: drawn.token,
+                logprob: drawn.logprob,
+                top: drawn.top,
+            },
+            Err(error) => self.failed(name.step, "sampling_failed", &error.to_string()),
+        }
+    }
+
+    fn frame(&self, name: StepName, output: StageOutput) -> TensorFrame {
+        let StepName { step, position, rows, sample } = name;
+        let (session, epoch, length) = (self.session, self.epoch, position + rows);
+        match (output, &self.next) {
+            (StageOutput::Hidden { rows, data }, Next::Stage(_)) => TensorFrame::Step {
+                session,
+                epoch,
+                step,
+                position,
+                sample,
+                input: StepInput::hidden(rows as u32, &data),
+            },
+            (StageOutput::Nothing, Next::Sample(_)) => {
+                TensorFrame::Applied { session, epoch, step, length }
+            }
+            (StageOutput::Logits { data, .. }, Next::Sample(params)) => {
+                self.draw(name, &data, params)
+            }
+            _ => self.failed(step, "wrong_stage", "the layers of this stage do not fit its route"),
+        }
+    }
+}
+
+/// Sends the frames of one outlet, in order.
+struct Mailer {
+    session: SessionId,
+    epoch: u64,
+    onward: Option<PeerEndpoint>,
+    coordinator: PeerEndpoint,
+    peers: Arc<dyn Peers>,
+    sessions: Arc<SessionTable>,
+}
+
+impl Mailer {
+    async fn run(self, mut frames: mpsc::Receiver<TensorFrame>) {
+        while let Some(frame) = frames.recv().await {
+            match (&frame, &self.onward) {
+                (TensorFrame::Step { step, .. }, Some(next)) => {
+                    let step = *step;
+                    if let Err(failure) = self.peers.send(next, frame).await {
+                        let (code, message) = ("next_stage_lost", failure.message);
+                        let told =
+                            TensorFrame::failed(self.session, self.epoch, step, code, &message);
+                        self.to_coordinator(told).await;
+                    }
+                }
+                _ => self.to_coordinator(frame).await,
+            }
+        }
+    }
+
+    async fn to_coordinator(&self, frame: TensorFrame) {
+        let own = self.peers.endpoint().peer;
+        if self.coordinator.peer == own {
+            return self.sessions.deliver(own, frame).await;
+        }
+        if let Err(failure) = self.peers.send(&self.coordinator, frame).await {
+            tracing::warn!(session = %self.session, %failure, "the coordinator cannot be told");
+        }
+    }
+}

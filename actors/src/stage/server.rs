@@ -1,0 +1,496 @@
+//! The stage server's actor. It knows one seat per session; it never waits: preparing happens in
+//! tasks, computing on the engines' threads, sending in the outlets' tasks. It ends with its node;
+//! when it is restarted, all seats are lost and their coordinators notice.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use accel_inference::{LayerRange, SamplingParams, SeqId, StageInput};
+use accel_p2p::PeerId;
+use accel_p2p::wire::{
+    ControlReply, ControlRequest, Hop, PeerEndpoint, SamplingWire, SessionId, StepInput,
+    TensorFrame,
+};
+use accel_storage::Store;
+use actix::{
+    Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, SpawnHandle, WrapFuture,
+};
+use tokio::sync::mpsc;
+
+use super::engine::{Engine, StepWork};
+use super::fence::{Admission, Fence};
+use super::ledger::StageKey;
+use super::outlet::{Next, Outlet, StepName};
+use super::prepare::{self, Order, Prepared};
+use super::shelf::Shelf;
+use crate::error::Failure;
+use crate::models::Models;
+use crate::peers::Peers;
+use crate::session::table::SessionTable;
+use crate::supervisor::supervised;
+use crate::telemetry::Telemetry;
+
+/// Messages that may wait.
+const MAILBOX: usize = 256;
+/// How often expired reservations are looked for.
+const SWEEP: Duration = Duration::from_millis(500);
+/// The longest lease that is granted.
+const LONGEST_LEASE: Duration = Duration::from_secs(120);
+/// Sessions that may hold seats or epochs here.
+const MOST_SEATS: usize = 1024;
+
+/// What a stage server works with.
+pub(crate) struct StageDeps {
+    pub(crate) store: Store,
+    pub(crate) models: Arc<Models>,
+    pub(crate) peers: Arc<dyn Peers>,
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) sessions: Arc<SessionTable>,
+    pub(crate) max_layers: Option<u32>,
+    pub(crate) threads: Option<usize>,
+    pub(crate) telemetry: Telemetry,
+}
+
+/// A request about a placement; the replies end with a final one.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Control {
+    pub(crate) from: PeerId,
+    pub(crate) request: ControlRequest,
+    pub(crate) replies: mpsc::Sender<ControlReply>,
+}
+
+/// A frame of the tensor plane that concerns a stage.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Step {
+    pub(crate) from: PeerId,
+    pub(crate) frame: TensorFrame,
+}
+
+/// What a session has on this node.
+struct Seat {
+    epoch: u64,
+    coordinator: PeerId,
+    key: StageKey,
+    max_tokens: u64,
+    expires: Instant,
+    lease: Duration,
+    state: SeatState,
+}
+
+enum SeatState {
+    Preparing(SpawnHandle),
+    Ready { engine: Arc<Engine>, seq: SeqId },
+    Live(Live),
+}
+
+struct Live {
+    engine: Arc<Engine>,
+    seq: SeqId,
+    upstream: PeerId,
+    fence: Fence,
+    outlet: Arc<Outlet>,
+}
+
+/// See the module.
+pub(crate) struct StageServer {
+    deps: Arc<StageDeps>,
+    seats: HashMap<SessionId, Seat>,
+    /// The newest epoch of sessions without a seat: what is older stays refused.
+    past: HashMap<SessionId, (u64, Instant)>,
+}
+
+impl StageServer {
+    /// A server without seats.
+    pub(crate) fn new(deps: Arc<StageDeps>) -> Self {
+        Self {
+            deps,
+            seats: HashMap::new(),
+            past: HashMap::new(),
+        }
+    }
+
+    fn newest_epoch(&self, session: SessionId) -> u64 {
+        let seat = self.seats.get(&session).map_or(0, |seat| seat.epoch);
+        seat.max(self.past.get(&session).map_or(0, |(epoch, _)| *epoch))
+    }
+
+    fn prepare(
+        &mut self,
+        from: PeerId,
+        request: ControlRequest,
+        replies: mpsc::Sender<ControlReply>,
+        context: &mut Context<Self>,
+    ) {
+        let ControlRequest::Prepare {
+            session,
+            epoch,
+            model,
+            model_bytes,
+            layers: (first, end),
+            total_layers,
+            max_tokens,
+            lease_ms,
+            providers,
+        } = request
+        else {
+            return;
+        };
+        let layers = LayerRange::new(first, end);
+        if let Err(failure) = self.may_prepare(session, epoch, layers) {
+            return answer(&replies, refused(&failure));
+        }
+        self.leave(session, context);
+        let lease = Duration::from_millis(lease_ms).min(LONGEST_LEASE);
+        let order = Order {
+            session,
+            model,
+            model_bytes,
+            layers,
+            total_layers,
+            max_tokens,
+            providers,
+        };
+        let work = prepare::run(Arc::clone(&self.deps), order, replies.clone());
+        let task = work.into_actor(self).map(move |result, server, context| {
+            server.prepared(session, epoch, result, &replies, context);
+        });
+        let seat = Seat {
+            epoch,
+            coordinator: from,
+            key: StageKey { model, layers },
+            max_tokens: u64::from(max_tokens),
+            expires: Instant::now() + lease,
+            lease,
+            state: SeatState::Preparing(context.spawn(task)),
+        };
+        self.seats.insert(session, seat);
+    }
+
+    fn may_prepare(
+        &self,
+        session: SessionId,
+        epoch: u64,
+        layers: LayerRange,
+    ) -> Result<(), Failure> {
+        let newest = self.newest_epoch(session);
+        if epoch <= newest {
+            return Err(stale(epoch, newest));
+        }
+        if self.seats.len() >= MOST_SEATS {
+            let message = "this node serves as many sessions as it can";
+            return Err(Failure::unavailable("busy", message, "try again later"));
+        }
+        match self.deps.max_layers {
+            Some(most) if layers.len() > most => Err(Failure::unavailable(
+                "layer_limits",
+                format!("this node takes at most {most} layers, not {}", layers.len()),
+                "raise --max-layers on that node, or join another node",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn prepared(
+        &mut self,
+        session: SessionId,
+        epoch: u64,
+        result: Result<Prepared, Failure>,
+        replies: &mpsc::Sender<ControlReply>,
+        context: &mut Context<Self>,
+    ) {
+        let current = self.seats.get_mut(&session).filter(|seat| seat.epoch == epoch);
+        match (result, current) {
+            (Ok(Prepared { engine, seq, reply }), Some(seat)) => {
+                seat.state = SeatState::Ready { engine, seq };
+                seat.expires = Instant::now() + seat.lease;
+                answer(replies, reply);
+            }
+            (Ok(Prepared { engine, seq, .. }), None) => engine.close(seq),
+            (Err(failure), current) => {
+                if current.is_some() {
+                    self.leave(session, context);
+                }
+                answer(replies, refused(&failure));
+            }
+        }
+    }
+
+    fn commit(&mut self, from: PeerId, request: ControlRequest) -> Result<(), Failure> {
+        let ControlRequest::Commit { session, epoch, route, coordinator, sampling } = request
+        else {
+            return Ok(());
+        };
+        let own = self.deps.peers.endpoint().peer;
+        let deps = Arc::clone(&self.deps);
+        let seat = self.seat(session, epoch, from)?;
+        let SeatState::Ready { engine, seq } = &seat.state else {
+            return match seat.state {
+                SeatState::Live(_) => Ok(()),
+                _ => Err(not_ready()),
+            };
+        };
+        let layers = seat.key.layers;
+        let at = route
+            .iter()
+            .position(|hop| hop.peer == own && hop.layers == (layers.first, layers.end))
+            .ok_or_else(not_ready)?;
+        if coordinator.peer != from {
+            return Err(not_ready());
+        }
+        let upstream = at.checked_sub(1).and_then(|before| route.get(before));
+        let next = match route.get(at + 1) {
+            Some(hop) => Next::Stage(endpoint_of(hop)),
+            None => Next::Sample(params_of(&sampling)),
+        };
+        let (peers, sessions) = (Arc::clone(&deps.peers), Arc::clone(&deps.sessions));
+        seat.state = SeatState::Live(Live {
+            engine: Arc::clone(engine),
+            seq: *seq,
+            upstream: upstream.map_or(from, |hop| hop.peer),
+            fence: Fence::new(epoch, seat.max_tokens),
+            outlet: Outlet::open(session, epoch, next, coordinator, peers, sessions),
+        });
+        seat.expires = Instant::now() + seat.lease;
+        Ok(())
+    }
+
+    /// The seat of a session, if the caller is its coordinator and the epoch is the live one.
+    fn seat(
+        &mut self,
+        session: SessionId,
+        epoch: u64,
+        from: PeerId,
+    ) -> Result<&mut Seat, Failure> {
+        let newest = self.newest_epoch(session);
+        match self.seats.get_mut(&session) {
+            Some(seat) if seat.epoch == epoch && seat.coordinator == from => Ok(seat),
+            _ if epoch < newest => Err(stale(epoch, newest)),
+            _ => Err(Failure::unavailable(
+                "unknown_session",
+                "this node has nothing prepared for the session under this epoch",
+                "the reservation may have expired; send the request again",
+            )),
+        }
+    }
+
+    fn renew(&mut self, from: PeerId, session: SessionId, epoch: u64, lease_ms: u64) -> Result<(), Failure> {
+        let seat = self.seat(session, epoch, from)?;
+        seat.lease = Duration::from_millis(lease_ms).min(LONGEST_LEASE);
+        seat.expires = Instant::now() + seat.lease;
+        Ok(())
+    }
+
+    /// Abort and Release: done when nothing is held any more, also when nothing was.
+    fn end(&mut self, from: PeerId, session: SessionId, epoch: u64, context: &mut Context<Self>) -> Result<(), Failure> {
+        match self.seats.get(&session) {
+            Some(seat) if seat.epoch > epoch => Err(stale(epoch, seat.epoch)),
+            Some(seat) if seat.coordinator != from => Err(not_ready()),
+            Some(_) => {
+                self.leave(session, context);
+                Ok(())
+            }
+            None => {
+                self.remember(session, epoch);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives up a session's seat with all that it holds.
+    fn leave(&mut self, session: SessionId, context: &mut Context<Self>) {
+        let Some(seat) = self.seats.remove(&session) else {
+            return;
+        };
+        match &seat.state {
+            SeatState::Preparing(task) => {
+                context.cancel_future(*task);
+            }
+            SeatState::Ready { engine, seq } => engine.close(*seq),
+            SeatState::Live(live) => live.engine.close(live.seq),
+        }
+        self.deps.shelf.release(session, &seat.key);
+        self.remember(session, seat.epoch);
+    }
+
+    fn remember(&mut self, session: SessionId, epoch: u64) {
+        if self.past.len() >= MOST_SEATS {
+            let oldest = self.past.iter().min_by_key(|(_, (_, since))| *since);
+            if let Some(oldest) = oldest.map(|(session, _)| *session) {
+                self.past.remove(&oldest);
+            }
+        }
+        let newest = self.past.get(&session).map_or(epoch, |(known, _)| epoch.max(*known));
+        self.past.insert(session, (newest, Instant::now()));
+    }
+
+    fn sweep(&mut self, context: &mut Context<Self>) {
+        let now = Instant::now();
+        let expired: Vec<SessionId> = self
+            .seats
+            .iter()
+            .filter(|(_, seat)| seat.expires <= now)
+            .map(|(session, _)| *session)
+            .collect();
+        for session in expired {
+            tracing::info!(%session, "no sign of life of the coordinator; its stage is released");
+            self.leave(session, context);
+        }
+    }
+
+    fn step(&mut self, from: PeerId, frame: TensorFrame) {
+        let TensorFrame::Step { session, epoch, step, position, sample, input } = frame else {
+            return;
+        };
+        let Some(seat) = self.seats.get_mut(&session) else {
+            tracing::debug!(%session, peer = %from, "a step for a session that is not here");
+            return;
+        };
+        let SeatState::Live(live) = &mut seat.state else {
+            return;
+        };
+        if live.upstream != from {
+            tracing::warn!(%session, peer = %from, "a step from a peer that is not in the route");
+            return;
+        }
+        seat.expires = Instant::now() + seat.lease;
+        let name = StepName { step, position, rows: input.rows() as u64, sample };
+        apply(live, epoch, name, input);
+    }
+}
+
+/// Lets a step through the fence and queues it.
+fn apply(live: &mut Live, epoch: u64, name: StepName, input: StepInput) {
+    let outlet = &live.outlet;
+    match live.fence.admit(epoch, name.step, name.position, name.rows) {
+        Admission::Apply => {
+            let work = StepWork {
+                seq: live.seq,
+                name,
+                input: stage_input(input),
+                outlet: Arc::clone(outlet),
+            };
+            if let Err(reason) = live.engine.step(work) {
+                outlet.refuse(name.step, "stage_unavailable", reason);
+            }
+        }
+        Admission::Repeat => outlet.repeat(name.step),
+        Admission::Stale { newest } => {
+            tracing::info!(epoch, newest, "a step of an epoch that is over is refused");
+        }
+        Admission::Gap { have } => {
+            let message =
+                format!("the step is for position {}, the stage holds {have}", name.position);
+            outlet.refuse(name.step, "position_gap", &message);
+        }
+        Admission::TooLong { limit } => {
+            let message = format!("the step exceeds the {limit} tokens reserved");
+            outlet.refuse(name.step, "context_overflow", &message);
+        }
+    }
+}
+
+fn stage_input(input: StepInput) -> StageInput {
+    match input {
+        StepInput::Tokens(tokens) => StageInput::Tokens(tokens),
+        StepInput::Hidden { rows, data } => StageInput::Hidden {
+            rows: rows as usize,
+            data: accel_p2p::wire::step::floats(&data),
+        },
+    }
+}
+
+fn endpoint_of(hop: &Hop) -> PeerEndpoint {
+    PeerEndpoint {
+        peer: hop.peer,
+        tensor_addrs: hop.tensor_addrs.clone(),
+    }
+}
+
+fn params_of(wire: &SamplingWire) -> SamplingParams {
+    SamplingParams {
+        temperature: wire.temperature,
+        top_p: wire.top_p,
+        min_p: wire.min_p,
+        top_k: wire.top_k,
+        seed: wire.seed,
+        top_logprobs: wire.top_logprobs,
+    }
+}
+
+fn stale(epoch: u64, newest: u64) -> Failure {
+    Failure::unavailable(
+        "stale_epoch",
+        format!("epoch {epoch} is over, the newest is {newest}"),
+        "another coordinator or plan took over the session",
+    )
+}
+
+fn not_ready() -> Failure {
+    Failure::unavailable(
+        "not_prepared",
+        "the request does not fit what is prepared here",
+        "send the request again",
+    )
+}
+
+fn refused(failure: &Failure) -> ControlReply {
+    ControlReply::refused(&failure.code, &failure.message, &failure.hint)
+}
+
+/// Progress never fills the queue to the last place before a final reply, because the caller
+/// reads; one that does not read has no use for the reply either.
+fn answer(replies: &mpsc::Sender<ControlReply>, reply: ControlReply) {
+    let replies = replies.clone();
+    actix::spawn(async move {
+        let _ = replies.send_timeout(reply, Duration::from_secs(10)).await;
+    });
+}
+
+impl Actor for StageServer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, context: &mut Context<Self>) {
+        context.set_mailbox_capacity(MAILBOX);
+        self.deps.shelf.clear();
+        context.run_interval(SWEEP, |server, context| server.sweep(context));
+    }
+}
+
+supervised!(StageServer);
+
+impl Handler<Control> for StageServer {
+    type Result = ();
+
+    fn handle(&mut self, message: Control, context: &mut Context<Self>) {
+        let Control { from, request, replies } = message;
+        let done = match request {
+            ControlRequest::Prepare { .. } => {
+                return self.prepare(from, request, replies, context);
+            }
+            ControlRequest::Commit { .. } => self.commit(from, request),
+            ControlRequest::Abort { session, epoch }
+            | ControlRequest::Release { session, epoch } => {
+                self.end(from, session, epoch, context)
+            }
+            ControlRequest::Renew { session, epoch, lease_ms } => {
+                self.renew(from, session, epoch, lease_ms)
+            }
+        };
+        let reply = match done {
+            Ok(()) => ControlReply::Done,
+            Err(failure) => refused(&failure),
+        };
+        answer(&replies, reply);
+    }
+}
+
+impl Handler<Step> for StageServer {
+    type Result = ();
+
+    fn handle(&mut self, Step { from, frame }: Step, _: &mut Context<Self>) {
+        self.step(from, frame);
+    }
+}

@@ -1,0 +1,104 @@
+//! The loaded stages of this node. Sessions with the same layers of the same model share one;
+//! those that nobody uses stay until their memory is needed.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use accel_inference::SeqId;
+use accel_p2p::wire::SessionId;
+use tokio::sync::OnceCell;
+
+use super::engine::Engine;
+use super::ledger::{Ledger, Shortage, StageKey};
+
+/// A place for a stage that the first session to need it fills.
+pub(super) type Cell = Arc<OnceCell<Arc<Engine>>>;
+
+/// See the module. Outlives the stage server's actor, which clears it when it is restarted.
+pub(crate) struct Shelf {
+    inner: Mutex<Inner>,
+    next_seq: AtomicU64,
+}
+
+struct Inner {
+    ledger: Ledger,
+    cells: HashMap<StageKey, Cell>,
+}
+
+impl Shelf {
+    /// A shelf for `limit` bytes.
+    pub(crate) fn new(limit: u64) -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                ledger: Ledger::new(limit),
+                cells: HashMap::new(),
+            }),
+            next_seq: AtomicU64::new(1),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A name for a KV cache, never used twice.
+    pub(super) fn next_seq(&self) -> SeqId {
+        self.next_seq.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Reserves memory for a session and gives the place of its stage.
+    pub(super) fn reserve(
+        &self,
+        session: SessionId,
+        key: StageKey,
+        weights: u64,
+        kv: u64,
+    ) -> Result<Cell, Shortage> {
+        let mut inner = self.lock();
+        Self::drop_dead(&mut inner, &key);
+        let evicted = inner.ledger.reserve(session, key, weights, kv, Instant::now())?;
+        for key in evicted {
+            tracing::info!(model = %key.model, layers = %key.layers, "unloaded to make room");
+            inner.cells.remove(&key);
+        }
+        Ok(Arc::clone(inner.cells.entry(key).or_default()))
+    }
+
+    /// A stage whose thread died is loaded anew.
+    fn drop_dead(inner: &mut Inner, key: &StageKey) {
+        let cell = inner.cells.get(key);
+        if cell.and_then(|cell| cell.get()).is_some_and(|engine| engine.is_dead()) {
+            inner.cells.remove(key);
+        }
+    }
+
+    /// Gives back what a session holds. Its stage stays if it is loaded.
+    pub(super) fn release(&self, session: SessionId, key: &StageKey) {
+        let mut inner = self.lock();
+        inner.ledger.release(session, Instant::now());
+        let is_loaded = inner.cells.get(key).is_some_and(|cell| cell.initialized());
+        if !is_loaded && inner.ledger.forget_unused(key) {
+            inner.cells.remove(key);
+        }
+    }
+
+    /// Unloads everything, for a stage server that knows of no session any more.
+    pub(super) fn clear(&self) {
+        let mut inner = self.lock();
+        inner.ledger = inner.ledger.emptied();
+        inner.cells.clear();
+    }
+
+    /// Memory that is taken: in all, and by sessions.
+    pub(crate) fn memory(&self) -> (u64, u64) {
+        let inner = self.lock();
+        (inner.ledger.used(), inner.ledger.held())
+    }
+
+    /// Sessions that hold memory.
+    pub(crate) fn sessions(&self) -> usize {
+        self.lock().ledger.sessions()
+    }
+}

@@ -1,0 +1,152 @@
+//! The metrics of a node, in Prometheus' form.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder,
+};
+
+/// What is counted. Clones count into the same registry.
+#[derive(Clone)]
+pub(crate) struct Telemetry {
+    registry: Registry,
+    requests: IntCounterVec,
+    sessions_ended: IntCounterVec,
+    sessions_running: IntGauge,
+    tokens: IntCounter,
+    rows: IntCounter,
+    step_seconds: Histogram,
+    prepare_seconds: Histogram,
+    bytes_fetched: IntCounter,
+    blocks_fetched: IntCounter,
+    restarts: IntGauge,
+    peers: IntGauge,
+    memory_used: IntGauge,
+    tensor_bytes: IntCounterVec,
+}
+
+const FAST: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0];
+const SLOW: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 300.0];
+
+impl Telemetry {
+    /// A fresh registry with all metrics at zero.
+    pub(crate) fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| {
+            register(&registry, IntCounter::new(name, help))
+        };
+        let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
+        let labelled = |name: &str, help: &str, label: &str| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), &[label]))
+        };
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            register(&registry, Histogram::with_opts(options))
+        };
+        Self {
+            requests: labelled("accel_requests_total", "Requests, by what became of them at admission", "result"),
+            sessions_ended: labelled("accel_sessions_ended_total", "Sessions that ended, by how", "state"),
+            sessions_running: gauge("accel_sessions_running", "Sessions that this node coordinates now"),
+            tokens: counter("accel_tokens_emitted_total", "Tokens given to clients"),
+            rows: counter("accel_stage_rows_total", "Positions computed by the stages of this node"),
+            step_seconds: histogram("accel_stage_step_seconds", "Time that a stage of this node computes one step", &FAST),
+            prepare_seconds: histogram("accel_stage_prepare_seconds", "Time to prepare a stage: fetch, verify, load", &SLOW),
+            bytes_fetched: counter("accel_content_bytes_fetched_total", "Bytes of models fetched from peers"),
+            blocks_fetched: counter("accel_content_blocks_fetched_total", "Blocks of models fetched from peers"),
+            restarts: gauge("accel_actor_restarts", "Restarts of actor units since the start"),
+            peers: gauge("accel_peers_connected", "Peers that are connected"),
+            memory_used: gauge("accel_model_memory_bytes", "Memory that weights and KV caches take"),
+            tensor_bytes: labelled("accel_tensor_bytes_total", "Bytes over the tensor plane", "direction"),
+            registry,
+        }
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(crate) fn request(&self, result: &str) {
+        self.requests.with_label_values(&[result]).inc();
+    }
+
+    pub(crate) fn session_ended(&self, state: &str) {
+        self.sessions_ended.with_label_values(&[state]).inc();
+    }
+
+    pub(crate) fn token(&self) {
+        self.tokens.inc();
+    }
+
+    pub(crate) fn step_computed(&self, rows: u64, took: Duration) {
+        self.rows.inc_by(rows);
+        self.step_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn prepared(&self, took: Duration) {
+        self.prepare_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn fetched(&self, bytes: u64, blocks: u64) {
+        self.bytes_fetched.inc_by(bytes);
+        self.blocks_fetched.inc_by(blocks);
+    }
+
+    /// Sets what is looked up only when somebody reads the metrics.
+    pub(crate) fn observe(&self, now: &Observed) {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.sessions_running.set(gauge(now.sessions));
+        self.restarts.set(gauge(now.restarts));
+        self.peers.set(gauge(now.peers));
+        self.memory_used.set(gauge(now.memory_used));
+        for (direction, total) in [("in", now.tensor_in), ("out", now.tensor_out)] {
+            let counter = self.tensor_bytes.with_label_values(&[direction]);
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
+    /// Everything as text.
+    pub(crate) fn text(&self) -> String {
+        let mut buffer = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut buffer) {
+            tracing::error!(%error, "the metrics cannot be written");
+        }
+        String::from_utf8_lossy(&buffer).into_owned()
+    }
+}
+
+/// What is looked up when somebody reads the metrics.
+pub(crate) struct Observed {
+    pub(crate) sessions: u64,
+    pub(crate) restarts: u64,
+    pub(crate) peers: u64,
+    pub(crate) memory_used: u64,
+    pub(crate) tensor_in: u64,
+    pub(crate) tensor_out: u64,
+}
+
+/// Names and labels are constants of this file: a bad one fails the first test that starts a node.
+fn register<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    made: prometheus::Result<C>,
+) -> C {
+    let metric = made.expect("the name and labels of a metric are valid");
+    let registered = registry.register(Box::new(metric.clone()));
+    registered.expect("every metric has a name of its own");
+    metric
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_holds_what_was_counted() {
+        let telemetry = Telemetry::new();
+        telemetry.request("accepted");
+        telemetry.token();
+        let text = telemetry.text();
+        assert!(text.contains("accel_requests_total{result=\"accepted\"} 1"), "{text}");
+        assert!(text.contains("accel_tokens_emitted_total 1"), "{text}");
+    }
+}
