@@ -1,11 +1,11 @@
 //! The journal of sessions: what was answered is on disk before it is said.
 //!
 //! A session is an opening record, records numbered from 0 without gaps, and an outcome. `open`,
-//! `append` and `close` resolve once durable; one thread writes for all ([`committer`]), so that one
+//! `append` and `close` resolve once durable; one thread writes for all (`committer.rs`), so that one
 //! flush serves everything that waited for it. A record, once durable, never changes: a repeat of
 //! the same bytes is accepted, other bytes are refused.
 //!
-//! Every record is versioned and carries a checksum over its key and content ([`record`]). What a
+//! Every record is versioned and carries a checksum over its key and content (`record.rs`). What a
 //! crash or a bad disk damaged is cut off at the first bad record and reported; the next append
 //! writes from there.
 

@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use cid::Cid;
 
 use super::index::{ModelEntry, ModelId};
+use crate::data_dir::sync_dir;
 use crate::error::{Result, StorageError, io_error};
 use crate::ranges::RangeSet;
 use crate::types::ModelRecord;
@@ -140,6 +141,9 @@ impl Writing<'_> {
             .open(path)
             .map_err(io_error("create", path))?;
         file.set_len(len).map_err(io_error("size", path))?;
+        if let Some(dir) = path.parent() {
+            sync_dir(dir)?;
+        }
         let file = Arc::new(file);
         self.model.state().file = Some(file.clone());
         Ok(file)

@@ -69,7 +69,10 @@ async fn a_file_that_kubo_added_with_version_0_is_fetched_and_served_as_it_was()
 
         let home = Home::new();
         let peer = Peer::with(blocks.0.clone());
-        home.store.fetch(&root, Want::All, &peer, &quiet).await.unwrap();
+        home.store
+            .fetch(&root, Want::All, &peer, &quiet)
+            .await
+            .unwrap();
         let path = home.store.model_path(&root).unwrap();
         assert!(std::fs::read(path).unwrap() == content, "seed {seed}");
         for (cid, block) in &blocks.0 {

@@ -59,7 +59,11 @@ impl Blocks {
         while !rest.is_empty() {
             // Each next child is twice as large.
             let size = (form.chunk << children.len().min(8)).min(rest.len());
-            let size = if children.len() + 1 == form.width { rest.len() } else { size };
+            let size = if children.len() + 1 == form.width {
+                rest.len()
+            } else {
+                size
+            };
             let (part, after) = rest.split_at(size);
             children.push(if size > form.chunk {
                 self.trickle(part, form)
@@ -116,7 +120,10 @@ impl Blocks {
             true => Cid::new_v0(*v1.hash()).unwrap(),
             false => v1,
         };
-        let tree = block.len() as u64 + children.iter().map(|child| child.tree).sum::<u64>();
+        let own = block.len() as u64;
+        // Saturates, because hostile trees are larger than any number.
+        let sizes = children.iter().map(|child| child.tree);
+        let tree = sizes.fold(own, u64::saturating_add);
         self.0.push((cid, block));
         Part { cid, len, tree }
     }

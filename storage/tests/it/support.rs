@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use accel_storage::{
-    BlockSource, BlockSourceError, DataDir, FetchProgress, ModelRecord, Store, dag,
+    BlockSource, BlockSourceError, DataDir, FetchProgress, ModelRecord, StorageError, Store, dag,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -45,8 +46,16 @@ impl Home {
     }
 }
 
+/// Opens a store as soon as disk work of an earlier one, whose caller has gone, has ended.
 pub fn open(dir: &Path) -> Store {
-    Store::open(&DataDir::open(dir).unwrap()).unwrap()
+    for _ in 0..1000 {
+        match DataDir::open(dir) {
+            Ok(data) => return Store::open(&data).unwrap(),
+            Err(StorageError::InUse { .. }) => std::thread::sleep(Duration::from_millis(10)),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    panic!("the directory is still held");
 }
 
 /// Pseudo-random content (xorshift64*); zeros for seed 0.
@@ -93,7 +102,10 @@ impl Peer {
         let mut blocks = Vec::new();
         let mut cids = vec![*root];
         while let Some(cid) = cids.pop() {
-            let block = store.get_block(&cid).unwrap().expect("the store is complete");
+            let block = store
+                .get_block(&cid)
+                .unwrap()
+                .expect("the store is complete");
             let node = dag::decode(&cid, &block).unwrap();
             cids.extend(node.children.iter().map(|child| child.cid));
             blocks.push((cid, block));
@@ -128,7 +140,12 @@ impl BlockSource for Peer {
             return Err(BlockSourceError::Timeout);
         }
         let key = cid.hash().to_bytes();
-        let prepared = self.answers.lock().unwrap().get_mut(&key).and_then(Vec::pop);
+        let prepared = self
+            .answers
+            .lock()
+            .unwrap()
+            .get_mut(&key)
+            .and_then(Vec::pop);
         if let Some(answer) = prepared {
             return answer;
         }
