@@ -120,7 +120,7 @@ pub enum NetworkError {
         /// Where it was to listen.
         addr: SocketAddr,
         /// Why it does not.
-        source: TensorError,
+        source: Box<TensorError>,
     },
     /// The swarm itself failed.
     #[error("the swarm failed: {0}")]

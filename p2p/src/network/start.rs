@@ -131,8 +131,10 @@ fn bind_tensor(
     members: &Arc<Members>,
 ) -> Result<(TensorPlane, Frames), NetworkError> {
     let addr = config.tensor_listen;
-    TensorPlane::bind(keypair, addr, members.clone())
-        .map_err(|source| NetworkError::TensorListen { addr, source })
+    TensorPlane::bind(keypair, addr, members.clone()).map_err(|error| {
+        let source = Box::new(error);
+        NetworkError::TensorListen { addr, source }
+    })
 }
 
 impl Network {
@@ -251,7 +253,10 @@ async fn listen(ipfs: &Ipfs, addr: &Multiaddr) -> Result<(), NetworkError> {
     }
     let listening = ipfs.add_listening_address(addr.clone());
     let reason = match tokio::time::timeout(LISTEN_TIMEOUT, listening).await {
-        Ok(Ok(_)) => return Ok(settle(addr).await),
+        Ok(Ok(_)) => {
+            settle(addr).await;
+            return Ok(());
+        }
         Ok(Err(error)) => format!("{error:#}"),
         Err(_) => format!("nothing came of it within {LISTEN_TIMEOUT:?}"),
     };
