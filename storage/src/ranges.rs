@@ -210,6 +210,6 @@ mod tests {
     #[test]
     fn ranges_that_touch_become_one() {
         let set: RangeSet = [0..4, 8..12, 4..8].into_iter().collect();
-        assert_eq!(set.iter().collect::<Vec<_>>(), [0..12]);
+        assert!(set.iter().eq(std::iter::once(0..12)));
     }
 }

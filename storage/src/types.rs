@@ -41,6 +41,12 @@ pub enum Want {
     Ranges(Vec<Range<u64>>),
 }
 
+impl From<Range<u64>> for Want {
+    fn from(range: Range<u64>) -> Self {
+        Want::Ranges(std::iter::once(range).collect())
+    }
+}
+
 /// How far a fetch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FetchProgress {

@@ -376,12 +376,18 @@ fn locate(block: &Bytes, node: &FileNode, offset: u64) -> Location {
 }
 
 fn wanted(want: Want, len: u64) -> RangeSet {
-    let ranges = match want {
-        Want::All => vec![0..len],
-        Want::Ranges(ranges) => ranges,
-    };
-    let clipped = ranges.into_iter().map(|r| r.start.min(len)..r.end.min(len));
-    clipped.collect()
+    let mut wanted = RangeSet::new();
+    match want {
+        Want::All => {
+            wanted.insert(0..len);
+        }
+        Want::Ranges(ranges) => {
+            for range in ranges {
+                wanted.insert(range.start.min(len)..range.end.min(len));
+            }
+        }
+    }
+    wanted
 }
 
 /// The end of the commit under way; pending for ever when there is none.

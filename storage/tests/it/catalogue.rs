@@ -108,7 +108,7 @@ async fn adding_completes_what_was_fetched_in_part() {
     let root = owner.add("model", &content).await.cid;
     let peer = Peer::serving(&owner.store, &root);
     let home = Home::new();
-    let want = Want::Ranges(vec![0..10]);
+    let want = Want::from(0..10);
     home.store.fetch(&root, want, &peer, &quiet).await.unwrap();
     let record = home.add("model", &content).await;
     assert!(record.complete());

@@ -65,7 +65,7 @@ async fn a_range_costs_its_leaves_and_the_nodes_above_them() {
 
     let home = Home::new();
     // The last byte of leaf 1 to the first of leaf 3.
-    let want = Want::Ranges(vec![2 * chunk - 1..3 * chunk + 1]);
+    let want = Want::from(2 * chunk - 1..3 * chunk + 1);
     let report = home.store.fetch(&root, want, &peer, &quiet).await.unwrap();
     assert_eq!(report.blocks_fetched, 1 + 3);
     assert_eq!(home.store.present_bytes(&root).unwrap(), 3 * chunk);
@@ -168,7 +168,7 @@ async fn a_source_that_only_lies_writes_nothing() {
     let lies = vec![Ok(Bytes::from(vec![7; 1000])); 3];
     peer.answer_first(&leaf, lies);
     let home = Home::new();
-    let want = Want::Ranges(vec![2000..3000]);
+    let want = Want::from(2000..3000);
     let refused = home.store.fetch(&root, want, &peer, &quiet).await;
     assert!(
         matches!(refused, Err(StorageError::WrongBlock { cid, .. }) if cid == leaf),
@@ -229,7 +229,7 @@ async fn two_fetches_of_one_model_ask_once_for_each_block() {
     let (root, peer) = swarm(&content, FORM);
     let home = Home::new();
     let one = home.store.fetch(&root, Want::All, &peer, &quiet);
-    let part = Want::Ranges(vec![10_000..50_000]);
+    let part = Want::from(10_000..50_000);
     let other = home.store.fetch(&root, part, &peer, &quiet);
     let (one, other) = futures::join!(one, other);
     let (one, other) = (one.unwrap(), other.unwrap());
@@ -305,7 +305,7 @@ async fn the_length_of_a_file_costs_at_most_its_root() {
     assert_eq!(home.store.file_len(&root, &peer).await.unwrap(), 30_000);
     assert_eq!(peer.asked(), [root]);
     assert!(home.store.models().unwrap().is_empty());
-    let want = Want::Ranges(vec![0..10]);
+    let want = Want::from(0..10);
     home.store.fetch(&root, want, &peer, &quiet).await.unwrap();
     assert_eq!(home.store.file_len(&root, &nobody()).await.unwrap(), 30_000);
 }
