@@ -121,7 +121,10 @@ impl State {
             seen: *seen,
         });
         let own_id = self.own.as_ref().map(|(peer, ..)| *peer);
-        let others = self.entries.iter().filter(|(peer, _)| Some(**peer) != own_id);
+        let others = self
+            .entries
+            .iter()
+            .filter(|(peer, _)| Some(**peer) != own_id);
         let others = others.map(|(peer, entry)| PeerRecord {
             peer: *peer,
             is_self: false,
@@ -231,14 +234,20 @@ mod tests {
 
     fn versions(state: &mut State, now: Instant) -> Vec<String> {
         let records = state.snapshot(now);
-        records.iter().map(|record| record.body.version.clone()).collect()
+        records
+            .iter()
+            .map(|record| record.body.version.clone())
+            .collect()
     }
 
     #[test]
     fn a_peer_is_there_until_its_advert_expires() {
         let (mut state, now, peer) = (State::default(), Instant::now(), PeerId::random());
         state.hear(advert(peer, 1, "a"), now);
-        assert_eq!(versions(&mut state, now + Duration::from_millis(999)), ["a"]);
+        assert_eq!(
+            versions(&mut state, now + Duration::from_millis(999)),
+            ["a"]
+        );
         assert!(versions(&mut state, now + Duration::from_millis(1000)).is_empty());
     }
 
@@ -265,8 +274,11 @@ mod tests {
         state.hear(Heard::Disconnected(far), now);
         let records = state.snapshot(now);
         assert!(records[0].is_self);
-        let connected: Vec<PeerId> =
-            records.iter().filter(|r| r.connected).map(|r| r.peer).collect();
+        let connected: Vec<PeerId> = records
+            .iter()
+            .filter(|r| r.connected)
+            .map(|r| r.peer)
+            .collect();
         assert_eq!(connected.len(), 2);
         assert!(!connected.contains(&far));
     }

@@ -257,9 +257,7 @@ impl StartError {
             Self::SwarmKey(_)
             | Self::KeyFile { .. }
             | Self::Conflict(_)
-            | Self::BadAddress { .. } => {
-                ErrorKind::BadRequest
-            }
+            | Self::BadAddress { .. } => ErrorKind::BadRequest,
             Self::Storage(_) | Self::Network(_) | Self::Membership { .. } | Self::Threads(_) => {
                 ErrorKind::Unavailable
             }
@@ -285,7 +283,9 @@ impl StartError {
                 "stop the other node, or give this one its own directory with --data"
             }
             Self::Storage(_) => "check the data directory, or choose another one with --data",
-            Self::Network(_) => "check the addresses of --listen and --join, the invite and the key",
+            Self::Network(_) => {
+                "check the addresses of --listen and --join, the invite and the key"
+            }
             Self::SwarmKey(error) => error.problem.hint(),
             Self::KeyFile { .. } => "give the file that `accel swarm init --out FILE` wrote",
             Self::Membership { .. } => {

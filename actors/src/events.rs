@@ -67,9 +67,17 @@ impl Pump {
     }
 
     async fn control(&self, incoming: IncomingControl) {
-        let IncomingControl { peer, request, responder } = incoming;
+        let IncomingControl {
+            peer,
+            request,
+            responder,
+        } = incoming;
         let (replies, mut receiver) = mpsc::channel(REPLIES);
-        let message = Control { from: peer, request, replies };
+        let message = Control {
+            from: peer,
+            request,
+            replies,
+        };
         if let Err(error) = self.stage.ask(message, WITHIN).await {
             let hint = "send the request again, or place the layers on another peer";
             let refusal = ControlReply::refused("stage_server", &error.to_string(), hint);

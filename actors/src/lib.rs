@@ -41,6 +41,8 @@ mod stage;
 pub mod supervisor;
 mod swarm;
 mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod views;
 
 pub use config::{Limits, NodeConfig};
@@ -48,8 +50,8 @@ pub use error::{ErrorKind, Failure, GenerateError, StartError};
 pub use models::ModelsError;
 pub use node::{NodeHandle, Progress};
 pub use planner::PlanError;
-pub use swarm::DEFAULT_SWARM;
 pub use request::{FinishReason, GenEvent, GenerateRequest, Generation, Input, TopToken};
+pub use swarm::DEFAULT_SWARM;
 pub use views::{
     Figure, GpuView, ModelDetail, ModelView, OfferView, PeerView, PlanStageView, PlanView,
     RouteView, SessionErrorView, SessionView, Tag,

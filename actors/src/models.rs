@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use accel_inference::{ChatTemplate, Gguf, ModelShape, Tokenizer};
 use accel_p2p::PeerId;
-use accel_storage::{ModelRecord, Store, StorageError, Want, canonical};
+use accel_storage::{ModelRecord, StorageError, Store, Want, canonical};
 use cid::Cid;
 
 use crate::directory::{Directory, PeerRecord, snapshot};
@@ -110,7 +110,9 @@ impl Models {
         match looks_like_path(model) {
             true => {
                 let quiet: Progress = Arc::new(|_, _| {});
-                self.add(PathBuf::from(model), None, quiet).await.map(Found::here)
+                self.add(PathBuf::from(model), None, quiet)
+                    .await
+                    .map(Found::here)
             }
             false => Err(ModelsError::Unknown(model.to_owned())),
         }
@@ -124,7 +126,11 @@ impl Models {
         if let Some(card) = self.cards.get(&cid) {
             return Ok(card);
         }
-        let model = ModelRef { cid, name, bytes: header.file_len };
+        let model = ModelRef {
+            cid,
+            name,
+            bytes: header.file_len,
+        };
         let card = read_card(model, header).await?;
         self.cards.put(cid, card.clone());
         Ok(card)
@@ -154,7 +160,8 @@ impl Models {
             }
             Ok(read) => read?,
         };
-        self.telemetry.fetched(fetched.bytes_fetched, fetched.blocks_fetched);
+        self.telemetry
+            .fetched(fetched.bytes_fetched, fetched.blocks_fetched);
         let header = Arc::new(header);
         self.headers.put(*cid, Arc::clone(&header));
         Ok((header, fetched))
@@ -218,10 +225,15 @@ impl Models {
         let told = move |now: accel_storage::FetchProgress| {
             progress(now.done_bytes, now.total_bytes);
         };
-        let report = self.store.fetch(&found.cid, Want::All, source.as_ref(), &told).await?;
-        self.telemetry.fetched(report.bytes_fetched, report.blocks_fetched);
+        let report = self
+            .store
+            .fetch(&found.cid, Want::All, source.as_ref(), &told)
+            .await?;
+        self.telemetry
+            .fetched(report.bytes_fetched, report.blocks_fetched);
         let name = name.unwrap_or(found.name);
-        self.store.record(new_record(found.cid, name, header.file_len))?;
+        self.store
+            .record(new_record(found.cid, name, header.file_len))?;
         let record = self.store.resolve(&found.cid.to_string())?;
         record.ok_or_else(|| ModelsError::Internal("the model was removed meanwhile".into()))
     }
@@ -256,9 +268,11 @@ async fn read_card(model: ModelRef, header: Arc<Header>) -> Result<Card, ModelsE
     let name = model.name.clone();
     let gguf = Arc::clone(&header.gguf);
     let reading = tokio::task::spawn_blocking(move || {
-        let no_text = |reason: String| ModelsError::NoText { model: name.clone(), reason };
-        let tokenizer =
-            Tokenizer::from_gguf(&gguf).map_err(|error| no_text(error.to_string()))?;
+        let no_text = |reason: String| ModelsError::NoText {
+            model: name.clone(),
+            reason,
+        };
+        let tokenizer = Tokenizer::from_gguf(&gguf).map_err(|error| no_text(error.to_string()))?;
         let template =
             ChatTemplate::from_gguf(&gguf).map_err(|error| no_text(error.to_string()))?;
         Ok::<_, ModelsError>((Arc::new(tokenizer), template.map(Arc::new)))
@@ -266,7 +280,12 @@ async fn read_card(model: ModelRef, header: Arc<Header>) -> Result<Card, ModelsE
     let read = reading.await;
     let read = read.map_err(|_| ModelsError::Internal("reading the tokenizer panicked".into()))?;
     let (tokenizer, template) = read?;
-    Ok(Card { model, header, tokenizer, template })
+    Ok(Card {
+        model,
+        header,
+        tokenizer,
+        template,
+    })
 }
 
 fn new_record(cid: Cid, name: String, bytes: u64) -> ModelRecord {
@@ -289,7 +308,10 @@ fn offered_name(records: &[PeerRecord], cid: &Cid) -> Option<String> {
         *votes.entry(offer.name.clone()).or_insert(0_usize) += 1;
     }
     let most = votes.values().max().copied()?;
-    votes.into_iter().find(|(_, count)| *count == most).map(|(name, _)| name)
+    votes
+        .into_iter()
+        .find(|(_, count)| *count == most)
+        .map(|(name, _)| name)
 }
 
 /// A model that peers offer under a name; complete copies count before parts.
@@ -310,7 +332,9 @@ fn looks_like_path(model: &str) -> bool {
 
 /// What a file is called as a model: its name without the ending.
 fn name_of(path: &Path) -> String {
-    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let stem = path
+        .file_stem()
+        .map(|stem| stem.to_string_lossy().into_owned());
     stem.unwrap_or_else(|| "model".to_owned())
 }
 
@@ -323,6 +347,9 @@ mod tests {
         assert!(looks_like_path("/tmp/model.bin"));
         assert!(looks_like_path("model.gguf"));
         assert!(!looks_like_path("SmolLM2-135M-Instruct.Q4_1"));
-        assert_eq!(name_of(Path::new("/x/SmolLM2-135M.Q4_1.gguf")), "SmolLM2-135M.Q4_1");
+        assert_eq!(
+            name_of(Path::new("/x/SmolLM2-135M.Q4_1.gguf")),
+            "SmolLM2-135M.Q4_1"
+        );
     }
 }

@@ -6,6 +6,8 @@
 //! token; the actors share one arbiter, because none of them ever blocks.
 
 mod start;
+#[cfg(test)]
+mod tests;
 mod views;
 
 use std::net::SocketAddr;
@@ -86,7 +88,11 @@ impl NodeHandle {
         if self.inner.stopping.load(Ordering::Relaxed) {
             return Err(GenerateError::ShuttingDown);
         }
-        let answer = self.inner.router.ask(Generate(request), GENERATE_WITHIN).await;
+        let answer = self
+            .inner
+            .router
+            .ask(Generate(request), GENERATE_WITHIN)
+            .await;
         answer.map_err(|error| GenerateError::Internal(error.to_string()))?
     }
 
@@ -100,9 +106,20 @@ impl NodeHandle {
     pub async fn plan(&self, model: &str, tokens: Option<u32>) -> Result<PlanView, GenerateError> {
         let card = self.inner.models.card(model).await?;
         let shape = &card.header.shape;
-        let tokens = tokens.unwrap_or(self.inner.default_answer).clamp(1, shape.context);
-        let placement = self.inner.placer.place(&card.model, shape, tokens, &[]).await?;
-        Ok(views::plan(&card.model, shape.layers, tokens, &placement.plan))
+        let tokens = tokens
+            .unwrap_or(self.inner.default_answer)
+            .clamp(1, shape.context);
+        let placement = self
+            .inner
+            .placer
+            .place(&card.model, shape, tokens, &[])
+            .await?;
+        Ok(views::plan(
+            &card.model,
+            shape.layers,
+            tokens,
+            &placement.plan,
+        ))
     }
 
     /// The models of this node and of its peers.
@@ -142,7 +159,9 @@ impl NodeHandle {
         let unknown = || ModelsError::Unknown(model.to_owned());
         let record = store.resolve(model)?.ok_or_else(unknown)?;
         store.pin(&record.cid, pinned)?;
-        let record = store.resolve(&record.cid.to_string())?.ok_or_else(unknown)?;
+        let record = store
+            .resolve(&record.cid.to_string())?
+            .ok_or_else(unknown)?;
         Ok(views::kept(record, 0))
     }
 
@@ -182,7 +201,12 @@ impl NodeHandle {
         let invite = self.inner.network.create_invite(ttl);
         let invite = invite.map_err(|error| {
             let hint = "invites are made on a node that was started with --swarm-key";
-            Failure::new(ErrorKind::BadRequest, "cannot_invite", error.to_string(), hint)
+            Failure::new(
+                ErrorKind::BadRequest,
+                "cannot_invite",
+                error.to_string(),
+                hint,
+            )
         })?;
         Ok(invite.to_string())
     }
@@ -226,7 +250,10 @@ impl NodeHandle {
             return Err("the node is shutting down".to_owned());
         }
         let states = self.inner.units.iter().map(|unit| *unit.state.borrow());
-        match states.into_iter().find(|state| *state != UnitState::Running) {
+        match states
+            .into_iter()
+            .find(|state| *state != UnitState::Running)
+        {
             Some(UnitState::GivenUp) => Err("actors failed too often; restart the node".to_owned()),
             Some(_) => Err("actors are being restarted".to_owned()),
             None => Ok(()),
@@ -250,7 +277,11 @@ impl NodeHandle {
             tracing::warn!("the network did not stop in good order");
         }
         for unit in &inner.units {
-            let watch = unit.watch.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let watch = unit
+                .watch
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
             if let Some(watch) = watch {
                 watch.stop().await;
             }
@@ -272,14 +303,20 @@ impl Inner {
     }
 
     fn observe(&self) {
-        let restarts = self.units.iter().map(|unit| unit.restarts.load(Ordering::Relaxed));
+        let restarts = self
+            .units
+            .iter()
+            .map(|unit| unit.restarts.load(Ordering::Relaxed));
         let traffic = self.network.tensor_plane().all_traffic();
         self.telemetry.observe(&Observed {
             sessions: self.sessions.running() as u64,
             restarts: restarts.sum(),
             peers: self.network.connected().len() as u64,
             memory_used: self.shelf.memory().0,
-            tensor_in: traffic.iter().map(|(_, traffic)| traffic.received_bytes).sum(),
+            tensor_in: traffic
+                .iter()
+                .map(|(_, traffic)| traffic.received_bytes)
+                .sum(),
             tensor_out: traffic.iter().map(|(_, traffic)| traffic.sent_bytes).sum(),
         });
     }

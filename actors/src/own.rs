@@ -73,7 +73,9 @@ impl Own {
             tracing::warn!(%error, "the catalogue cannot be read");
             Vec::new()
         });
-        let present = records.into_iter().filter(|record| record.present_bytes > 0);
+        let present = records
+            .into_iter()
+            .filter(|record| record.present_bytes > 0);
         present.take(limit::MODELS).map(offer).collect()
     }
 
@@ -114,11 +116,15 @@ pub(crate) fn fixed_body(
     measured: &Measured,
 ) -> AdvertBody {
     let memory_for_models = memory_for_models(config, &hardware);
-    let gpus = hardware.gpus.into_iter().take(limit::GPUS).map(|gpu| GpuAdvert {
-        name: accel_p2p::wire::clip(&gpu.name, limit::NAME),
-        backend: gpu.backend,
-        kind: format!("{:?}", gpu.kind).to_lowercase(),
-    });
+    let gpus = hardware
+        .gpus
+        .into_iter()
+        .take(limit::GPUS)
+        .map(|gpu| GpuAdvert {
+            name: accel_p2p::wire::clip(&gpu.name, limit::NAME),
+            backend: gpu.backend,
+            kind: format!("{:?}", gpu.kind).to_lowercase(),
+        });
     AdvertBody {
         addrs: Vec::new(),
         tensor_addrs: Vec::new(),

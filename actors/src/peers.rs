@@ -135,7 +135,11 @@ pub(crate) async fn finish(
         };
         match reply {
             Some(Ok(ControlReply::Progress { done, total })) => progress(done, total),
-            Some(Ok(ControlReply::Refused { code, message, hint })) => {
+            Some(Ok(ControlReply::Refused {
+                code,
+                message,
+                hint,
+            })) => {
                 return Err(Failure::new(kind_of(&code), code, message, hint));
             }
             Some(Ok(reply)) => return Ok(reply),

@@ -50,11 +50,12 @@ impl Placer {
         excluding: &[PeerId],
     ) -> Result<Placement, PlanError> {
         let records = snapshot(&self.directory).await;
-        let usable = |record: &&PeerRecord| {
-            record.connected && !excluding.contains(&record.peer)
-        };
-        let peers: Vec<PeerFacts> =
-            records.iter().filter(usable).map(|record| facts(record, &model.cid)).collect();
+        let usable = |record: &&PeerRecord| record.connected && !excluding.contains(&record.peer);
+        let peers: Vec<PeerFacts> = records
+            .iter()
+            .filter(usable)
+            .map(|record| facts(record, &model.cid))
+            .collect();
         let request = PlanRequest {
             shape,
             model_bytes: model.bytes,

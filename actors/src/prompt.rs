@@ -19,7 +19,10 @@ pub(crate) fn check(request: &mut GenerateRequest) -> Result<StopMatcher, Genera
         problem: problem.to_owned(),
     };
     request.sampling.top_logprobs = request.sampling.top_logprobs.max(request.top_logprobs);
-    request.sampling.check().map_err(|error| bad("sampling", &error.to_string()))?;
+    request
+        .sampling
+        .check()
+        .map_err(|error| bad("sampling", &error.to_string()))?;
     if request.max_tokens == Some(0) {
         return Err(bad("max_tokens", "must be at least 1"));
     }
@@ -40,7 +43,9 @@ pub(crate) async fn tokens(card: &Card, input: Input) -> Result<Vec<u32>, Genera
     let encoding = tokio::task::spawn_blocking(move || encode(&card, input));
     match encoding.await {
         Ok(tokens) => tokens,
-        Err(_) => Err(GenerateError::Internal("encoding the prompt panicked".to_owned())),
+        Err(_) => Err(GenerateError::Internal(
+            "encoding the prompt panicked".to_owned(),
+        )),
     }
 }
 
@@ -87,7 +92,10 @@ pub(crate) fn room(
     let used = u32::try_from(prompt_tokens).unwrap_or(u32::MAX);
     let left = context.saturating_sub(used);
     if left == 0 {
-        return Err(GenerateError::PromptTooLong { prompt_tokens, context });
+        return Err(GenerateError::PromptTooLong {
+            prompt_tokens,
+            context,
+        });
     }
     Ok(asked.unwrap_or(default_answer).clamp(1, left))
 }
@@ -102,7 +110,10 @@ mod tests {
         assert_eq!(room(&prompt, 100, Some(20), 50).unwrap(), 20);
         assert_eq!(room(&prompt, 100, None, 50).unwrap(), 50);
         assert_eq!(room(&prompt, 100, Some(500), 50).unwrap(), 90);
-        assert_eq!(room(&prompt, 10, None, 50).unwrap_err().code(), "context_length_exceeded");
+        assert_eq!(
+            room(&prompt, 10, None, 50).unwrap_err().code(),
+            "context_length_exceeded"
+        );
     }
 
     #[test]

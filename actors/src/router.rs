@@ -211,7 +211,11 @@ mod tests {
     use super::*;
 
     fn admission(max_sessions: usize, max_waiting: usize) -> Arc<Admission> {
-        let limits = Limits { max_sessions, max_waiting, ..Limits::default() };
+        let limits = Limits {
+            max_sessions,
+            max_waiting,
+            ..Limits::default()
+        };
         Arc::new(Admission::new(limits))
     }
 
@@ -249,6 +253,9 @@ mod tests {
     async fn a_stopping_node_admits_nobody() {
         let admission = admission(1, 1);
         admission.close();
-        assert!(matches!(admission.admit().await, Err(GenerateError::ShuttingDown)));
+        assert!(matches!(
+            admission.admit().await,
+            Err(GenerateError::ShuttingDown)
+        ));
     }
 }

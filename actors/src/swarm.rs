@@ -9,7 +9,9 @@
 
 use std::path::Path;
 
-use accel_p2p::{Invite, JoinTarget, Keypair, Multiaddr, PeerId, SwarmKey, SwarmMembership, unix_ms};
+use accel_p2p::{
+    Invite, JoinTarget, Keypair, Multiaddr, PeerId, SwarmKey, SwarmMembership, unix_ms,
+};
 use accel_storage::DataDir;
 
 use crate::config::NodeConfig;
@@ -119,7 +121,9 @@ fn remembered(data: &DataDir) -> Result<Option<SwarmMembership>, StartError> {
 
 /// Remembers the membership, with the certificate that a join brought.
 pub(crate) fn remember(data: &DataDir, membership: &SwarmMembership) -> Result<(), StartError> {
-    let bytes = membership.to_bytes().map_err(|error| unusable(data, &error))?;
+    let bytes = membership
+        .to_bytes()
+        .map_err(|error| unusable(data, &error))?;
     Ok(data.write_file(FILE, &bytes)?)
 }
 

@@ -26,38 +26,79 @@ pub(crate) struct Telemetry {
     tensor_bytes: IntCounterVec,
 }
 
-const FAST: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0];
+const FAST: [f64; 12] = [
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0,
+];
 const SLOW: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 300.0];
 
 impl Telemetry {
     /// A fresh registry with all metrics at zero.
     pub(crate) fn new() -> Self {
         let registry = Registry::new();
-        let counter = |name: &str, help: &str| {
-            register(&registry, IntCounter::new(name, help))
-        };
+        let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
         let labelled = |name: &str, help: &str, label: &str| {
-            register(&registry, IntCounterVec::new(Opts::new(name, help), &[label]))
+            register(
+                &registry,
+                IntCounterVec::new(Opts::new(name, help), &[label]),
+            )
         };
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
             let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
             register(&registry, Histogram::with_opts(options))
         };
         Self {
-            requests: labelled("accel_requests_total", "Requests, by what became of them at admission", "result"),
-            sessions_ended: labelled("accel_sessions_ended_total", "Sessions that ended, by how", "state"),
-            sessions_running: gauge("accel_sessions_running", "Sessions that this node coordinates now"),
+            requests: labelled(
+                "accel_requests_total",
+                "Requests, by what became of them at admission",
+                "result",
+            ),
+            sessions_ended: labelled(
+                "accel_sessions_ended_total",
+                "Sessions that ended, by how",
+                "state",
+            ),
+            sessions_running: gauge(
+                "accel_sessions_running",
+                "Sessions that this node coordinates now",
+            ),
             tokens: counter("accel_tokens_emitted_total", "Tokens given to clients"),
-            rows: counter("accel_stage_rows_total", "Positions computed by the stages of this node"),
-            step_seconds: histogram("accel_stage_step_seconds", "Time that a stage of this node computes one step", &FAST),
-            prepare_seconds: histogram("accel_stage_prepare_seconds", "Time to prepare a stage: fetch, verify, load", &SLOW),
-            bytes_fetched: counter("accel_content_bytes_fetched_total", "Bytes of models fetched from peers"),
-            blocks_fetched: counter("accel_content_blocks_fetched_total", "Blocks of models fetched from peers"),
-            restarts: gauge("accel_actor_restarts", "Restarts of actor units since the start"),
+            rows: counter(
+                "accel_stage_rows_total",
+                "Positions computed by the stages of this node",
+            ),
+            step_seconds: histogram(
+                "accel_stage_step_seconds",
+                "Time that a stage of this node computes one step",
+                &FAST,
+            ),
+            prepare_seconds: histogram(
+                "accel_stage_prepare_seconds",
+                "Time to prepare a stage: fetch, verify, load",
+                &SLOW,
+            ),
+            bytes_fetched: counter(
+                "accel_content_bytes_fetched_total",
+                "Bytes of models fetched from peers",
+            ),
+            blocks_fetched: counter(
+                "accel_content_blocks_fetched_total",
+                "Blocks of models fetched from peers",
+            ),
+            restarts: gauge(
+                "accel_actor_restarts",
+                "Restarts of actor units since the start",
+            ),
             peers: gauge("accel_peers_connected", "Peers that are connected"),
-            memory_used: gauge("accel_model_memory_bytes", "Memory that weights and KV caches take"),
-            tensor_bytes: labelled("accel_tensor_bytes_total", "Bytes over the tensor plane", "direction"),
+            memory_used: gauge(
+                "accel_model_memory_bytes",
+                "Memory that weights and KV caches take",
+            ),
+            tensor_bytes: labelled(
+                "accel_tensor_bytes_total",
+                "Bytes over the tensor plane",
+                "direction",
+            ),
             registry,
         }
     }
@@ -146,7 +187,10 @@ mod tests {
         telemetry.request("accepted");
         telemetry.token();
         let text = telemetry.text();
-        assert!(text.contains("accel_requests_total{result=\"accepted\"} 1"), "{text}");
+        assert!(
+            text.contains("accel_requests_total{result=\"accepted\"} 1"),
+            "{text}"
+        );
         assert!(text.contains("accel_tokens_emitted_total 1"), "{text}");
     }
 }

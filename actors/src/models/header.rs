@@ -62,8 +62,12 @@ async fn parse(
     });
     match parsing.await {
         Ok(Ok(parsed)) => Ok(parsed),
-        Ok(Err(error)) => Err(ModelsError::Internal(format!("reading a header failed: {error}"))),
-        Err(_) => Err(ModelsError::Internal("parsing a header panicked".to_owned())),
+        Ok(Err(error)) => Err(ModelsError::Internal(format!(
+            "reading a header failed: {error}"
+        ))),
+        Err(_) => Err(ModelsError::Internal(
+            "parsing a header panicked".to_owned(),
+        )),
     }
 }
 

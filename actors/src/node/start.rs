@@ -49,12 +49,17 @@ impl IoThreads {
             .thread_name("accel-io")
             .enable_all()
             .build();
-        runtime.map(|runtime| Self(Some(runtime))).map_err(StartError::Threads)
+        runtime
+            .map(|runtime| Self(Some(runtime)))
+            .map_err(StartError::Threads)
     }
 
     /// Enters the runtime, for what starts tasks on it.
     fn handle(&self) -> Handle {
-        let runtime = self.0.as_ref().expect("the runtime is there until this is dropped");
+        let runtime = self
+            .0
+            .as_ref()
+            .expect("the runtime is there until this is dropped");
         runtime.handle().clone()
     }
 
@@ -111,7 +116,10 @@ pub(super) async fn start(config: NodeConfig) -> Result<Inner, StartError> {
 
     let seed = data.identity_seed()?;
     let standing = swarm::standing(&config, &data, swarm::peer_of(seed)?)?;
-    let listen = config.listen.iter().map(|text| swarm::multiaddr("listen address", text));
+    let listen = config
+        .listen
+        .iter()
+        .map(|text| swarm::multiaddr("listen address", text));
     let listen = listen.collect::<Result<Vec<_>, _>>()?;
     let network_config = NetworkConfig {
         seed,
@@ -124,14 +132,21 @@ pub(super) async fn start(config: NodeConfig) -> Result<Inner, StartError> {
     let io = IoThreads::start()?;
     let blocks = Arc::new(ServedBlocks(store.clone()));
     let network_threads = io.handle();
-    let starting = blocking(move || network_threads.block_on(Network::start(network_config, blocks)));
+    let starting =
+        blocking(move || network_threads.block_on(Network::start(network_config, blocks)));
     let (network, events) = starting.await??;
     swarm::remember(&data, &network.membership())?;
     if let Err(error) = store.journal().prune(JOURNAL_KEEPS).await {
         tracing::warn!(%error, "old sessions stay in the journal");
     }
     let (hardware, measured) = probing.await?;
-    let ground = Ground { config, network, store, hardware, measured };
+    let ground = Ground {
+        config,
+        network,
+        store,
+        hardware,
+        measured,
+    };
     raise(ground, events, io).await
 }
 
@@ -183,7 +198,13 @@ async fn raise(
     events: mpsc::Receiver<NetworkEvent>,
     io: IoThreads,
 ) -> Result<Inner, StartError> {
-    let Ground { config, network, store, hardware, measured } = ground;
+    let Ground {
+        config,
+        network,
+        store,
+        hardware,
+        measured,
+    } = ground;
     let shelf = Arc::new(Shelf::new(memory_for_models(&config, &hardware)));
     let sessions = Arc::new(SessionTable::new(config.limits.sessions_kept));
     let admission = Arc::new(Admission::new(config.limits.clone()));
@@ -280,9 +301,14 @@ fn raise_actors(
         });
         move || StageServer::new(Arc::clone(&deps)).start()
     });
-    let placer = Placer { directory: directory.clone() };
+    let placer = Placer {
+        directory: directory.clone(),
+    };
     let session = Arc::new(SessionDeps {
-        link: Link { peers, stage: stage.clone() },
+        link: Link {
+            peers,
+            stage: stage.clone(),
+        },
         journal: store.journal(),
         placer: placer.clone(),
         table: Arc::clone(&shared.sessions),
@@ -308,5 +334,11 @@ fn raise_actors(
     actix::spawn(pump.run(events));
     let telling = Arc::clone(&shared.own);
     actix::spawn(telling.keep_telling(directory.clone(), limits.advert_ttl / 3));
-    Raised { units, directory, router, models, placer }
+    Raised {
+        units,
+        directory,
+        router,
+        models,
+        placer,
+    }
 }

@@ -94,16 +94,18 @@ pub(super) fn models(records: Vec<ModelRecord>, peers: &[PeerRecord]) -> Vec<Mod
     let mut offered: BTreeMap<String, ModelView> = BTreeMap::new();
     let others = peers.iter().filter(|peer| !peer.is_self && peer.connected);
     for offer in others.flat_map(|peer| &peer.body.models) {
-        let view = offered.entry(offer.cid.to_string()).or_insert_with(|| ModelView {
-            cid: offer.cid.to_string(),
-            name: offer.name.clone(),
-            bytes: offer.bytes,
-            present_bytes: 0,
-            complete: false,
-            pinned: false,
-            added_unix: None,
-            peers: 0,
-        });
+        let view = offered
+            .entry(offer.cid.to_string())
+            .or_insert_with(|| ModelView {
+                cid: offer.cid.to_string(),
+                name: offer.name.clone(),
+                bytes: offer.bytes,
+                present_bytes: 0,
+                complete: false,
+                pinned: false,
+                added_unix: None,
+                peers: 0,
+            });
         view.peers += 1;
     }
     let mut views: Vec<ModelView> = Vec::new();

@@ -157,11 +157,24 @@ impl SessionActor {
                 let request = ControlRequest::Release { session, epoch };
                 self.deps.link.end(stage.peer, request);
             }
-            Command::Forward { epoch, step, position, sample, tokens } => {
+            Command::Forward {
+                epoch,
+                step,
+                position,
+                sample,
+                tokens,
+            } => {
                 let session = self.spec.id;
                 let input = StepInput::Tokens(tokens);
                 self.forward(
-                    TensorFrame::Step { session, epoch, step, position, sample, input },
+                    TensorFrame::Step {
+                        session,
+                        epoch,
+                        step,
+                        position,
+                        sample,
+                        input,
+                    },
                     context,
                 );
             }
@@ -180,25 +193,29 @@ impl SessionActor {
         let deps = Arc::clone(&self.deps);
         let (model, shape) = (self.spec.model.clone(), Arc::clone(&self.spec.shape));
         let tokens = self.spec.max_tokens;
-        let planning =
-            async move { deps.placer.place(&model, &shape, tokens, &excluding).await };
-        let done = planning.into_actor(self).map(|placed, session, context| match placed {
-            Ok(placement) => {
-                let route = placement.route.clone();
-                session.endpoints.extend(placement.endpoints.clone());
-                session.spec.placement = placement;
-                session.feed(Event::Planned(route), context);
-            }
-            Err(error) => {
-                tracing::info!(session = %session.spec.id, %error, "no other placement");
-                session.feed(Event::NoPlan, context);
-            }
-        });
+        let planning = async move { deps.placer.place(&model, &shape, tokens, &excluding).await };
+        let done = planning
+            .into_actor(self)
+            .map(|placed, session, context| match placed {
+                Ok(placement) => {
+                    let route = placement.route.clone();
+                    session.endpoints.extend(placement.endpoints.clone());
+                    session.spec.placement = placement;
+                    session.feed(Event::Planned(route), context);
+                }
+                Err(error) => {
+                    tracing::info!(session = %session.spec.id, %error, "no other placement");
+                    session.feed(Event::NoPlan, context);
+                }
+            });
         context.spawn(done);
     }
 
     fn stage(&self, stage: usize) -> Option<RouteStage> {
-        self.machine.route().nth(stage).map(|(stage, _)| stage.clone())
+        self.machine
+            .route()
+            .nth(stage)
+            .map(|(stage, _)| stage.clone())
     }
 
     fn prepare(&mut self, epoch: u64, stage: usize, context: &mut Context<Self>) {
@@ -242,7 +259,11 @@ impl SessionActor {
         let done = call.into_actor(self).map(move |reply, session, context| {
             let event = match reply {
                 Ok(_) => Event::Committed { epoch, stage },
-                Err(failure) => Event::Refused { epoch, stage, failure },
+                Err(failure) => Event::Refused {
+                    epoch,
+                    stage,
+                    failure,
+                },
             };
             session.feed(event, context);
         });
@@ -261,7 +282,10 @@ impl SessionActor {
 
     fn endpoint(&self, peer: PeerId) -> PeerEndpoint {
         let known = self.endpoints.get(&peer).cloned();
-        known.unwrap_or(PeerEndpoint { peer, tensor_addrs: Vec::new() })
+        known.unwrap_or(PeerEndpoint {
+            peer,
+            tensor_addrs: Vec::new(),
+        })
     }
 
     fn sampling(&self) -> SamplingWire {
@@ -282,7 +306,11 @@ impl SessionActor {
         let lease = self.deps.limits.lease;
         for (stage, _) in self.machine.route().filter(|_| epoch > 0) {
             let lease_ms = lease.as_millis() as u64;
-            let request = ControlRequest::Renew { session, epoch, lease_ms };
+            let request = ControlRequest::Renew {
+                session,
+                epoch,
+                lease_ms,
+            };
             let (link, peer) = (self.deps.link.clone(), stage.peer);
             actix::spawn(async move {
                 if let Err(failure) = link.call(peer, request, lease).await {
@@ -301,7 +329,12 @@ impl SessionActor {
             };
             let (endpoint, epoch) = (self.endpoint(first.peer), self.machine.epoch());
             let link = self.deps.link.clone();
-            self.steps = Some(pump::to_first_stage(link, endpoint, epoch, context.address()));
+            self.steps = Some(pump::to_first_stage(
+                link,
+                endpoint,
+                epoch,
+                context.address(),
+            ));
             self.placed.get_or_insert_with(Instant::now);
         }
         let queued = self.steps.as_ref().map(|steps| steps.try_send(frame));
@@ -321,7 +354,9 @@ impl SessionActor {
             Timer::Commit { .. } => limits.commit_timeout,
             Timer::Step { rows, .. } => {
                 let token_ns = self.spec.placement.token_ns;
-                let expected = token_ns.saturating_mul(u64::from(rows)).saturating_mul(PATIENCE);
+                let expected = token_ns
+                    .saturating_mul(u64::from(rows))
+                    .saturating_mul(PATIENCE);
                 limits.step_timeout + Duration::from_nanos(expected)
             }
         };
@@ -352,7 +387,14 @@ impl SessionActor {
         self.first_token.get_or_insert_with(Instant::now);
         self.deps.telemetry.token();
         let bytes = bytes_of(tokenizer, token);
-        self.tell(GenEvent::Token { index, token, text, bytes, logprob, top });
+        self.tell(GenEvent::Token {
+            index,
+            token,
+            text,
+            bytes,
+            logprob,
+            top,
+        });
     }
 
     fn tell(&self, event: GenEvent) {
@@ -364,7 +406,11 @@ impl SessionActor {
 
     fn close(&mut self, outcome: Outcome, context: &mut Context<Self>) {
         let (state, error) = match &outcome {
-            Outcome::Done { finish, completion_tokens, text_tail } => {
+            Outcome::Done {
+                finish,
+                completion_tokens,
+                text_tail,
+            } => {
                 self.tell(GenEvent::Done {
                     finish: *finish,
                     completion_tokens: *completion_tokens,
@@ -428,14 +474,29 @@ fn bytes_of(tokenizer: &Tokenizer, token: u32) -> Vec<u8> {
 
 fn prepared(epoch: u64, stage: usize, reply: Result<ControlReply, Failure>) -> Event {
     let failure = match reply {
-        Ok(ControlReply::Ready { bytes_fetched, blocks_fetched, .. }) => {
-            let report = StageReport { bytes_fetched, blocks_fetched };
-            return Event::Prepared { epoch, stage, report };
+        Ok(ControlReply::Ready {
+            bytes_fetched,
+            blocks_fetched,
+            ..
+        }) => {
+            let report = StageReport {
+                bytes_fetched,
+                blocks_fetched,
+            };
+            return Event::Prepared {
+                epoch,
+                stage,
+                report,
+            };
         }
         Ok(_) => Failure::unavailable("bad_reply", "a peer gave no proper answer", ""),
         Err(failure) => failure,
     };
-    Event::Refused { epoch, stage, failure }
+    Event::Refused {
+        epoch,
+        stage,
+        failure,
+    }
 }
 
 fn route_view((stage, report): (&RouteStage, StageReport)) -> RouteView {
@@ -506,14 +567,40 @@ impl Handler<Frame> for SessionActor {
             tracing::warn!(session = %self.spec.id, peer = %from, "a frame from outside the route");
             return;
         }
-        let is_last = self.machine.route().last().is_some_and(|(stage, _)| stage.peer == from);
+        let is_last = self
+            .machine
+            .route()
+            .last()
+            .is_some_and(|(stage, _)| stage.peer == from);
         let event = match frame {
-            TensorFrame::Token { epoch, step, position, token, logprob, top, .. } if is_last => {
-                let drawn = Drawn { token, logprob, top };
-                Event::Token { epoch, step, position, drawn }
+            TensorFrame::Token {
+                epoch,
+                step,
+                position,
+                token,
+                logprob,
+                top,
+                ..
+            } if is_last => {
+                let drawn = Drawn {
+                    token,
+                    logprob,
+                    top,
+                };
+                Event::Token {
+                    epoch,
+                    step,
+                    position,
+                    drawn,
+                }
             }
             TensorFrame::Applied { epoch, step, .. } if is_last => Event::Applied { epoch, step },
-            TensorFrame::Failed { epoch, code, message, .. } => {
+            TensorFrame::Failed {
+                epoch,
+                code,
+                message,
+                ..
+            } => {
                 let message = format!("peer {from} could not go on: {message}");
                 let failure = Failure::unavailable(code, message, "send the request again");
                 Event::StepFailed { epoch, failure }

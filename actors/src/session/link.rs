@@ -39,7 +39,11 @@ impl Link {
             return self.peers.control(peer, request).await;
         }
         let (replies, mut receiver) = mpsc::channel(REPLIES);
-        let message = Control { from: peer, request, replies };
+        let message = Control {
+            from: peer,
+            request,
+            replies,
+        };
         self.stage.ask(message, LOCAL).await.map_err(local)?;
         let replies = futures::stream::poll_fn(move |task| receiver.poll_recv(task));
         Ok(replies.map(Ok).boxed())
@@ -62,7 +66,10 @@ impl Link {
         if to.peer != own {
             return self.peers.send(to, frame).await;
         }
-        self.stage.ask(Step { from: own, frame }, LOCAL).await.map_err(local)
+        self.stage
+            .ask(Step { from: own, frame }, LOCAL)
+            .await
+            .map_err(local)
     }
 
     /// Tells a stage in the background that it is no longer needed.

@@ -118,11 +118,24 @@ impl Machine {
             Event::Opened => self.on_opened(),
             Event::Planned(route) => self.on_planned(route),
             Event::NoPlan => self.on_no_plan(),
-            Event::Prepared { epoch, stage, report } => self.on_prepared(epoch, stage, report),
+            Event::Prepared {
+                epoch,
+                stage,
+                report,
+            } => self.on_prepared(epoch, stage, report),
             Event::Committed { epoch, stage } => self.on_committed(epoch, stage),
-            Event::Refused { epoch, stage, failure } => self.on_refused(epoch, stage, failure),
+            Event::Refused {
+                epoch,
+                stage,
+                failure,
+            } => self.on_refused(epoch, stage, failure),
             Event::Applied { epoch, step } => self.on_applied(epoch, step),
-            Event::Token { epoch, step, position, drawn } => {
+            Event::Token {
+                epoch,
+                step,
+                position,
+                drawn,
+            } => {
                 self.on_token(epoch, step, position, drawn);
             }
             Event::StepFailed { epoch, failure } => self.on_step_failed(epoch, failure),
@@ -278,7 +291,11 @@ impl Machine {
             self.arm(self.step, rows);
         }
         let (step, end_position) = (self.step, end as u64);
-        self.in_flight.push_back(InFlight { step, end: end_position, sample });
+        self.in_flight.push_back(InFlight {
+            step,
+            end: end_position,
+            sample,
+        });
         self.sent = end;
     }
 
@@ -289,7 +306,8 @@ impl Machine {
 
     fn arm(&mut self, step: u64, rows: u32) {
         let epoch = self.epoch;
-        self.out.push(Command::Arm(Timer::Step { epoch, step, rows }));
+        self.out
+            .push(Command::Arm(Timer::Step { epoch, step, rows }));
     }
 
     /// Takes the step that was answered off the list, and all before it: stages apply steps in
@@ -338,7 +356,10 @@ impl Machine {
         let index = self.answer.len() as u64;
         let piece = self.text.push(drawn.token);
         self.answer.push(drawn.token);
-        self.out.push(Command::JournalToken { index, token: drawn.token });
+        self.out.push(Command::JournalToken {
+            index,
+            token: drawn.token,
+        });
         self.unjournaled.push_back((index, piece.text, drawn));
         if piece.stopped {
             self.finish(FinishReason::Stop, String::new());
@@ -354,7 +375,11 @@ impl Machine {
 
     fn on_journaled(&mut self, index: u64) {
         // One append may make several tokens durable; they leave in order all the same.
-        while self.unjournaled.front().is_some_and(|(waiting, ..)| *waiting <= index) {
+        while self
+            .unjournaled
+            .front()
+            .is_some_and(|(waiting, ..)| *waiting <= index)
+        {
             if let Some((index, text, drawn)) = self.unjournaled.pop_front() {
                 self.out.push(Command::Emit { index, text, drawn });
             }
@@ -452,7 +477,10 @@ impl Machine {
                 }
             }
             Timer::Step { epoch, step, .. } => {
-                let waiting = self.in_flight.front().is_some_and(|oldest| oldest.step == step);
+                let waiting = self
+                    .in_flight
+                    .front()
+                    .is_some_and(|oldest| oldest.step == step);
                 if epoch == self.epoch && waiting && matches!(self.phase, Phase::Running) {
                     self.fail(Failure::unavailable(
                         "step_timeout",

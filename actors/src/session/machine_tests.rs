@@ -22,7 +22,11 @@ struct Numbers {
 impl TextPipe for Numbers {
     fn push(&mut self, token: u32) -> Piece {
         let stopped = self.stop == Some(token);
-        let text = if stopped { String::new() } else { format!("{token} ") };
+        let text = if stopped {
+            String::new()
+        } else {
+            format!("{token} ")
+        };
         Piece { text, stopped }
     }
 
@@ -147,7 +151,13 @@ impl World {
             Command::Abort { epoch, stage } | Command::Release { epoch, stage } => {
                 self.held.remove(&(epoch, stage.peer));
             }
-            Command::Forward { epoch, step, position, sample, tokens } => {
+            Command::Forward {
+                epoch,
+                step,
+                position,
+                sample,
+                tokens,
+            } => {
                 self.forward(epoch, step, position, sample, &tokens);
             }
             Command::JournalToken { index, token } => {
@@ -184,8 +194,16 @@ impl World {
         self.live_epoch = epoch;
         self.held.insert((epoch, self.route[stage].peer));
         let event = match self.unlucky() {
-            true => Event::Refused { epoch, stage, failure: self.failure() },
-            false => Event::Prepared { epoch, stage, report: StageReport::default() },
+            true => Event::Refused {
+                epoch,
+                stage,
+                failure: self.failure(),
+            },
+            false => Event::Prepared {
+                epoch,
+                stage,
+                report: StageReport::default(),
+            },
         };
         self.pending.push(event);
     }
@@ -193,7 +211,11 @@ impl World {
     fn commit(&mut self, epoch: u64, stage: usize) {
         assert_eq!(epoch, self.live_epoch);
         let event = match self.unlucky() {
-            true => Event::Refused { epoch, stage, failure: self.failure() },
+            true => Event::Refused {
+                epoch,
+                stage,
+                failure: self.failure(),
+            },
             false => Event::Committed { epoch, stage },
         };
         self.pending.push(event);
@@ -219,10 +241,23 @@ impl World {
             let failure = self.failure();
             return self.pending.push(Event::StepFailed { epoch, failure });
         }
-        let token = if self.end_at == Some(position) { END } else { oracle(position) };
-        let drawn = Drawn { token, logprob: 0.0, top: Vec::new() };
+        let token = if self.end_at == Some(position) {
+            END
+        } else {
+            oracle(position)
+        };
+        let drawn = Drawn {
+            token,
+            logprob: 0.0,
+            top: Vec::new(),
+        };
         self.pending.push(match sample {
-            true => Event::Token { epoch, step, position, drawn },
+            true => Event::Token {
+                epoch,
+                step,
+                position,
+                drawn,
+            },
             false => Event::Applied { epoch, step },
         });
     }
@@ -234,7 +269,11 @@ fn first_route(stages: usize) -> Vec<RouteStage> {
 }
 
 fn machine(prompt: usize, max_new: u64, stages: usize, stop: Option<u32>) -> Machine {
-    Machine::new(opening(prompt, max_new), first_route(stages), Box::new(Numbers { stop }))
+    Machine::new(
+        opening(prompt, max_new),
+        first_route(stages),
+        Box::new(Numbers { stop }),
+    )
 }
 
 fn expected(prompt: usize, count: u64) -> Vec<u32> {
@@ -273,7 +312,11 @@ fn with_faults_nothing_is_emitted_twice_changed_or_left_behind() {
         if matches!(outcome, Some(Outcome::Done { .. })) {
             assert_eq!(count, 12, "seed {seed}: done means complete");
         }
-        assert!(world.held.is_empty(), "seed {seed}: {:?} still held", world.held);
+        assert!(
+            world.held.is_empty(),
+            "seed {seed}: {:?} still held",
+            world.held
+        );
     }
 }
 
@@ -283,7 +326,12 @@ fn the_end_token_ends_the_answer_and_is_not_part_of_it() {
     world.end_at = Some(13);
     let mut machine = machine(10, 50, 2, None);
     world.run(&mut machine);
-    let Some(Outcome::Done { finish, completion_tokens, .. }) = world.closed else {
+    let Some(Outcome::Done {
+        finish,
+        completion_tokens,
+        ..
+    }) = world.closed
+    else {
         panic!("{:?}", world.closed);
     };
     assert_eq!((finish, completion_tokens), (FinishReason::Stop, 3));
@@ -308,7 +356,11 @@ fn running(prompt: usize) -> (Machine, Vec<Command>) {
     let mut machine = machine(prompt, 50, 2, None);
     machine.on(Event::Opened);
     for stage in 0..2 {
-        machine.on(Event::Prepared { epoch: 1, stage, report: StageReport::default() });
+        machine.on(Event::Prepared {
+            epoch: 1,
+            stage,
+            report: StageReport::default(),
+        });
     }
     machine.on(Event::Committed { epoch: 1, stage: 0 });
     let commands = machine.on(Event::Committed { epoch: 1, stage: 1 });
@@ -316,19 +368,42 @@ fn running(prompt: usize) -> (Machine, Vec<Command>) {
 }
 
 fn token(step: u64, position: u64, token: u32) -> Event {
-    let drawn = Drawn { token, logprob: -1.0, top: Vec::new() };
-    Event::Token { epoch: 1, step, position, drawn }
+    let drawn = Drawn {
+        token,
+        logprob: -1.0,
+        top: Vec::new(),
+    };
+    Event::Token {
+        epoch: 1,
+        step,
+        position,
+        drawn,
+    }
 }
 
 #[test]
 fn a_token_is_journaled_before_it_is_emitted_while_the_next_step_is_under_way() {
     let (mut machine, _) = running(5);
     let commands = machine.on(token(1, 5, 7));
-    assert!(matches!(commands.first(), Some(Command::JournalToken { index: 0, token: 7 })));
-    assert!(commands.iter().any(|command| matches!(command, Command::Forward { step: 2, .. })));
-    assert!(!commands.iter().any(|command| matches!(command, Command::Emit { .. })));
+    assert!(matches!(
+        commands.first(),
+        Some(Command::JournalToken { index: 0, token: 7 })
+    ));
+    assert!(
+        commands
+            .iter()
+            .any(|command| matches!(command, Command::Forward { step: 2, .. }))
+    );
+    assert!(
+        !commands
+            .iter()
+            .any(|command| matches!(command, Command::Emit { .. }))
+    );
     let commands = machine.on(Event::Journaled { index: 0 });
-    assert!(matches!(commands.as_slice(), [Command::Emit { index: 0, .. }]));
+    assert!(matches!(
+        commands.as_slice(),
+        [Command::Emit { index: 0, .. }]
+    ));
 }
 
 #[test]
@@ -336,8 +411,20 @@ fn a_repeated_or_outdated_token_changes_nothing() {
     let (mut machine, _) = running(5);
     machine.on(token(1, 5, 7));
     assert_eq!(machine.on(token(1, 5, 7)), []);
-    let drawn = Drawn { token: 9, logprob: 0.0, top: Vec::new() };
-    assert_eq!(machine.on(Event::Token { epoch: 0, step: 2, position: 6, drawn }), []);
+    let drawn = Drawn {
+        token: 9,
+        logprob: 0.0,
+        top: Vec::new(),
+    };
+    assert_eq!(
+        machine.on(Event::Token {
+            epoch: 0,
+            step: 2,
+            position: 6,
+            drawn
+        }),
+        []
+    );
 }
 
 #[test]
@@ -355,9 +442,16 @@ fn a_token_that_cannot_be_ends_the_session_with_an_error() {
 #[test]
 fn a_peer_lost_in_mid_answer_fails_the_session_and_releases_the_others() {
     let (mut machine, _) = running(5);
-    assert_eq!(machine.on(Event::PeerLost(peer(9))), [], "a stranger does not matter");
+    assert_eq!(
+        machine.on(Event::PeerLost(peer(9))),
+        [],
+        "a stranger does not matter"
+    );
     let commands = machine.on(Event::PeerLost(peer(201)));
-    let releases = commands.iter().filter(|c| matches!(c, Command::Release { .. })).count();
+    let releases = commands
+        .iter()
+        .filter(|c| matches!(c, Command::Release { .. }))
+        .count();
     assert_eq!(releases, 2);
     let Some(Command::Close(Outcome::Failed(failure))) = commands.last() else {
         panic!("{commands:?}");
@@ -371,12 +465,25 @@ fn a_refusal_before_the_first_token_tries_another_route_under_a_new_epoch() {
     let mut machine = machine(5, 50, 2, None);
     machine.on(Event::Opened);
     let failure = Failure::unavailable("no_memory", "no memory", "free some");
-    let commands = machine.on(Event::Refused { epoch: 1, stage: 1, failure: failure.clone() });
+    let commands = machine.on(Event::Refused {
+        epoch: 1,
+        stage: 1,
+        failure: failure.clone(),
+    });
     assert_eq!(commands.len(), 3, "{commands:?}");
-    assert_eq!(commands[2], Command::Plan { excluding: vec![peer(201)] });
+    assert_eq!(
+        commands[2],
+        Command::Plan {
+            excluding: vec![peer(201)]
+        }
+    );
     let commands = machine.on(Event::Planned(route(&[1])));
     assert_eq!(commands, [Command::Prepare { epoch: 2, stage: 0 }]);
-    machine.on(Event::Refused { epoch: 2, stage: 0, failure: failure.clone() });
+    machine.on(Event::Refused {
+        epoch: 2,
+        stage: 0,
+        failure: failure.clone(),
+    });
     let commands = machine.on(Event::NoPlan);
     assert_eq!(commands, [Command::Close(Outcome::Failed(failure))]);
 }
@@ -388,14 +495,21 @@ fn a_client_that_does_not_read_pauses_its_session() {
     loop {
         let commands = machine.on(token(step, 4 + step, 7));
         machine.on(Event::Journaled { index: step - 1 });
-        if !commands.iter().any(|command| matches!(command, Command::Forward { .. })) {
+        if !commands
+            .iter()
+            .any(|command| matches!(command, Command::Forward { .. }))
+        {
             break;
         }
         step += 1;
         assert!(step < 50, "it never pauses");
     }
     let commands = machine.on(Event::Emitted { index: 0 });
-    assert!(commands.iter().any(|command| matches!(command, Command::Forward { .. })));
+    assert!(
+        commands
+            .iter()
+            .any(|command| matches!(command, Command::Forward { .. }))
+    );
 }
 
 #[test]

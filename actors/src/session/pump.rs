@@ -111,8 +111,18 @@ pub(super) fn to_client(
 }
 
 fn interrupted() -> GenEvent {
-    let Failure { kind, code, message, hint } = Failure::internal("the session failed");
-    GenEvent::Failed { kind, code, message, hint }
+    let Failure {
+        kind,
+        code,
+        message,
+        hint,
+    } = Failure::internal("the session failed");
+    GenEvent::Failed {
+        kind,
+        code,
+        message,
+        hint,
+    }
 }
 
 /// Sends steps to the first stage of one epoch, in order.

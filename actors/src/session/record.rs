@@ -61,8 +61,14 @@ pub(crate) fn token_record(token: u32) -> [u8; 4] {
 /// An outcome as it is journaled.
 pub(crate) fn outcome_record(outcome: &Outcome) -> Vec<u8> {
     let text = match outcome {
-        Outcome::Done { finish: FinishReason::Stop, .. } => "done: stop".to_owned(),
-        Outcome::Done { finish: FinishReason::Length, .. } => "done: length".to_owned(),
+        Outcome::Done {
+            finish: FinishReason::Stop,
+            ..
+        } => "done: stop".to_owned(),
+        Outcome::Done {
+            finish: FinishReason::Length,
+            ..
+        } => "done: length".to_owned(),
         Outcome::Failed(failure) => format!("failed: {}: {}", failure.code, failure.message),
         Outcome::Cancelled => "cancelled".to_owned(),
     };
@@ -75,7 +81,10 @@ mod tests {
 
     #[test]
     fn an_opening_record_survives_the_journal() {
-        let sampling = SamplingParams { seed: u64::MAX, ..SamplingParams::default() };
+        let sampling = SamplingParams {
+            seed: u64::MAX,
+            ..SamplingParams::default()
+        };
         let record = OpeningRecord::new("cid".into(), vec![1, 2], sampling, 7, vec!["\n".into()]);
         let read: OpeningRecord = serde_json::from_slice(&record.to_bytes()).unwrap();
         assert_eq!(read, record);

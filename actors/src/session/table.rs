@@ -64,7 +64,10 @@ impl SessionTable {
         inner.order.push_back(session);
         while inner.order.len() > self.kept + inner.live.len() + 1 {
             let live = &inner.live;
-            let ended = inner.order.iter().position(|session| !live.contains_key(session));
+            let ended = inner
+                .order
+                .iter()
+                .position(|session| !live.contains_key(session));
             let Some(oldest) = ended.and_then(|index| inner.order.remove(index)) else {
                 return;
             };
@@ -98,7 +101,9 @@ impl SessionTable {
     pub(crate) fn views(&self) -> Vec<SessionView> {
         let inner = self.lock();
         let newest_first = inner.order.iter().rev();
-        newest_first.filter_map(|session| inner.views.get(session).cloned()).collect()
+        newest_first
+            .filter_map(|session| inner.views.get(session).cloned())
+            .collect()
     }
 
     /// How many sessions run.

@@ -69,7 +69,11 @@ impl Engine {
     /// Reserves a KV cache.
     pub(super) async fn open(&self, seq: SeqId, max_tokens: usize) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
-        let work = Work::Open { seq, max_tokens, reply };
+        let work = Work::Open {
+            seq,
+            max_tokens,
+            reply,
+        };
         let queued = self.queue.send(work).await;
         queued.map_err(|_| "the stage's thread has died".to_owned())?;
         match answer.await {
@@ -102,7 +106,11 @@ impl Engine {
 fn compute(mut stage: Box<dyn Stage>, mut work: mpsc::Receiver<Work>, telemetry: &Telemetry) {
     while let Some(next) = work.blocking_recv() {
         match next {
-            Work::Open { seq, max_tokens, reply } => {
+            Work::Open {
+                seq,
+                max_tokens,
+                reply,
+            } => {
                 let opened = stage.open(seq, max_tokens);
                 if reply.send(opened).is_err() {
                     stage.close(seq);
@@ -115,9 +123,18 @@ fn compute(mut stage: Box<dyn Stage>, mut work: mpsc::Receiver<Work>, telemetry:
 }
 
 fn run_step(stage: &mut dyn Stage, work: StepWork, telemetry: &Telemetry) {
-    let StepWork { seq, name, input, outlet } = work;
+    let StepWork {
+        seq,
+        name,
+        input,
+        outlet,
+    } = work;
     let position = usize::try_from(name.position).unwrap_or(usize::MAX);
-    let wanted = if name.sample { Logits::Last } else { Logits::None };
+    let wanted = if name.sample {
+        Logits::Last
+    } else {
+        Logits::None
+    };
     let started = Instant::now();
     let output = stage.step(seq, position, input, wanted);
     telemetry.step_computed(name.rows, started.elapsed());

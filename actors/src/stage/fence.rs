@@ -65,7 +65,11 @@ mod tests {
             ((3, 1, 0, 4), Apply, "the first"),
             ((3, 1, 0, 4), Repeat, "again"),
             ((2, 2, 4, 1), Stale { newest: 3 }, "an older epoch"),
-            ((4, 2, 4, 1), Stale { newest: 3 }, "an epoch never committed here"),
+            (
+                (4, 2, 4, 1),
+                Stale { newest: 3 },
+                "an epoch never committed here",
+            ),
             ((3, 2, 5, 1), Gap { have: 4 }, "a row is missing"),
             ((3, 2, 3, 1), Gap { have: 4 }, "a row is there already"),
             ((3, 2, 4, 7), TooLong { limit: 10 }, "more than reserved"),

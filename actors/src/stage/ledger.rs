@@ -59,7 +59,10 @@ impl Ledger {
 
     /// Memory that sessions hold on to.
     pub(crate) fn held(&self) -> u64 {
-        let in_use = self.weights.values().filter(|weights| !weights.users.is_empty());
+        let in_use = self
+            .weights
+            .values()
+            .filter(|weights| !weights.users.is_empty());
         let weights: u64 = in_use.map(|weights| weights.bytes).sum();
         let kv: u64 = self.kv.values().map(|(_, bytes)| bytes).sum();
         weights + kv
@@ -81,7 +84,11 @@ impl Ledger {
         now: Instant,
     ) -> Result<Vec<StageKey>, Shortage> {
         self.release(session, now);
-        let more_weights = if self.weights.contains_key(&key) { 0 } else { weights };
+        let more_weights = if self.weights.contains_key(&key) {
+            0
+        } else {
+            weights
+        };
         let needed = more_weights.saturating_add(kv);
         let evicted = self.make_room(key, needed)?;
         let entry = self.weights.entry(key).or_insert_with(|| Weights {
@@ -135,7 +142,10 @@ impl Ledger {
 
     /// Forgets weights that could not be loaded or whose thread died, once nobody uses them.
     pub(crate) fn forget_unused(&mut self, key: &StageKey) -> bool {
-        let unused = self.weights.get(key).is_some_and(|weights| weights.users.is_empty());
+        let unused = self
+            .weights
+            .get(key)
+            .is_some_and(|weights| weights.users.is_empty());
         if unused {
             self.weights.remove(key);
         }
@@ -174,7 +184,13 @@ mod tests {
         let (mut ledger, now) = (Ledger::new(100), Instant::now());
         ledger.reserve(session(1), key(0), 60, 10, now).unwrap();
         let shortage = ledger.reserve(session(2), key(1), 40, 5, now);
-        assert_eq!(shortage, Err(Shortage { needed: 45, free: 30 }));
+        assert_eq!(
+            shortage,
+            Err(Shortage {
+                needed: 45,
+                free: 30
+            })
+        );
         assert_eq!(ledger.used(), 70);
     }
 
@@ -183,7 +199,9 @@ mod tests {
         let (mut ledger, start) = (Ledger::new(100), Instant::now());
         for n in 0..3 {
             let now = start + Duration::from_secs(u64::from(n));
-            ledger.reserve(session(n), key(u32::from(n)), 30, 1, now).unwrap();
+            ledger
+                .reserve(session(n), key(u32::from(n)), 30, 1, now)
+                .unwrap();
         }
         for n in [1, 0, 2] {
             ledger.release(session(n), start + Duration::from_secs(10 + u64::from(n)));
@@ -192,7 +210,11 @@ mod tests {
         let evicted = ledger.reserve(session(9), key(9), 30, 1, start).unwrap();
         assert_eq!(evicted, [key(0)]);
         ledger.reserve(session(8), key(1), 30, 1, start).unwrap();
-        assert_eq!(ledger.used(), 92, "weights that are there need not be loaded again");
+        assert_eq!(
+            ledger.used(),
+            92,
+            "weights that are there need not be loaded again"
+        );
     }
 
     #[test]

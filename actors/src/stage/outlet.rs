@@ -59,7 +59,14 @@ impl Outlet {
             Next::Stage(endpoint) => Some(endpoint.clone()),
             Next::Sample(_) => None,
         };
-        let mailer = Mailer { session, epoch, onward, coordinator, peers, sessions };
+        let mailer = Mailer {
+            session,
+            epoch,
+            onward,
+            coordinator,
+            peers,
+            sessions,
+        };
         actix::spawn(mailer.run(frames));
         Arc::new(Self {
             session,
@@ -138,7 +145,12 @@ impl Outlet {
     }
 
     fn frame(&self, name: StepName, output: StageOutput) -> TensorFrame {
-        let StepName { step, position, rows, sample } = name;
+        let StepName {
+            step,
+            position,
+            rows,
+            sample,
+        } = name;
         let (session, epoch, length) = (self.session, self.epoch, position + rows);
         match (output, &self.next) {
             (StageOutput::Hidden { rows, data }, Next::Stage(_)) => TensorFrame::Step {
@@ -149,13 +161,20 @@ impl Outlet {
                 sample,
                 input: StepInput::hidden(rows as u32, &data),
             },
-            (StageOutput::Nothing, Next::Sample(_)) => {
-                TensorFrame::Applied { session, epoch, step, length }
-            }
+            (StageOutput::Nothing, Next::Sample(_)) => TensorFrame::Applied {
+                session,
+                epoch,
+                step,
+                length,
+            },
             (StageOutput::Logits { data, .. }, Next::Sample(params)) => {
                 self.draw(name, &data, params)
             }
-            _ => self.failed(step, "wrong_stage", "the layers of this stage do not fit its route"),
+            _ => self.failed(
+                step,
+                "wrong_stage",
+                "the layers of this stage do not fit its route",
+            ),
         }
     }
 }

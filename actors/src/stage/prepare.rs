@@ -77,7 +77,10 @@ pub(super) async fn run(
     if result.is_ok() {
         deps.telemetry.prepared(started.elapsed());
     } else {
-        let key = StageKey { model: order.model, layers: order.layers };
+        let key = StageKey {
+            model: order.model,
+            layers: order.layers,
+        };
         deps.shelf.release(order.session, &key);
     }
     result
@@ -95,7 +98,10 @@ async fn prepare(
         .map_err(|error| refusal(&error))?;
     check(order, &header)?;
 
-    let key = StageKey { model: order.model, layers: order.layers };
+    let key = StageKey {
+        model: order.model,
+        layers: order.layers,
+    };
     let weights = header.shape.stage_bytes(&order.layers);
     let kv = header
         .shape
@@ -124,9 +130,8 @@ async fn prepare(
     let engine = Arc::clone(engine);
     let seq = deps.shelf.next_seq();
     let opened = engine.open(seq, order.max_tokens as usize).await;
-    opened.map_err(|reason| {
-        Failure::unavailable("load_failed", reason, "send the request again")
-    })?;
+    opened
+        .map_err(|reason| Failure::unavailable("load_failed", reason, "send the request again"))?;
     let reply = ControlReply::Ready {
         bytes_fetched: fetched.bytes_fetched,
         blocks_fetched: fetched.blocks_fetched,
@@ -144,16 +149,30 @@ fn refusal(error: &crate::models::ModelsError) -> Failure {
 fn check(order: &Order, header: &Header) -> Result<(), Failure> {
     let shape = &header.shape;
     let problem = if order.total_layers != shape.layers {
-        format!("the model has {} layers, not {}", shape.layers, order.total_layers)
+        format!(
+            "the model has {} layers, not {}",
+            shape.layers, order.total_layers
+        )
     } else if header.file_len != order.model_bytes {
-        format!("the model has {} bytes, not {}", header.file_len, order.model_bytes)
+        format!(
+            "the model has {} bytes, not {}",
+            header.file_len, order.model_bytes
+        )
     } else if order.max_tokens == 0 || order.max_tokens > shape.context {
-        format!("{} tokens are outside the context of {}", order.max_tokens, shape.context)
+        format!(
+            "{} tokens are outside the context of {}",
+            order.max_tokens, shape.context
+        )
     } else {
         return Ok(());
     };
     let hint = "update accel on all nodes; they disagree about the model";
-    Err(Failure::new(ErrorKind::BadRequest, "bad_request", problem, hint))
+    Err(Failure::new(
+        ErrorKind::BadRequest,
+        "bad_request",
+        problem,
+        hint,
+    ))
 }
 
 /// Fetches what the layers need; resumes where an earlier attempt stopped.
@@ -171,13 +190,19 @@ async fn fetch(
     };
     let report = deps
         .store
-        .fetch(&order.model, Want::Ranges(ranges), source.as_ref(), &progress)
+        .fetch(
+            &order.model,
+            Want::Ranges(ranges),
+            source.as_ref(),
+            &progress,
+        )
         .await
         .map_err(|error| {
             let hint = "check that a node with the model is connected (`accel peers`)";
             Failure::unavailable("fetch_failed", error.to_string(), hint)
         })?;
-    deps.telemetry.fetched(report.bytes_fetched, report.blocks_fetched);
+    deps.telemetry
+        .fetched(report.bytes_fetched, report.blocks_fetched);
     deps.models.keep_record(&order.model, header.file_len).await;
     Ok(report)
 }
@@ -188,11 +213,21 @@ async fn load(
     header: &Header,
 ) -> Result<Arc<Engine>, Failure> {
     let failed = |reason: String| {
-        Failure::unavailable("load_failed", reason, "the log of the node that loads says more")
+        Failure::unavailable(
+            "load_failed",
+            reason,
+            "the log of the node that loads says more",
+        )
     };
-    let path = deps.store.model_path(&order.model).map_err(|error| failed(error.to_string()))?;
+    let path = deps
+        .store
+        .model_path(&order.model)
+        .map_err(|error| failed(error.to_string()))?;
     let (gguf, layers) = (Arc::clone(&header.gguf), order.layers);
-    let options = LoadOptions { threads: deps.threads, ..LoadOptions::default() };
+    let options = LoadOptions {
+        threads: deps.threads,
+        ..LoadOptions::default()
+    };
     let loading = tokio::task::spawn_blocking(move || load_stage(&path, &gguf, layers, &options));
     let stage = match loading.await {
         Ok(Ok(stage)) => stage,
@@ -200,5 +235,7 @@ async fn load(
         Err(_) => return Err(failed("loading the layers panicked".to_owned())),
     };
     let engine = Engine::spawn(stage, deps.telemetry.clone());
-    engine.map(Arc::new).map_err(|error| failed(format!("cannot start a thread: {error}")))
+    engine
+        .map(Arc::new)
+        .map_err(|error| failed(format!("cannot start a thread: {error}")))
 }

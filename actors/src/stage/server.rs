@@ -186,7 +186,10 @@ impl StageServer {
         match self.deps.max_layers {
             Some(most) if layers.len() > most => Err(Failure::unavailable(
                 "layer_limits",
-                format!("this node takes at most {most} layers, not {}", layers.len()),
+                format!(
+                    "this node takes at most {most} layers, not {}",
+                    layers.len()
+                ),
                 "raise --max-layers on that node, or join another node",
             )),
             _ => Ok(()),
@@ -201,7 +204,10 @@ impl StageServer {
         replies: &mpsc::Sender<ControlReply>,
         context: &mut Context<Self>,
     ) {
-        let current = self.seats.get_mut(&session).filter(|seat| seat.epoch == epoch);
+        let current = self
+            .seats
+            .get_mut(&session)
+            .filter(|seat| seat.epoch == epoch);
         match (result, current) {
             (Ok(Prepared { engine, seq, reply }), Some(seat)) => {
                 seat.state = SeatState::Ready { engine, seq };
@@ -219,7 +225,13 @@ impl StageServer {
     }
 
     fn commit(&mut self, from: PeerId, request: ControlRequest) -> Result<(), Failure> {
-        let ControlRequest::Commit { session, epoch, route, coordinator, sampling } = request
+        let ControlRequest::Commit {
+            session,
+            epoch,
+            route,
+            coordinator,
+            sampling,
+        } = request
         else {
             return Ok(());
         };
@@ -258,12 +270,7 @@ impl StageServer {
     }
 
     /// The seat of a session, if the caller is its coordinator and the epoch is the live one.
-    fn seat(
-        &mut self,
-        session: SessionId,
-        epoch: u64,
-        from: PeerId,
-    ) -> Result<&mut Seat, Failure> {
+    fn seat(&mut self, session: SessionId, epoch: u64, from: PeerId) -> Result<&mut Seat, Failure> {
         let newest = self.newest_epoch(session);
         match self.seats.get_mut(&session) {
             Some(seat) if seat.epoch == epoch && seat.coordinator == from => Ok(seat),
@@ -276,7 +283,13 @@ impl StageServer {
         }
     }
 
-    fn renew(&mut self, from: PeerId, session: SessionId, epoch: u64, lease_ms: u64) -> Result<(), Failure> {
+    fn renew(
+        &mut self,
+        from: PeerId,
+        session: SessionId,
+        epoch: u64,
+        lease_ms: u64,
+    ) -> Result<(), Failure> {
         let seat = self.seat(session, epoch, from)?;
         seat.lease = Duration::from_millis(lease_ms).min(LONGEST_LEASE);
         seat.expires = Instant::now() + seat.lease;
@@ -284,7 +297,13 @@ impl StageServer {
     }
 
     /// Abort and Release: done when nothing is held any more, also when nothing was.
-    fn end(&mut self, from: PeerId, session: SessionId, epoch: u64, context: &mut Context<Self>) -> Result<(), Failure> {
+    fn end(
+        &mut self,
+        from: PeerId,
+        session: SessionId,
+        epoch: u64,
+        context: &mut Context<Self>,
+    ) -> Result<(), Failure> {
         match self.seats.get(&session) {
             Some(seat) if seat.epoch > epoch => Err(stale(epoch, seat.epoch)),
             Some(seat) if seat.coordinator != from => Err(not_ready()),
@@ -322,7 +341,10 @@ impl StageServer {
                 self.past.remove(&oldest);
             }
         }
-        let newest = self.past.get(&session).map_or(epoch, |(known, _)| epoch.max(*known));
+        let newest = self
+            .past
+            .get(&session)
+            .map_or(epoch, |(known, _)| epoch.max(*known));
         self.past.insert(session, (newest, Instant::now()));
     }
 
@@ -341,7 +363,15 @@ impl StageServer {
     }
 
     fn step(&mut self, from: PeerId, frame: TensorFrame) {
-        let TensorFrame::Step { session, epoch, step, position, sample, input } = frame else {
+        let TensorFrame::Step {
+            session,
+            epoch,
+            step,
+            position,
+            sample,
+            input,
+        } = frame
+        else {
             return;
         };
         let Some(seat) = self.seats.get_mut(&session) else {
@@ -356,7 +386,12 @@ impl StageServer {
             return;
         }
         seat.expires = Instant::now() + seat.lease;
-        let name = StepName { step, position, rows: input.rows() as u64, sample };
+        let name = StepName {
+            step,
+            position,
+            rows: input.rows() as u64,
+            sample,
+        };
         apply(live, epoch, name, input);
     }
 }
@@ -381,8 +416,10 @@ fn apply(live: &mut Live, epoch: u64, name: StepName, input: StepInput) {
             tracing::info!(epoch, newest, "a step of an epoch that is over is refused");
         }
         Admission::Gap { have } => {
-            let message =
-                format!("the step is for position {}, the stage holds {have}", name.position);
+            let message = format!(
+                "the step is for position {}, the stage holds {have}",
+                name.position
+            );
             outlet.refuse(name.step, "position_gap", &message);
         }
         Admission::TooLong { limit } => {
@@ -465,19 +502,23 @@ impl Handler<Control> for StageServer {
     type Result = ();
 
     fn handle(&mut self, message: Control, context: &mut Context<Self>) {
-        let Control { from, request, replies } = message;
+        let Control {
+            from,
+            request,
+            replies,
+        } = message;
         let done = match request {
             ControlRequest::Prepare { .. } => {
                 return self.prepare(from, request, replies, context);
             }
             ControlRequest::Commit { .. } => self.commit(from, request),
             ControlRequest::Abort { session, epoch }
-            | ControlRequest::Release { session, epoch } => {
-                self.end(from, session, epoch, context)
-            }
-            ControlRequest::Renew { session, epoch, lease_ms } => {
-                self.renew(from, session, epoch, lease_ms)
-            }
+            | ControlRequest::Release { session, epoch } => self.end(from, session, epoch, context),
+            ControlRequest::Renew {
+                session,
+                epoch,
+                lease_ms,
+            } => self.renew(from, session, epoch, lease_ms),
         };
         let reply = match done {
             Ok(()) => ControlReply::Done,

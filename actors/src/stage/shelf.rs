@@ -58,7 +58,9 @@ impl Shelf {
     ) -> Result<Cell, Shortage> {
         let mut inner = self.lock();
         Self::drop_dead(&mut inner, &key);
-        let evicted = inner.ledger.reserve(session, key, weights, kv, Instant::now())?;
+        let evicted = inner
+            .ledger
+            .reserve(session, key, weights, kv, Instant::now())?;
         for key in evicted {
             tracing::info!(model = %key.model, layers = %key.layers, "unloaded to make room");
             inner.cells.remove(&key);
@@ -69,7 +71,10 @@ impl Shelf {
     /// A stage whose thread died is loaded anew.
     fn drop_dead(inner: &mut Inner, key: &StageKey) {
         let cell = inner.cells.get(key);
-        if cell.and_then(|cell| cell.get()).is_some_and(|engine| engine.is_dead()) {
+        if cell
+            .and_then(|cell| cell.get())
+            .is_some_and(|engine| engine.is_dead())
+        {
             inner.cells.remove(key);
         }
     }
