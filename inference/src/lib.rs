@@ -9,22 +9,33 @@
 //!    token ids or activations and gives activations or logits. The `candle` module is the CPU
 //!    backend; `arch` has one file per architecture.
 //!
+//! The text side: [`tokenizer`] turns text into tokens and back, [`chat`] writes a conversation as
+//! the model wants it, [`sampler`] draws the next token, [`stop`] watches for stop texts.
+//!
 //! Around it: [`hardware`] tells what the machine has and how fast the engine is on it.
 
 mod arch;
 mod candle;
+pub mod chat;
 pub mod gguf;
 pub mod hardware;
 pub mod layers;
 mod quant;
+pub mod sampler;
 pub mod shape;
 pub mod stage;
+pub mod stop;
+pub mod tokenizer;
 
 pub use arch::known as known_architectures;
+pub use chat::{ChatError, ChatMessage, ChatTemplate};
 pub use gguf::{Gguf, GgufError};
 pub use layers::LayerRange;
+pub use sampler::{SampleError, Sampled, SamplingParams, sample};
 pub use shape::{ModelError, ModelShape};
 pub use stage::{
     Device, LoadError, LoadOptions, Logits, SeqId, Stage, StageError, StageInput, StageOutput,
     load_stage,
 };
+pub use stop::{StopError, StopMatcher, StopOutcome};
+pub use tokenizer::{StreamDecoder, TokenKind, Tokenizer, TokenizerData, TokenizerError};

@@ -1,0 +1,214 @@
+//! Byte pairs (`gpt2`): a word begins as its bytes; the most urgent merge happens first.
+
+use super::TokenizerError;
+use super::alphabet::{byte_of, bytes_of};
+use super::data::{TokenKind, TokenizerData, corrupt};
+use super::split::{PreTokenizer, Splitter};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+/// No token, or no neighbour.
+const NONE: u32 = u32::MAX;
+
+/// The merges of a vocabulary.
+#[derive(Debug)]
+pub(super) struct BytePairs {
+    splitter: Splitter,
+    /// The token of each byte, or [`NONE`].
+    bytes: Box<[u32; 256]>,
+    /// (left token, right token) to the rank of their merge.
+    ranks: HashMap<(u32, u32), u32>,
+    /// By rank; a lower one is more urgent.
+    merges: Vec<Merge>,
+    /// Words that stay whole, for vocabularies that say so.
+    words: HashMap<Box<[u8]>, u32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Merge {
+    left: u32,
+    right: u32,
+    joined: u32,
+}
+
+/// A token in the making. The symbols of a word are a linked list within a vector.
+#[derive(Clone, Copy)]
+struct Symbol {
+    token: u32,
+    before: u32,
+    after: u32,
+}
+
+/// A merge that may happen: its rank, then where. Ties go to the left.
+type Candidate = Reverse<(u32, u32)>;
+
+impl BytePairs {
+    pub(super) fn new(data: &TokenizerData) -> Result<Self, TokenizerError> {
+        let pre = PreTokenizer::find(data.pre.as_deref())?;
+        let ids = ids(data);
+        let (ranks, merges) = merges(data, &ids)?;
+        let words = if pre.whole_words_first {
+            let spelt = ids.iter();
+            spelt
+                .filter_map(|(token, id)| Some((bytes_of(token)?.into(), *id)))
+                .collect()
+        } else {
+            HashMap::new()
+        };
+        Ok(Self {
+            splitter: pre.splitter(),
+            bytes: byte_tokens(&ids),
+            ranks,
+            merges,
+            words,
+        })
+    }
+
+    /// Whether a sequence begins with BOS when the file does not say.
+    pub(super) fn adds_bos(data: &TokenizerData) -> bool {
+        PreTokenizer::find(data.pre.as_deref()).is_ok_and(|pre| pre.adds_bos)
+    }
+
+    /// Appends the tokens of a text. Bytes that the vocabulary has no token for are left out, as
+    /// the model was trained.
+    pub(super) fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        for word in self.splitter.words(text)? {
+            self.encode_word(word.as_bytes(), out);
+        }
+        Ok(())
+    }
+
+    fn encode_word(&self, word: &[u8], out: &mut Vec<u32>) {
+        if let Some(&whole) = self.words.get(word) {
+            out.push(whole);
+            return;
+        }
+        let mut symbols = self.symbols(word);
+        let mut heap: BinaryHeap<Candidate> = BinaryHeap::new();
+        for left in 0..symbols.len() as u32 {
+            self.offer(&symbols, left, &mut heap);
+        }
+        while let Some(Reverse((rank, left))) = heap.pop() {
+            if self.apply(&mut symbols, rank, left) {
+                let before = get(&symbols, left).before;
+                self.offer(&symbols, before, &mut heap);
+                self.offer(&symbols, left, &mut heap);
+            }
+        }
+        let tokens = symbols.iter().map(|symbol| symbol.token);
+        out.extend(tokens.filter(|&token| token != NONE));
+    }
+
+    /// One symbol per byte. A text is at most [`super::MAX_TEXT_BYTES`] long: indices fit `u32`.
+    fn symbols(&self, word: &[u8]) -> Vec<Symbol> {
+        let last = word.len().saturating_sub(1) as u32;
+        let symbol = |(at, &byte): (u32, &u8)| Symbol {
+            token: self.bytes.get(usize::from(byte)).copied().unwrap_or(NONE),
+            before: at.checked_sub(1).unwrap_or(NONE),
+            after: if at == last { NONE } else { at + 1 },
+        };
+        (0u32..).zip(word).map(symbol).collect()
+    }
+
+    /// Notes the merge of the symbol at `left` with the one after it, if there is one.
+    fn offer(&self, symbols: &[Symbol], left: u32, heap: &mut BinaryHeap<Candidate>) {
+        let symbol = get(symbols, left);
+        let right = get(symbols, symbol.after);
+        if let Some(&rank) = self.ranks.get(&(symbol.token, right.token)) {
+            heap.push(Reverse((rank, left)));
+        }
+    }
+
+    /// Merges at `left`, unless an earlier merge has taken one of the two.
+    fn apply(&self, symbols: &mut [Symbol], rank: u32, left: u32) -> bool {
+        let Some(&merge) = self.merges.get(rank as usize) else {
+            return false;
+        };
+        let right = get(symbols, left).after;
+        let taken = get(symbols, right);
+        if get(symbols, left).token != merge.left || taken.token != merge.right {
+            return false;
+        }
+        if let Some(symbol) = symbols.get_mut(left as usize) {
+            symbol.token = merge.joined;
+            symbol.after = taken.after;
+        }
+        if let Some(symbol) = symbols.get_mut(taken.after as usize) {
+            symbol.before = left;
+        }
+        if let Some(symbol) = symbols.get_mut(right as usize) {
+            symbol.token = NONE;
+        }
+        true
+    }
+}
+
+/// The symbol at `index`; one without token or neighbours beyond the ends of the word.
+fn get(symbols: &[Symbol], index: u32) -> Symbol {
+    let symbol = symbols.get(index as usize).copied();
+    symbol.unwrap_or(Symbol {
+        token: NONE,
+        before: NONE,
+        after: NONE,
+    })
+}
+
+/// The id of each token's text. Plain text wins where a special token is spelt the same.
+fn ids(data: &TokenizerData) -> HashMap<&str, u32> {
+    let mut ids = HashMap::with_capacity(data.tokens.len());
+    for (id, token, kind) in data.iter() {
+        if kind == TokenKind::Normal {
+            ids.insert(token, id);
+        } else {
+            ids.entry(token).or_insert(id);
+        }
+    }
+    ids
+}
+
+fn byte_tokens(ids: &HashMap<&str, u32>) -> Box<[u32; 256]> {
+    let mut tokens = Box::new([NONE; 256]);
+    for (token, &id) in ids {
+        let mut letters = token.chars();
+        if let (Some(letter), None) = (letters.next(), letters.next())
+            && let Some(byte) = byte_of(letter)
+            && let Some(place) = tokens.get_mut(usize::from(byte))
+        {
+            *place = id;
+        }
+    }
+    tokens
+}
+
+type Ranks = HashMap<(u32, u32), u32>;
+
+fn merges(
+    data: &TokenizerData,
+    ids: &HashMap<&str, u32>,
+) -> Result<(Ranks, Vec<Merge>), TokenizerError> {
+    let mut ranks = HashMap::with_capacity(data.merges.len());
+    let mut merges: Vec<Merge> = Vec::with_capacity(data.merges.len());
+    if data.merges.is_empty() {
+        let key = "tokenizer.ggml.merges";
+        return Err(TokenizerError::Missing { key });
+    }
+    for text in &data.merges {
+        let merge = parse(text, ids)?;
+        let rank = merges.len() as u32;
+        ranks.entry((merge.left, merge.right)).or_insert(rank);
+        merges.push(merge);
+    }
+    Ok((ranks, merges))
+}
+
+/// Reads `left right`. Tokens have no spaces in GPT-2's alphabet.
+fn parse(text: &str, ids: &HashMap<&str, u32>) -> Result<Merge, TokenizerError> {
+    let broken = || corrupt(format!("the merge {text:?} does not join two tokens to a third"));
+    let (left, right) = text.split_once(' ').ok_or_else(broken)?;
+    let id = |token: &str| ids.get(token).copied().ok_or_else(broken);
+    Ok(Merge {
+        left: id(left)?,
+        right: id(right)?,
+        joined: id(&format!("{left}{right}"))?,
+    })
+}

@@ -1,0 +1,180 @@
+//! Splits a text into the words within which byte pairs are merged.
+//!
+//! Each pre-tokenizer is a short list of patterns, applied one after the other to what the one
+//! before left; text that no pattern takes is a word of its own. The patterns are those that the
+//! models were trained with, by the names that GGUF files give them.
+
+use super::TokenizerError;
+use fancy_regex::{Regex, RegexBuilder};
+
+/// GPT-2's own words: contractions, letters, digits, other signs, spaces.
+const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// As GPT-2's, with contractions in any case, digits one by one, line ends kept together.
+const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// As Qwen's, with up to three digits together.
+const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const SINGLE_DIGITS: &str = r"\p{N}";
+
+/// Steps that a pattern may go back at one place. The patterns go back at most once per
+/// character of a run of spaces; this is for texts that are one long run.
+const BACKTRACK_LIMIT: usize = 64 << 20;
+
+/// A pre-tokenizer that is known.
+#[derive(Debug)]
+pub(super) struct PreTokenizer {
+    names: &'static [&'static str],
+    patterns: &'static [&'static str],
+    /// A word that is a token stays whole, whatever the merges say.
+    pub(super) whole_words_first: bool,
+    /// Whether a sequence begins with BOS when the file does not say.
+    pub(super) adds_bos: bool,
+}
+
+/// Every pre-tokenizer; a new one is one more entry.
+static KNOWN: [PreTokenizer; 4] = [
+    PreTokenizer {
+        names: &["default", "gpt-2"],
+        patterns: &[GPT2],
+        whole_words_first: false,
+        adds_bos: false,
+    },
+    PreTokenizer {
+        names: &["smollm"],
+        patterns: &[SINGLE_DIGITS, GPT2],
+        whole_words_first: false,
+        adds_bos: false,
+    },
+    PreTokenizer {
+        names: &["qwen2", "deepseek-r1-qwen"],
+        patterns: &[QWEN2],
+        whole_words_first: false,
+        adds_bos: false,
+    },
+    PreTokenizer {
+        names: &["llama-bpe", "llama3", "llama-v3"],
+        patterns: &[LLAMA3],
+        whole_words_first: true,
+        adds_bos: true,
+    },
+];
+
+impl PreTokenizer {
+    /// The pre-tokenizer of this name; a file that names none gets `default`.
+    pub(super) fn find(name: Option<&str>) -> Result<&'static Self, TokenizerError> {
+        let wanted = name.unwrap_or("default");
+        if name.is_none() {
+            tracing::warn!("the model file names no pre-tokenizer; taking GPT-2's");
+        }
+        let mut known = KNOWN.iter();
+        known
+            .find(|candidate| candidate.names.contains(&wanted))
+            .ok_or_else(|| TokenizerError::UnknownPreTokenizer {
+                name: wanted.to_owned(),
+                known: known_names(),
+            })
+    }
+
+    /// Compiles the patterns.
+    pub(super) fn splitter(&self) -> Splitter {
+        let compile = |pattern: &&str| {
+            let mut builder = RegexBuilder::new(pattern);
+            let regex = builder.backtrack_limit(BACKTRACK_LIMIT).build();
+            regex.expect("the patterns are constants and compile")
+        };
+        Splitter {
+            patterns: self.patterns.iter().map(compile).collect(),
+        }
+    }
+}
+
+/// The names of all pre-tokenizers, for error messages.
+fn known_names() -> String {
+    let names = KNOWN.iter().flat_map(|known| known.names);
+    names.copied().collect::<Vec<_>>().join(", ")
+}
+
+/// A compiled pre-tokenizer.
+#[derive(Debug)]
+pub(super) struct Splitter {
+    patterns: Vec<Regex>,
+}
+
+impl Splitter {
+    /// The words of a text, in order; together they are the text.
+    pub(super) fn words<'a>(&self, text: &'a str) -> Result<Vec<&'a str>, TokenizerError> {
+        let mut words = vec![text];
+        for pattern in &self.patterns {
+            let mut finer = Vec::with_capacity(words.len());
+            for word in words {
+                cut(pattern, word, &mut finer)?;
+            }
+            words = finer;
+        }
+        Ok(words)
+    }
+}
+
+/// Cuts a word into what the pattern matches and what lies in between.
+fn cut<'a>(pattern: &Regex, word: &'a str, out: &mut Vec<&'a str>) -> Result<(), TokenizerError> {
+    let mut push = |range: std::ops::Range<usize>| {
+        out.extend(word.get(range).filter(|piece| !piece.is_empty()));
+    };
+    let mut end = 0;
+    for found in pattern.find_iter(word) {
+        let found = found.map_err(|error| TokenizerError::Split(Box::new(error)))?;
+        push(end..found.start());
+        push(found.range());
+        end = found.end();
+    }
+    push(end..word.len());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words<'a>(name: &str, text: &'a str) -> Vec<&'a str> {
+        let known = PreTokenizer::find(Some(name)).expect("a known pre-tokenizer");
+        known.splitter().words(text).expect("the text can be split")
+    }
+
+    #[test]
+    fn each_pre_tokenizer_splits_digits_and_spaces_its_own_way() {
+        let text = "I'LL pay  1234\n\n  now!";
+        let cases: [(&str, &[&str]); 4] = [
+            ("gpt-2", &["I", "'", "LL", " pay", " ", " 1234", "\n\n ", " now", "!"]),
+            (
+                "smollm",
+                &["I", "'", "LL", " pay", "  ", "1", "2", "3", "4", "\n\n ", " now", "!"],
+            ),
+            (
+                "qwen2",
+                &["I", "'LL", " pay", " ", " ", "1", "2", "3", "4", "\n\n", " ", " now", "!"],
+            ),
+            (
+                "llama-bpe",
+                &["I", "'LL", " pay", " ", " ", "123", "4", "\n\n", " ", " now", "!"],
+            ),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(words(name, text), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn words_add_up_to_the_text() {
+        let text = "fn main() {\r\n\t\tlet é = \"日本語\"; // ½ ٣ 👩‍👩‍👧\u{a0}\u{2028}\0 \t ";
+        for name in ["default", "smollm", "qwen2", "llama-bpe"] {
+            assert_eq!(words(name, text).concat(), text, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_known_ones() {
+        let error = PreTokenizer::find(Some("klingon")).expect_err("there is no such thing");
+        let message = error.to_string();
+        assert!(message.contains("klingon") && message.contains("smollm"), "{message}");
+    }
+}
