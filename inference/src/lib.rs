@@ -12,11 +12,14 @@
 //! The text side: [`tokenizer`] turns text into tokens and back, [`chat`] writes a conversation as
 //! the model wants it, [`sampler`] draws the next token, [`stop`] watches for stop texts.
 //!
-//! Around it: [`hardware`] tells what the machine has and how fast the engine is on it.
+//! Around it: [`hardware`] tells what the machine has, [`bench`] how fast the engine is on it,
+//! [`eval`] how close it is to another engine; [`synthetic`] makes small models for tests.
 
 mod arch;
+pub mod bench;
 mod candle;
 pub mod chat;
+pub mod eval;
 pub mod gguf;
 pub mod hardware;
 pub mod layers;
@@ -25,6 +28,7 @@ pub mod sampler;
 pub mod shape;
 pub mod stage;
 pub mod stop;
+pub mod synthetic;
 pub mod tokenizer;
 
 pub use arch::known as known_architectures;
@@ -35,7 +39,7 @@ pub use sampler::{SampleError, Sampled, SamplingParams, sample};
 pub use shape::{ModelError, ModelShape};
 pub use stage::{
     Device, LoadError, LoadOptions, Logits, SeqId, Stage, StageError, StageInput, StageOutput,
-    load_stage,
+    load_stage, numerics,
 };
 pub use stop::{StopError, StopMatcher, StopOutcome};
 pub use tokenizer::{StreamDecoder, TokenKind, Tokenizer, TokenizerData, TokenizerError};

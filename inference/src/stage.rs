@@ -7,7 +7,7 @@ mod error;
 
 pub use error::{LoadError, StageError};
 
-use crate::candle::CandleStage;
+use crate::candle::{CandleStage, NUMERICS};
 use crate::gguf::Gguf;
 use crate::hardware;
 use crate::layers::LayerRange;
@@ -169,4 +169,9 @@ pub fn load_stage(
             device: device.name(),
         }),
     }
+}
+
+/// The numerics class of the stages that this build loads, known before anything is loaded.
+pub fn numerics() -> &'static str {
+    NUMERICS
 }

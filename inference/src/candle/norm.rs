@@ -24,6 +24,20 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes.iter().fold(sum, |sum, lane| sum + lane)
 }
 
+/// The sum of squares, in double precision: a row may hold one value far above the others.
+fn sum_of_squares(row: &[f32]) -> f64 {
+    let (chunks, rest) = row.as_chunks::<LANES>();
+    let mut lanes = [0.0f64; LANES];
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            let value = f64::from(*value);
+            *lane = value.mul_add(value, *lane);
+        }
+    }
+    let rest: f64 = rest.iter().map(|value| f64::from(*value).powi(2)).sum();
+    lanes.iter().fold(rest, |sum, lane| sum + lane)
+}
+
 /// `x += y`
 pub(crate) fn add(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
@@ -61,7 +75,7 @@ impl Norm {
     pub(crate) fn apply_in_place(&self, x: &mut [f32]) {
         let width = self.weights.len();
         for row in x.chunks_exact_mut(width) {
-            let mean = dot(row, row) / width as f32;
+            let mean = (sum_of_squares(row) / width as f64) as f32;
             let scale = 1.0 / (mean + self.eps).sqrt();
             for (value, weight) in row.iter_mut().zip(&self.weights) {
                 *value = *value * scale * weight;
