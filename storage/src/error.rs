@@ -243,8 +243,8 @@ pub enum JournalError {
     /// The opening record fails its checksum, so the session cannot be restored.
     #[error("the opening record is damaged: {0}")]
     Damaged(String),
-    /// The journal could not be written.
-    #[error("not written: {0}")]
+    /// The journal could not be written, now or earlier.
+    #[error("not written: {0}; restart the node, after making room on the disk if it is full")]
     NotWritten(String),
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::committer::{Committer, Operation, Request};
 use crate::data_dir::DataDir;
+use crate::durable::Durable;
 use crate::error::{JournalError, Result, StorageError, io_error};
 
 /// Names a session.
@@ -102,10 +103,10 @@ pub struct JournalStats {
 }
 
 impl Journal {
-    pub(crate) fn start(tree: sled::Tree, data: DataDir) -> Result<Self> {
+    pub(crate) fn start(tree: sled::Tree, durable: Durable, data: DataDir) -> Result<Self> {
         let (requests, queue) = mpsc::channel(QUEUE);
         let counters = Arc::new(Counters::default());
-        let committer = Committer::new(tree.clone(), counters.clone());
+        let committer = Committer::new(tree.clone(), durable, counters.clone());
         let thread = std::thread::Builder::new()
             .name("accel-journal".to_owned())
             .spawn(move || committer.run(queue))

@@ -28,6 +28,7 @@
 
 pub mod dag;
 pub mod data_dir;
+mod durable;
 pub mod error;
 pub mod journal;
 mod positioned;

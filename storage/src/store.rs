@@ -23,6 +23,7 @@ use self::catalogue::{Catalogue, Model, check_name, give_name, path_of, unix_now
 use self::claims::Claims;
 use self::index::ModelEntry;
 use crate::data_dir::{DataDir, sync_dir};
+use crate::durable::Durable;
 use crate::error::{Result, StorageError, io_error};
 use crate::journal::Journal;
 use crate::ranges::RangeSet;
@@ -39,6 +40,7 @@ pub struct Store {
 struct Inner {
     journal: Journal,
     content: sled::Tree,
+    durable: Durable,
     catalogue: Catalogue,
     claims: Claims,
     _db: sled::Db,
@@ -213,7 +215,6 @@ impl Inner {
     /// Changes the content tree atomically and durably.
     fn apply(&self, batch: Batch) -> Result<()> {
         self.content.apply_batch(batch)?;
-        self.content.flush()?;
-        Ok(())
+        self.durable.flush(&self.content)
     }
 }

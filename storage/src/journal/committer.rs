@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::record::{self, Kind};
 use super::{Counters, Damage, SessionKey};
+use crate::durable::Durable;
 use crate::error::{JournalError, Result, StorageError};
 
 /// Requests in one batch.
@@ -42,19 +43,24 @@ struct Position {
 /// See the [module](self).
 pub(super) struct Committer {
     tree: Tree,
+    durable: Durable,
     counters: Arc<Counters>,
     positions: HashMap<SessionKey, Position>,
     // Changes of the present batch; `None` removes.
     staged: HashMap<Vec<u8>, Option<Vec<u8>>>,
+    // After a failed write nobody knows what is on the disk: a later sync may succeed without it.
+    failed: Option<String>,
 }
 
 impl Committer {
-    pub(super) fn new(tree: Tree, counters: Arc<Counters>) -> Self {
+    pub(super) fn new(tree: Tree, durable: Durable, counters: Arc<Counters>) -> Self {
         Self {
             tree,
+            durable,
             counters,
             positions: HashMap::new(),
             staged: HashMap::new(),
+            failed: None,
         }
     }
 
@@ -81,11 +87,13 @@ impl Committer {
             let answer = self.stage(&request.session, request.operation);
             answers.push((request.reply, answer));
         }
-        let written = self.write();
+        if self.failed.is_none() {
+            self.failed = self.write().err().map(|error| error.to_string());
+        }
         for (reply, answer) in answers {
-            let answer = match &written {
-                Ok(()) => answer,
-                Err(error) => Err(JournalError::NotWritten(error.to_string())),
+            let answer = match &self.failed {
+                None => answer,
+                Some(error) => Err(JournalError::NotWritten(error.clone())),
             };
             // Whoever asked may have gone; what was written stays written.
             let _ = reply.send(answer);
@@ -107,15 +115,8 @@ impl Committer {
                 None => batch.remove(key),
             }
         }
-        let written = self
-            .tree
-            .apply_batch(batch)
-            .and_then(|()| self.tree.flush());
-        if let Err(error) = written {
-            // What was remembered assumed success.
-            self.positions.clear();
-            return Err(error.into());
-        }
+        let applied = self.tree.apply_batch(batch).map_err(StorageError::from);
+        applied.and_then(|()| self.durable.flush(&self.tree))?;
         self.counters.writes.fetch_add(writes, Ordering::Relaxed);
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         Ok(())

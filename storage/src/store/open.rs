@@ -13,6 +13,7 @@ use super::catalogue::{Catalogue, Maps, Model, path_of};
 use super::claims::Claims;
 use super::index::{self, ModelId};
 use crate::data_dir::DataDir;
+use crate::durable::Durable;
 use crate::error::{Result, StorageError, io_error};
 use crate::journal::Journal;
 use crate::ranges::{RangeChange, RangeSet};
@@ -28,14 +29,18 @@ impl Inner {
             .cache_capacity(DATABASE_CACHE)
             .flush_every_ms(None)
             .open()?;
+        let durable = Durable::new(data.path().join("db"))?;
         let content = db.open_tree("content")?;
         check_format(&content)?;
         let catalogue = Catalogue::default();
         load(&content, data, &mut catalogue.write())?;
         remove_strays(data, &catalogue.read())?;
+        let journal = db.open_tree("journal")?;
+        durable.flush(&content)?;
         Ok(Self {
-            journal: Journal::start(db.open_tree("journal")?, data.clone())?,
+            journal: Journal::start(journal, durable.clone(), data.clone())?,
             content,
+            durable,
             catalogue,
             claims: Claims::default(),
             _db: db,
@@ -48,7 +53,6 @@ fn check_format(content: &sled::Tree) -> Result<()> {
     let Some(value) = content.get(index::FORMAT_KEY)? else {
         let format: &[u8] = &index::FORMAT.to_be_bytes();
         content.insert(index::FORMAT_KEY, format)?;
-        content.flush()?;
         return Ok(());
     };
     let found = index::decode_number(&value)?;
@@ -110,7 +114,6 @@ fn forget_presence(content: &sled::Tree, id: ModelId, present: &RangeSet) -> Res
     };
     index::put_presence(&mut batch, id, gone);
     content.apply_batch(batch)?;
-    content.flush()?;
     Ok(())
 }
 
