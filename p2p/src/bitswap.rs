@@ -221,6 +221,14 @@ impl Counters {
         self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    fn duplicate(&self) {
+        self.duplicates.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn wrong(&self) {
+        self.wrong_blocks.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn snapshot(&self) -> ExchangeStats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ExchangeStats {

@@ -308,12 +308,10 @@ impl Drop for Inner {
         }
         self.tasks.cancel();
         let (ipfs, tensor) = (self.ipfs.clone(), self.tensor.clone());
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                tensor.shutdown().await;
-                ipfs.exit_daemon().await;
-            });
-        }
+        self.tasks.spawn_last(async move {
+            tensor.shutdown().await;
+            ipfs.exit_daemon().await;
+        });
     }
 }
 

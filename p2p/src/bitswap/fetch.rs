@@ -83,6 +83,9 @@ pub(super) async fn fetch(
                 let mut flight = Flight::new(exchange, cid, per_provider);
                 let outcome = flight.run(providers).await;
                 drop(flight);
+                if let Ok(data) = &outcome {
+                    exchange.counters.received(data.len());
+                }
                 lead.sender.send_replace(Some(outcome.clone()));
                 return outcome;
             }

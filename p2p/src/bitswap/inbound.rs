@@ -114,25 +114,15 @@ async fn take(exchange: &Arc<Exchange>, peer: PeerId, message: Message) {
 /// Hashes a block and gives it to whoever wants it.
 fn take_block(exchange: &Exchange, peer: PeerId, block: Block) {
     let cid = content::cid_of(&block);
-    let size = block.data.len();
     let now = Instant::now();
-    let counters = &exchange.counters;
     match exchange.wants.block(peer, cid, block.data, now) {
-        Arrival::Wanted(took) => {
-            counters.received(size);
-            exchange.ledger().delivered(peer, took, now);
-        }
-        Arrival::Duplicate => {
-            counters
-                .duplicates
-                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        }
+        Arrival::Wanted(took) => exchange.ledger().delivered(peer, took, now),
+        Arrival::Duplicate => exchange.counters.duplicate(),
         Arrival::Wrong => {
-            counters
-                .wrong_blocks
-                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            exchange.ledger().wrong(peer, now);
             tracing::warn!(%peer, "a peer sent a wrong block; it is not asked again for a while");
+            exchange.counters.wrong();
+            exchange.ledger().wrong(peer, now);
+            exchange.wants.distrust(&peer);
         }
     }
 }

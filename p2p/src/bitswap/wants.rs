@@ -135,8 +135,12 @@ impl Wants {
         if was_asked || !waits_for_peer {
             return Arrival::Duplicate;
         }
-        state.refuse(&peer, Reason::Wrong);
         Arrival::Wrong
+    }
+
+    /// A peer sent a wrong block: nothing that waits for it can trust it to answer.
+    pub(super) fn distrust(&self, peer: &PeerId) {
+        self.state().refuse(peer, Reason::Wrong);
     }
 
     /// A peer said whether it has a block.
@@ -226,6 +230,7 @@ mod tests {
         for cid in [Some(other), None] {
             wants.asked(wanted, liar, now);
             assert_eq!(wants.block(liar, cid, data.clone(), now), Arrival::Wrong);
+            wants.distrust(&liar);
             assert_eq!(answers.try_recv(), Ok(Answer::No(liar, Reason::Wrong)));
         }
         assert_eq!(wants.outstanding(&liar), 0);

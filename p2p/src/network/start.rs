@@ -63,7 +63,7 @@ async fn build(
     let ipfs = start_swarm(&keypair, config, Arc::clone(&connections)).await?;
     let control = ipfs.stream_control().await.map_err(swarm_error)?;
     let streams = Streams::new(control, Arc::clone(&connections));
-    let tasks = Tasks::default();
+    let tasks = Tasks::here();
     let bitswap = Bitswap::new(streams.clone(), Arc::clone(&members), store, tasks.clone());
     let (tensor, frames) = bind_tensor(&keypair, config, &members)?;
     let addrs = Arc::new(LocalAddrs::new(peer, tensor.local_addrs()));
