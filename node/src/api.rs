@@ -41,7 +41,8 @@ use error::ApiError;
 const MAX_BODY: usize = 8 << 20;
 const WORKERS: usize = 2;
 const MAX_CONNECTIONS: usize = 512;
-const DRAIN: u64 = 10;
+/// Seconds that answers may take to reach their clients once the node has stopped.
+const FLUSH: u64 = 2;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// All endpoints.
@@ -81,7 +82,9 @@ impl Api {
         .workers(WORKERS)
         .max_connections(MAX_CONNECTIONS)
         .client_request_timeout(HEAD_TIMEOUT)
-        .shutdown_timeout(DRAIN)
+        // Each token is a small packet that should leave at once.
+        .tcp_nodelay(true)
+        .shutdown_timeout(FLUSH)
         // A client that closes its connection wants no answer any more: what computes it stops.
         .h1_allow_half_closed(false)
         .disable_signals()
@@ -92,7 +95,7 @@ impl Api {
         Ok(Self { addr, handle })
     }
 
-    /// Takes no new requests, lets those that run finish for a while, and ends.
+    /// Takes no new requests and ends; the node has stopped before, and with it every answer.
     pub async fn stop(&self) {
         self.handle.stop(true).await;
     }

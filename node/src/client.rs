@@ -97,6 +97,8 @@ impl Client {
         };
         let http = reqwest::Client::builder()
             .no_proxy()
+            // A connection that idles here would make a node that stops wait for it.
+            .pool_max_idle_per_host(0)
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             .build()

@@ -65,7 +65,7 @@ impl Chat {
         };
         let heard = answer::listen(client, "/v1/chat/completions", request, &mut show).await?;
         match output.json {
-            true => terminal::line(&serde_json::to_string(&heard)?)?,
+            true => terminal::line(&heard.json().to_string())?,
             false => terminal::line("")?,
         }
         Ok(heard.text)

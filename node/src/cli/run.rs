@@ -34,7 +34,7 @@ impl Run {
         let answer = answer::listen(&client, "/v1/completions", request, &mut show);
         let heard = block_on(answer)?;
         match output.json {
-            true => terminal::json(&heard),
+            true => terminal::json(&heard.json()),
             false => terminal::line(""),
         }
     }

@@ -151,9 +151,15 @@ fn bind(addr: SocketAddr) -> Result<TcpListener, Failure> {
 async fn drain(api: &Api, node: &NodeHandle) {
     terminal::note("stopping: running requests may finish; Ctrl-C again stops at once");
     tokio::select! {
-        _ = async { tokio::join!(api.stop(), node.shutdown()) } => {}
+        () = stop_in_order(api, node) => {}
         _ = signals::stop_requested() => {}
     }
+}
+
+/// New requests are told that the node is shutting down until the last answer is out.
+async fn stop_in_order(api: &Api, node: &NodeHandle) {
+    node.shutdown().await;
+    api.stop().await;
 }
 
 async fn stop_requested(guard: bool) -> Result<(), Failure> {

@@ -2,14 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Client, Event};
 use crate::failure::Failure;
 
 /// An answer that was heard to its end.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default)]
 pub struct Heard {
     /// The session that computed it.
     pub session: String,
@@ -33,6 +32,21 @@ impl Heard {
             .checked_sub(1)
             .filter(|more| *more > 0)?;
         (self.decode_s > 0.0).then(|| more as f64 / self.decode_s)
+    }
+
+    /// For programs; figures say where they come from.
+    pub fn json(&self) -> Value {
+        let measured = |value: Option<f64>| json!({"value": value, "tag": "measured"});
+        json!({
+            "session": self.session,
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "first_token_s": measured(Some(self.first_token_s)),
+            "tokens_per_s": measured(self.tokens_per_s()),
+        })
     }
 
     fn take(&mut self, event: &Event) -> String {

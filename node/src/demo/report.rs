@@ -163,20 +163,8 @@ fn comparison_json(run: &Comparison) -> Value {
     json!({
         "answer": run.name,
         "equal": run.equal(),
-        "three_nodes": heard_json(&run.swarm),
-        "one_node": heard_json(&run.alone),
-    })
-}
-
-fn heard_json(heard: &Heard) -> Value {
-    let measured = |value: Option<f64>| json!({"value": value, "tag": "measured"});
-    json!({
-        "session": heard.session,
-        "text": heard.text,
-        "token_ids": heard.token_ids,
-        "finish_reason": heard.finish_reason,
-        "tokens_per_s": measured(heard.tokens_per_s()),
-        "first_token_s": measured(Some(heard.first_token_s)),
+        "three_nodes": run.swarm.json(),
+        "one_node": run.alone.json(),
     })
 }
 
