@@ -84,11 +84,15 @@ impl Committer {
         }
         let mut answers = Vec::with_capacity(group.len());
         for request in group.drain(..) {
-            let answer = self.stage(&request.session, request.operation);
+            let answer = match &self.failed {
+                None => self.stage(&request.session, request.operation),
+                Some(error) => Err(JournalError::NotWritten(error.clone())),
+            };
             answers.push((request.reply, answer));
         }
-        if self.failed.is_none() {
-            self.failed = self.write().err().map(|error| error.to_string());
+        if let Err(error) = self.write() {
+            tracing::error!(%error, "the journal cannot be written");
+            self.failed = Some(error.to_string());
         }
         for (reply, answer) in answers {
             let answer = match &self.failed {

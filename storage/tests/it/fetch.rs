@@ -111,6 +111,13 @@ async fn an_interrupted_fetch_goes_on_where_it_stopped() {
     let home = home.reopen();
     let kept = home.store.present_bytes(&root).unwrap();
     assert!(kept > 0, "what had landed is kept");
+    let file = bytes_of(&home, &root);
+    for start in (0..100_000).step_by(1000) {
+        let range = start as u64..start as u64 + 1000;
+        if home.store.is_present(&root, range).unwrap() {
+            assert!(file[start..start + 1000] == content[start..start + 1000]);
+        }
+    }
     peer.dies_after = None;
     peer.forget_asked();
     let report = home
