@@ -15,6 +15,7 @@ use libp2p::PeerId;
 use tokio::sync::{mpsc, watch};
 
 use super::message::{Entry, Want};
+use super::partner::Partner;
 use super::wants::{Answer, Reason};
 use super::{Exchange, FetchError};
 
@@ -22,6 +23,8 @@ use super::{Exchange, FetchError};
 const MAX_ASKED: usize = 16;
 /// A provider that is slow but keeps sending blocks gets its time this often.
 const EXTENSIONS: u32 = 8;
+/// How soon a peer that opens a stream per answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 type Outcome = Result<Bytes, FetchError>;
 
@@ -172,8 +175,11 @@ impl<'a> Flight<'a> {
             self.ask_whether_they_have_it().await;
         }
         while let Some(peer) = self.candidates.next() {
+            let turn = self.exchange.partner(peer).turn().await;
             self.ask(peer, Want::Block).await;
-            if let Some(data) = self.wait_for(peer).await {
+            let answer = self.wait_for(peer).await;
+            drop(turn);
+            if let Some(data) = answer {
                 return Ok(data);
             }
         }
@@ -218,18 +224,40 @@ impl<'a> Flight<'a> {
 
     /// Waits for the block, from whomever, until it is time to ask somebody else than `peer`.
     async fn wait_for(&mut self, peer: PeerId) -> Option<Bytes> {
-        let limit = self.per_provider;
         for _ in 0..EXTENSIONS {
-            if let Ok(answer) = tokio::time::timeout(limit, self.next_answer(peer)).await {
+            if let Some(answer) = self.wait_once(peer).await {
                 return answer;
             }
             let mut ledger = self.exchange.ledger();
-            if !ledger.is_delivering(&peer, limit, Instant::now()) {
+            if !ledger.is_delivering(&peer, self.per_provider, Instant::now()) {
                 ledger.failed(peer, Instant::now());
                 return None;
             }
         }
         None
+    }
+
+    /// Gives `peer` its time. One that opens a stream per answer is asked again now and then,
+    /// because such a stream may be lost on the way.
+    async fn wait_once(&mut self, peer: PeerId) -> Option<Option<Bytes>> {
+        let give_up = Instant::now() + self.per_provider;
+        loop {
+            let is_steady = self.is_steady(&peer);
+            let left = give_up.saturating_duration_since(Instant::now());
+            let span = if is_steady { left } else { left.min(ASK_AGAIN) };
+            if let Ok(answer) = tokio::time::timeout(span, self.next_answer(peer)).await {
+                return Some(answer);
+            }
+            if is_steady || span == left {
+                return None;
+            }
+            self.ask(peer, Want::Block).await;
+        }
+    }
+
+    fn is_steady(&self, peer: &PeerId) -> bool {
+        let partners = self.exchange.partners();
+        partners.get(peer).is_some_and(Partner::is_steady)
     }
 
     /// The block, or `None` once `peer` is of no use.

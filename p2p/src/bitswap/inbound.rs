@@ -80,7 +80,12 @@ async fn read(exchange: Arc<Exchange>, peer: PeerId, stream: Stream) -> io::Resu
         return Ok(());
     }
     let mut stream = BufReader::new(stream);
+    let mut messages = 0u64;
     while let Some(frame) = frame::read(&mut stream).await? {
+        messages += 1;
+        if messages == 2 {
+            exchange.partner(peer).prove_steady();
+        }
         let message = Message::decode(&frame).map_err(io::Error::other)?;
         if !exchange.members.is_member(&peer) {
             return Ok(());

@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::AsyncReadExt;
 use libp2p::{PeerId, Stream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::message::{Entry, Message};
@@ -28,6 +29,8 @@ const OPEN_ATTEMPTS: u32 = 4;
 const RETRY_PAUSE: Duration = Duration::from_millis(40);
 /// A stream that ends this soon after it was opened was dropped before it was read.
 const PROBATION: Duration = Duration::from_secs(1);
+/// Blocks that may be outstanding at a peer that answers on one stream.
+const WIDE: usize = 64;
 /// First messages of a stream that are kept during probation, to be written again.
 const KEPT_MESSAGES: usize = 4;
 
@@ -36,7 +39,18 @@ const KEPT_MESSAGES: usize = 4;
 pub(super) struct Partner {
     wants: mpsc::Sender<Entry>,
     pub(super) queue: Arc<Queue>,
+    turns: Arc<Turns>,
     _tasks: Arc<DropGuard>,
+}
+
+/// How many blocks may be outstanding at a peer: one at first, many once it has proved steady.
+///
+/// Kubo answers each want on a stream of its own, and of several streams that arrive together
+/// libp2p-stream drops all but one. Asked for one block after the other, it sends one stream
+/// after the other.
+struct Turns {
+    permits: Arc<Semaphore>,
+    is_steady: AtomicBool,
 }
 
 impl Partner {
@@ -44,6 +58,23 @@ impl Partner {
     pub(super) async fn ask(&self, entry: Entry) {
         // The receiver ends with the connection, and the want is refused then.
         let _ = self.wants.send(entry).await;
+    }
+
+    /// Waits until one more block may be asked of the peer; the turn ends when dropped.
+    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.turns.permits).acquire_owned().await.ok()
+    }
+
+    /// Whether the peer has been seen to answer more than once on one stream.
+    pub(super) fn is_steady(&self) -> bool {
+        self.turns.is_steady.load(Ordering::Relaxed)
+    }
+
+    /// The peer answered more than once on one stream: it can be asked for many blocks at once.
+    pub(super) fn prove_steady(&self) {
+        if !self.turns.is_steady.swap(true, Ordering::Relaxed) {
+            self.turns.permits.add_permits(WIDE - 1);
+        }
     }
 
     /// Queues it if there is room; for what does no harm when it is lost.
@@ -70,6 +101,10 @@ pub(super) fn spawn(exchange: &Arc<Exchange>, peer: PeerId) -> Partner {
     Partner {
         wants: want_sender,
         queue,
+        turns: Arc::new(Turns {
+            permits: Arc::new(Semaphore::new(1)),
+            is_steady: AtomicBool::new(false),
+        }),
         _tasks: Arc::new(CancellationToken::drop_guard(token)),
     }
 }
@@ -121,6 +156,10 @@ impl Writer {
             if let Err(error) = written {
                 tracing::debug!(peer = %self.peer, %error, "no bitswap messages reach this peer");
                 self.exchange.wants.unreachable(&self.peer);
+                if !self.exchange.streams.is_connected(&self.peer) {
+                    self.exchange.partners().remove(&self.peer);
+                    return;
+                }
             }
         }
     }

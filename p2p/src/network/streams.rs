@@ -35,6 +35,10 @@ impl Streams {
         self.connections.peers()
     }
 
+    pub(crate) fn is_connected(&self, peer: &PeerId) -> bool {
+        self.connections.is_connected(peer)
+    }
+
     /// Opens a stream to a connected peer; it does not dial.
     pub(crate) async fn open(
         &self,
