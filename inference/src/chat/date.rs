@@ -4,11 +4,27 @@ use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const DAYS: [&str; 7] = [
-    "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday",
+    "Monday",
+    "Tuesday",
+    "Wednesday",
+    "Thursday",
+    "Friday",
+    "Saturday",
+    "Sunday",
 ];
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September",
-    "October", "November", "December",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
 ];
 
 /// The longest format that is taken.
@@ -64,7 +80,9 @@ pub(super) fn format(now: SystemTime, format: &str) -> Result<String, String> {
 impl Date {
     fn new(now: SystemTime) -> Self {
         // A clock before 1970 is not set; any date is as wrong.
-        let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let seconds = now
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
         let days = seconds / 86_400;
         let (year, day_of_year) = year_of(days);
         let (month, day) = month_of(year, day_of_year);
@@ -164,7 +182,11 @@ mod tests {
     #[test]
     fn dates_come_out_as_strftime_gives_them() {
         let cases = [
-            (0, "%A %d %B %Y %H:%M:%S", "Thursday 01 January 1970 00:00:00"),
+            (
+                0,
+                "%A %d %B %Y %H:%M:%S",
+                "Thursday 01 January 1970 00:00:00",
+            ),
             (951_782_400, "%a %F %j", "Tue 2000-02-29 060"),
             (1_709_164_800, "%d %b %Y", "29 Feb 2024"),
             (1_704_067_199, "%D %T %p", "12/31/23 23:59:59 PM"),

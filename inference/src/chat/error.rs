@@ -8,7 +8,9 @@ use minijinja::{Error, ErrorKind};
 #[non_exhaustive]
 pub enum ChatError {
     /// The template's source is longer than any honest one.
-    #[error("the model's chat template has {bytes} bytes (the limit is {limit}); use another model")]
+    #[error(
+        "the model's chat template has {bytes} bytes (the limit is {limit}); use another model"
+    )]
     TemplateTooLong {
         /// Length of the source.
         bytes: usize,

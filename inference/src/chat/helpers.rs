@@ -21,15 +21,17 @@ pub(super) fn install(environment: &mut Environment<'static>) {
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
-    let error = Error::new(ErrorKind::InvalidOperation, "the template raised an exception");
+    let error = Error::new(
+        ErrorKind::InvalidOperation,
+        "the template raised an exception",
+    );
     Err(error.with_source(Raised(message)))
 }
 
 /// `strftime_now(format)` at a given time.
 pub(super) fn strftime_now(now: SystemTime) -> Value {
     Value::from_function(move |format: String| -> Result<String, Error> {
-        date::format(now, &format)
-            .map_err(|reason| Error::new(ErrorKind::InvalidOperation, reason))
+        date::format(now, &format).map_err(|reason| Error::new(ErrorKind::InvalidOperation, reason))
     })
 }
 
@@ -60,7 +62,9 @@ impl JsonWriter<'_> {
         }
         match value.kind() {
             ValueKind::Undefined | ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Bool => self
+                .out
+                .push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => {
                 let _ = write!(self.out, "{value}");
             }
@@ -93,7 +97,8 @@ impl JsonWriter<'_> {
         for (key, item) in items {
             if !is_empty {
                 // Python puts a space after the comma only where no new line follows.
-                self.out.push_str(if self.indent.is_some() { "," } else { ", " });
+                self.out
+                    .push_str(if self.indent.is_some() { "," } else { ", " });
             }
             is_empty = false;
             self.line(depth + 1);
@@ -119,6 +124,7 @@ impl JsonWriter<'_> {
 
     fn string(&mut self, text: &str) {
         let quoted = serde_json::to_string(text);
-        self.out.push_str(&quoted.expect("every text can be quoted"));
+        self.out
+            .push_str(&quoted.expect("every text can be quoted"));
     }
 }

@@ -20,12 +20,27 @@ fn templates_find_what_they_expect_of_transformers() {
         ("{{ strftime_now('%d %b %Y') }}", "29 Feb 2024"),
         ("{{ messages[0].role.upper() }}", "USER"),
         ("{{ messages[0].content.split(' ')[0] }}", "hi"),
-        ("{{ messages[0] | tojson }}", r#"{"content": "hi <b> & \"é\"", "role": "user"}"#),
-        ("{{ [1, 2.5, none, true, 'x'] | tojson }}", r#"[1, 2.5, null, true, "x"]"#),
-        ("{{ {'a': [1], 'b': []} | tojson(indent=2) }}", "{\n  \"a\": [\n    1\n  ],\n  \"b\": []\n}"),
+        (
+            "{{ messages[0] | tojson }}",
+            r#"{"role": "user", "content": "hi <b> & \"é\""}"#,
+        ),
+        (
+            "{{ [1, 2.5, none, true, 'x'] | tojson }}",
+            r#"[1, 2.5, null, true, "x"]"#,
+        ),
+        (
+            "{{ {'a': [1], 'b': []} | tojson(indent=2) }}",
+            "{\n  \"a\": [\n    1\n  ],\n  \"b\": []\n}",
+        ),
         ("{% if tools %}tools{% else %}none{% endif %}", "none"),
-        ("{% for m in messages %}{% if loop.first %}1{% continue %}{% endif %}{% endfor %}", "1"),
-        ("{% set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "3"),
+        (
+            "{% for m in messages %}{% if loop.first %}1{% continue %}{% endif %}{% endfor %}",
+            "1",
+        ),
+        (
+            "{% set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
+            "3",
+        ),
         ("a\n  {% if true %}\nb\n  {% endif %}\nc", "a\nb\nc"),
     ];
     for (source, expected) in cases {
@@ -46,12 +61,21 @@ fn a_template_can_refuse_a_conversation_in_its_own_words() {
 #[test]
 fn broken_templates_are_typed_errors() {
     let error = ChatTemplate::new("line one\n{% if %}", "", "").expect_err("broken");
-    assert!(matches!(error, ChatError::BadTemplate { line: 2, .. }), "{error}");
+    assert!(
+        matches!(error, ChatError::BadTemplate { line: 2, .. }),
+        "{error}"
+    );
     let error = render("{{ nothing() }}").expect_err("no such function");
-    assert!(matches!(error, ChatError::Render { line: 1, .. }), "{error}");
+    assert!(
+        matches!(error, ChatError::Render { line: 1, .. }),
+        "{error}"
+    );
     let long = "x".repeat(MAX_SOURCE_BYTES + 1);
     let error = ChatTemplate::new(&long, "", "").expect_err("too long");
-    assert!(matches!(error, ChatError::TemplateTooLong { .. }), "{error}");
+    assert!(
+        matches!(error, ChatError::TemplateTooLong { .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -65,7 +89,11 @@ fn a_hostile_template_can_take_neither_time_nor_memory() {
     ];
     for bomb in bombs {
         let outcome = render(bomb);
-        assert!(outcome.is_err(), "{bomb} gave {} bytes", outcome.unwrap().len());
+        assert!(
+            outcome.is_err(),
+            "{bomb} gave {} bytes",
+            outcome.unwrap().len()
+        );
     }
     let error = render(bombs[0]).expect_err("out of fuel");
     assert!(matches!(error, ChatError::TooExpensive), "{error}");
@@ -73,7 +101,11 @@ fn a_hostile_template_can_take_neither_time_nor_memory() {
 
 #[test]
 fn a_template_survives_deep_nesting() {
-    let deep = format!("{}1{}", "{{ (".to_owned() + &"(".repeat(5000), ")".repeat(5001) + " }}");
+    let deep = format!(
+        "{}1{}",
+        "{{ (".to_owned() + &"(".repeat(5000),
+        ")".repeat(5001) + " }}"
+    );
     assert!(ChatTemplate::new(&deep, "", "").is_err());
     let deep = "{% set ns = namespace(x=[]) %}{% for i in range(5000) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x | tojson }}";
     assert!(render(deep).is_err());
@@ -83,9 +115,17 @@ fn a_template_survives_deep_nesting() {
 fn a_long_conversation_is_rendered_and_a_huge_one_refused() {
     let source = "{% for m in messages %}{{ m.role + ': ' + m.content }}\n{% endfor %}";
     let many = vec![ChatMessage::new("user", "x".repeat(1000)); 4000];
-    let text = template(source).render(&many, false).expect("four megabytes are fine");
+    let text = template(source)
+        .render(&many, false)
+        .expect("four megabytes are fine");
     assert!(text.len() > 4_000_000);
-    let huge = [ChatMessage::new("user", "x".repeat(MAX_CONVERSATION_BYTES + 1))];
+    let huge = [ChatMessage::new(
+        "user",
+        "x".repeat(MAX_CONVERSATION_BYTES + 1),
+    )];
     let error = template(source).render(&huge, false).expect_err("too long");
-    assert!(matches!(error, ChatError::ConversationTooLong { .. }), "{error}");
+    assert!(
+        matches!(error, ChatError::ConversationTooLong { .. }),
+        "{error}"
+    );
 }

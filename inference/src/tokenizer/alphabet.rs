@@ -44,7 +44,13 @@ mod tests {
 
     #[test]
     fn well_known_letters_are_gpt2s() {
-        for (letter, byte) in [('Ġ', b' '), ('Ċ', b'\n'), ('ĉ', b'\t'), ('A', b'A'), ('Ń', 0xad)] {
+        for (letter, byte) in [
+            ('Ġ', b' '),
+            ('Ċ', b'\n'),
+            ('ĉ', b'\t'),
+            ('A', b'A'),
+            ('Ń', 0xad),
+        ] {
             assert_eq!(byte_of(letter), Some(byte), "{letter}");
         }
         assert_eq!(letter(b' '), 'Ġ');

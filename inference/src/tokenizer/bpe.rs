@@ -203,7 +203,11 @@ fn merges(
 
 /// Reads `left right`. Tokens have no spaces in GPT-2's alphabet.
 fn parse(text: &str, ids: &HashMap<&str, u32>) -> Result<Merge, TokenizerError> {
-    let broken = || corrupt(format!("the merge {text:?} does not join two tokens to a third"));
+    let broken = || {
+        corrupt(format!(
+            "the merge {text:?} does not join two tokens to a third"
+        ))
+    };
     let (left, right) = text.split_once(' ').ok_or_else(broken)?;
     let id = |token: &str| ids.get(token).copied().ok_or_else(broken);
     Ok(Merge {

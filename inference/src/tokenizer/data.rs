@@ -83,9 +83,13 @@ impl TokenizerData {
         let model = metadata.str(MODEL);
         let tokens = metadata.strings(TOKENS);
         let data = Self {
-            model: model.ok_or(TokenizerError::Missing { key: MODEL })?.to_owned(),
+            model: model
+                .ok_or(TokenizerError::Missing { key: MODEL })?
+                .to_owned(),
             pre: metadata.str("tokenizer.ggml.pre").map(str::to_owned),
-            tokens: tokens.ok_or(TokenizerError::Missing { key: TOKENS })?.to_vec(),
+            tokens: tokens
+                .ok_or(TokenizerError::Missing { key: TOKENS })?
+                .to_vec(),
             kinds: kinds(metadata)?,
             scores: to_vec(metadata.f32s("tokenizer.ggml.scores")),
             merges: to_vec(metadata.strings("tokenizer.ggml.merges")),

@@ -5,7 +5,9 @@
 #[non_exhaustive]
 pub enum TokenizerError {
     /// The file lacks a key that every tokenizer needs.
-    #[error("the model file has no {key}; it was converted without its tokenizer, convert it again")]
+    #[error(
+        "the model file has no {key}; it was converted without its tokenizer, convert it again"
+    )]
     Missing {
         /// The metadata key.
         key: &'static str,

@@ -2,29 +2,29 @@
 //!
 //! Each pre-tokenizer is a short list of patterns, applied one after the other to what the one
 //! before left; text that no pattern takes is a word of its own. The patterns are those that the
-//! models were trained with, by the names that GGUF files give them.
+//! models were trained with, by the names that GGUF files give them, but for one thing: theirs
+//! leave the last space of a run to the word that follows by looking ahead (`\s+(?!\S)|\s+`).
+//! That goes back character by character and gives up on long runs; here the pattern takes the
+//! whole run, and [`Splitter`] gives the last space back.
 
 use super::TokenizerError;
-use fancy_regex::{Regex, RegexBuilder};
+use fancy_regex::Regex;
 
 /// GPT-2's own words: contractions, letters, digits, other signs, spaces.
-const GPT2: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
 /// As GPT-2's, with contractions in any case, digits one by one, line ends kept together.
-const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 /// As Qwen's, with up to three digits together.
-const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 const SINGLE_DIGITS: &str = r"\p{N}";
-
-/// Steps that a pattern may go back at one place. The patterns go back at most once per
-/// character of a run of spaces; this is for texts that are one long run.
-const BACKTRACK_LIMIT: usize = 64 << 20;
 
 /// A pre-tokenizer that is known.
 #[derive(Debug)]
 pub(super) struct PreTokenizer {
     names: &'static [&'static str],
     patterns: &'static [&'static str],
+    /// A run of spaces up to a line end is a word: its last character is not given back.
+    keeps_line_ends: bool,
     /// A word that is a token stays whole, whatever the merges say.
     pub(super) whole_words_first: bool,
     /// Whether a sequence begins with BOS when the file does not say.
@@ -36,24 +36,28 @@ static KNOWN: [PreTokenizer; 4] = [
     PreTokenizer {
         names: &["default", "gpt-2"],
         patterns: &[GPT2],
+        keeps_line_ends: false,
         whole_words_first: false,
         adds_bos: false,
     },
     PreTokenizer {
         names: &["smollm"],
         patterns: &[SINGLE_DIGITS, GPT2],
+        keeps_line_ends: false,
         whole_words_first: false,
         adds_bos: false,
     },
     PreTokenizer {
         names: &["qwen2", "deepseek-r1-qwen"],
         patterns: &[QWEN2],
+        keeps_line_ends: true,
         whole_words_first: false,
         adds_bos: false,
     },
     PreTokenizer {
         names: &["llama-bpe", "llama3", "llama-v3"],
         patterns: &[LLAMA3],
+        keeps_line_ends: true,
         whole_words_first: true,
         adds_bos: true,
     },
@@ -78,12 +82,12 @@ impl PreTokenizer {
     /// Compiles the patterns.
     pub(super) fn splitter(&self) -> Splitter {
         let compile = |pattern: &&str| {
-            let mut builder = RegexBuilder::new(pattern);
-            let regex = builder.backtrack_limit(BACKTRACK_LIMIT).build();
+            let regex = Regex::new(pattern);
             regex.expect("the patterns are constants and compile")
         };
         Splitter {
             patterns: self.patterns.iter().map(compile).collect(),
+            keeps_line_ends: self.keeps_line_ends,
         }
     }
 }
@@ -98,6 +102,7 @@ fn known_names() -> String {
 #[derive(Debug)]
 pub(super) struct Splitter {
     patterns: Vec<Regex>,
+    keeps_line_ends: bool,
 }
 
 impl Splitter {
@@ -107,28 +112,57 @@ impl Splitter {
         for pattern in &self.patterns {
             let mut finer = Vec::with_capacity(words.len());
             for word in words {
-                cut(pattern, word, &mut finer)?;
+                self.cut(pattern, word, &mut finer)?;
             }
             words = finer;
         }
         Ok(words)
     }
-}
 
-/// Cuts a word into what the pattern matches and what lies in between.
-fn cut<'a>(pattern: &Regex, word: &'a str, out: &mut Vec<&'a str>) -> Result<(), TokenizerError> {
-    let mut push = |range: std::ops::Range<usize>| {
-        out.extend(word.get(range).filter(|piece| !piece.is_empty()));
-    };
-    let mut end = 0;
-    for found in pattern.find_iter(word) {
-        let found = found.map_err(|error| TokenizerError::Split(Box::new(error)))?;
-        push(end..found.start());
-        push(found.range());
-        end = found.end();
+    /// Cuts a word into what the pattern matches and what lies in between.
+    fn cut<'a>(
+        &self,
+        pattern: &Regex,
+        word: &'a str,
+        out: &mut Vec<&'a str>,
+    ) -> Result<(), TokenizerError> {
+        let mut push = |start: usize, end: usize| {
+            out.extend(word.get(start..end).filter(|piece| !piece.is_empty()));
+        };
+        let mut done = 0;
+        while done < word.len() {
+            let found = pattern.find_from_pos(word, done);
+            let found = found.map_err(|error| TokenizerError::Split(Box::new(error)))?;
+            let Some(found) = found else {
+                break;
+            };
+            push(done, found.start());
+            let is_last = found.end() == word.len();
+            let given_back = if is_last {
+                0
+            } else {
+                self.given_back(found.as_str())
+            };
+            done = found.end() - given_back;
+            push(found.start(), done);
+        }
+        push(done, word.len());
+        Ok(())
     }
-    push(end..word.len());
-    Ok(())
+
+    /// Bytes at the end of a match that belong to the next word: the last of several spaces.
+    fn given_back(&self, found: &str) -> usize {
+        let mut letters = found.chars();
+        let Some(last) = letters.next_back().filter(|last| last.is_whitespace()) else {
+            return 0;
+        };
+        let is_kept = self.keeps_line_ends && matches!(last, '\r' | '\n');
+        let before = letters.as_str();
+        if is_kept || before.is_empty() || !before.chars().all(char::is_whitespace) {
+            return 0;
+        }
+        last.len_utf8()
+    }
 }
 
 #[cfg(test)]
@@ -144,18 +178,27 @@ mod tests {
     fn each_pre_tokenizer_splits_digits_and_spaces_its_own_way() {
         let text = "I'LL pay  1234\n\n  now!";
         let cases: [(&str, &[&str]); 4] = [
-            ("gpt-2", &["I", "'", "LL", " pay", " ", " 1234", "\n\n ", " now", "!"]),
+            (
+                "gpt-2",
+                &["I", "'", "LL", " pay", " ", " 1234", "\n\n ", " now", "!"],
+            ),
             (
                 "smollm",
-                &["I", "'", "LL", " pay", "  ", "1", "2", "3", "4", "\n\n ", " now", "!"],
+                &[
+                    "I", "'", "LL", " pay", "  ", "1", "2", "3", "4", "\n\n ", " now", "!",
+                ],
             ),
             (
                 "qwen2",
-                &["I", "'LL", " pay", " ", " ", "1", "2", "3", "4", "\n\n", " ", " now", "!"],
+                &[
+                    "I", "'LL", " pay", " ", " ", "1", "2", "3", "4", "\n\n", " ", " now", "!",
+                ],
             ),
             (
                 "llama-bpe",
-                &["I", "'LL", " pay", " ", " ", "123", "4", "\n\n", " ", " now", "!"],
+                &[
+                    "I", "'LL", " pay", " ", " ", "123", "4", "\n\n", " ", " now", "!",
+                ],
             ),
         ];
         for (name, expected) in cases {
@@ -175,6 +218,9 @@ mod tests {
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let error = PreTokenizer::find(Some("klingon")).expect_err("there is no such thing");
         let message = error.to_string();
-        assert!(message.contains("klingon") && message.contains("smollm"), "{message}");
+        assert!(
+            message.contains("klingon") && message.contains("smollm"),
+            "{message}"
+        );
     }
 }

@@ -73,7 +73,11 @@ impl SentencePiece {
             }
         }
         Ok(Self {
-            longest: pieces.keys().map(|piece: &Box<str>| piece.len()).max().unwrap_or(0),
+            longest: pieces
+                .keys()
+                .map(|piece: &Box<str>| piece.len())
+                .max()
+                .unwrap_or(0),
             pieces,
             bytes,
             unknown: data.unknown,
@@ -193,7 +197,8 @@ fn get(symbols: &[Symbol], index: u32) -> Symbol {
 
 fn slice(text: &str, start: u32, len: u32) -> &str {
     let range = start as usize..(start + len) as usize;
-    text.get(range).expect("symbols lie on borders of characters")
+    text.get(range)
+        .expect("symbols lie on borders of characters")
 }
 
 /// Reads `<0xAB>`.
@@ -227,7 +232,9 @@ mod tests {
     #[test]
     fn urgency_orders_as_scores_do() {
         let scores = [f32::NEG_INFINITY, -1e6, -2.5, -0.0, 0.0, 1e-9, 3.0];
-        let list: Vec<_> = scores.map(|score| urgency(score).expect("a number")).to_vec();
+        let list: Vec<_> = scores
+            .map(|score| urgency(score).expect("a number"))
+            .to_vec();
         assert!(list.is_sorted());
         assert_eq!(list.get(3), list.get(4));
         assert!(urgency(f32::NAN).is_err());

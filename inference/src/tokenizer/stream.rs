@@ -24,7 +24,8 @@ impl StreamDecoder {
     /// Takes the next token; gives the text that is complete with it, often none. Control tokens
     /// are not text. Bytes that can never become a character become U+FFFD.
     pub fn push(&mut self, id: u32) -> String {
-        self.pending.extend_from_slice(self.tokenizer.text_bytes(id));
+        self.pending
+            .extend_from_slice(self.tokenizer.text_bytes(id));
         let mut text = String::new();
         while let Some(rest) = self.take_valid(&mut text) {
             self.pending.drain(..rest);
