@@ -68,7 +68,9 @@ impl ChatTemplate {
             return Ok(None);
         };
         let text_of = |name: &str| {
-            let id = gguf.metadata.u32(&format!("tokenizer.ggml.{name}_token_id"))?;
+            let id = gguf
+                .metadata
+                .u32(&format!("tokenizer.ggml.{name}_token_id"))?;
             let tokens = gguf.metadata.strings("tokenizer.ggml.tokens")?;
             tokens.get(id as usize).map(String::as_str)
         };
@@ -93,7 +95,8 @@ impl ChatTemplate {
             .build();
         environment.set_syntax(syntax.expect("the delimiters are the default ones"));
         environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION);
         helpers::install(&mut environment);

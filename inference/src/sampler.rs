@@ -122,7 +122,10 @@ impl Truncated {
         }
         // The whole vocabulary is added up as it lies, without sorting it.
         let mass = if count == vocab {
-            let weights = whole.logits.iter().map(|&logit| weight(logit, highest, temperature));
+            let weights = whole
+                .logits
+                .iter()
+                .map(|&logit| weight(logit, highest, temperature));
             weights.sum()
         } else {
             ranked_weights(ranked, count, highest, temperature).sum()
@@ -169,12 +172,7 @@ fn ranked_weights(
 }
 
 /// Top-p: the fewest of the `count` most likely tokens that have the share `top_p` of their mass.
-fn keep_mass(
-    whole: &Distribution<'_>,
-    ranked: &mut Ranked<'_>,
-    count: usize,
-    top_p: f32,
-) -> usize {
+fn keep_mass(whole: &Distribution<'_>, ranked: &mut Ranked<'_>, count: usize, top_p: f32) -> usize {
     let highest = whole.best.1;
     let mass = if count == whole.logits.len() {
         whole.mass

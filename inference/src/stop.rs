@@ -173,10 +173,19 @@ mod tests {
     #[test]
     fn stop_texts_out_of_range_are_refused() {
         let many = vec!["x".to_owned(); MAX_STOPS + 1];
-        assert!(matches!(StopMatcher::new(&many), Err(StopError::TooMany { .. })));
-        assert!(matches!(StopMatcher::new(&[String::new()]), Err(StopError::Empty)));
+        assert!(matches!(
+            StopMatcher::new(&many),
+            Err(StopError::TooMany { .. })
+        ));
+        assert!(matches!(
+            StopMatcher::new(&[String::new()]),
+            Err(StopError::Empty)
+        ));
         let long = ["x".repeat(MAX_STOP_BYTES + 1)];
-        assert!(matches!(StopMatcher::new(&long), Err(StopError::TooLong { .. })));
+        assert!(matches!(
+            StopMatcher::new(&long),
+            Err(StopError::TooLong { .. })
+        ));
     }
 
     proptest! {

@@ -169,7 +169,11 @@ impl Tokenizer {
 
     /// The text of tokens. Control tokens are not text; broken characters become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
-        let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.text_bytes(id)).copied().collect();
+        let bytes: Vec<u8> = ids
+            .iter()
+            .flat_map(|&id| self.text_bytes(id))
+            .copied()
+            .collect();
         let text = String::from_utf8_lossy(&bytes);
         let text = match &self.family {
             // Takes back the space that `encode` put there.

@@ -75,7 +75,11 @@ impl SamplingParams {
             range,
         };
         if !TEMPERATURES.contains(&self.temperature) {
-            return Err(out_of_range("temperature", self.temperature, "from 0 to 100"));
+            return Err(out_of_range(
+                "temperature",
+                self.temperature,
+                "from 0 to 100",
+            ));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return Err(out_of_range("top_p", self.top_p, "above 0 and at most 1"));

@@ -44,8 +44,16 @@ mod tests {
         // From the known-answer tests of the authors' Random123.
         let ones = u32::MAX;
         let cases = [
-            ([0, 0], [0; 4], [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]),
-            ([ones; 2], [ones; 4], [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]),
+            (
+                [0, 0],
+                [0; 4],
+                [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8],
+            ),
+            (
+                [ones; 2],
+                [ones; 4],
+                [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd],
+            ),
             (
                 [0xa4093822, 0x299f31d0],
                 [0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344],
@@ -62,11 +70,18 @@ mod tests {
         for by_seed in [false, true] {
             let mut buckets = [0usize; 16];
             for n in 0..16_000 {
-                let number = if by_seed { uniform(n, 5) } else { uniform(5, n) };
+                let number = if by_seed {
+                    uniform(n, 5)
+                } else {
+                    uniform(5, n)
+                };
                 buckets[(number * 16.0) as usize] += 1;
             }
             // Each expects 1000 with a standard deviation of 31.
-            assert!(buckets.iter().all(|count| (850..1150).contains(count)), "{buckets:?}");
+            assert!(
+                buckets.iter().all(|count| (850..1150).contains(count)),
+                "{buckets:?}"
+            );
         }
     }
 }

@@ -13,7 +13,9 @@ fn params(temperature: f32) -> SamplingParams {
 }
 
 fn draw(logits: &[f32], params: &SamplingParams, position: u64) -> u32 {
-    sample(logits, params, position).expect("fine logits and parameters").token
+    sample(logits, params, position)
+        .expect("fine logits and parameters")
+        .token
 }
 
 /// How often each token is drawn over many positions.
@@ -79,9 +81,23 @@ fn each_truncation_keeps_what_it_says() {
         (SamplingParams { min_p: 0.45, ..all }, vec![1, 2, 3]),
         (SamplingParams { min_p: 1.0, ..all }, vec![1]),
         // Top-p counts within what top-k left: 0.4 / 0.65 is more than 0.6.
-        (SamplingParams { top_k: 2, top_p: 0.6, ..all }, vec![1]),
+        (
+            SamplingParams {
+                top_k: 2,
+                top_p: 0.6,
+                ..all
+            },
+            vec![1],
+        ),
         // The temperature comes last: it does not change what is kept.
-        (SamplingParams { min_p: 0.45, temperature: 50.0, ..all }, vec![1, 2, 3]),
+        (
+            SamplingParams {
+                min_p: 0.45,
+                temperature: 50.0,
+                ..all
+            },
+            vec![1, 2, 3],
+        ),
     ];
     for (params, expected) in cases {
         assert_eq!(support(&logits, &params), expected, "{params:?}");
@@ -91,7 +107,11 @@ fn each_truncation_keeps_what_it_says() {
 #[test]
 fn log_probabilities_are_of_the_unmodified_distribution() {
     let logits = logits_of(&[0.1, 0.6, 0.3]);
-    let sharp = SamplingParams { top_k: 1, top_logprobs: 2, ..params(0.3) };
+    let sharp = SamplingParams {
+        top_k: 1,
+        top_logprobs: 2,
+        ..params(0.3)
+    };
     let drawn = sample(&logits, &sharp, 0).expect("fine logits");
     assert_eq!(drawn.token, 1);
     assert!((f64::from(drawn.logprob) - 0.6f64.ln()).abs() < 1e-6);
@@ -125,14 +145,44 @@ fn broken_logits_are_an_error() {
 fn parameters_out_of_range_are_an_error_that_names_them() {
     let all = params(1.0);
     let cases = [
-        ("temperature", SamplingParams { temperature: -0.1, ..all }),
-        ("temperature", SamplingParams { temperature: f32::NAN, ..all }),
-        ("temperature", SamplingParams { temperature: f32::INFINITY, ..all }),
+        (
+            "temperature",
+            SamplingParams {
+                temperature: -0.1,
+                ..all
+            },
+        ),
+        (
+            "temperature",
+            SamplingParams {
+                temperature: f32::NAN,
+                ..all
+            },
+        ),
+        (
+            "temperature",
+            SamplingParams {
+                temperature: f32::INFINITY,
+                ..all
+            },
+        ),
         ("top_p", SamplingParams { top_p: 0.0, ..all }),
         ("top_p", SamplingParams { top_p: 1.1, ..all }),
-        ("top_p", SamplingParams { top_p: f32::NAN, ..all }),
+        (
+            "top_p",
+            SamplingParams {
+                top_p: f32::NAN,
+                ..all
+            },
+        ),
         ("min_p", SamplingParams { min_p: 1.5, ..all }),
-        ("top_logprobs", SamplingParams { top_logprobs: 21, ..all }),
+        (
+            "top_logprobs",
+            SamplingParams {
+                top_logprobs: 21,
+                ..all
+            },
+        ),
     ];
     for (expected, params) in cases {
         let error = sample(&[0.0], &params, 0).expect_err(expected);
@@ -146,7 +196,13 @@ fn parameters_out_of_range_are_an_error_that_names_them() {
 #[test]
 fn parameters_survive_json_and_default_to_greedy() {
     let params: SamplingParams = serde_json::from_str("{\"top_k\": 5}").expect("valid");
-    assert_eq!(params, SamplingParams { top_k: 5, ..SamplingParams::default() });
+    assert_eq!(
+        params,
+        SamplingParams {
+            top_k: 5,
+            ..SamplingParams::default()
+        }
+    );
     assert!(serde_json::from_str::<SamplingParams>("{\"topk\": 5}").is_err());
 }
 
