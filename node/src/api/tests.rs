@@ -184,8 +184,10 @@ fn with_a_key_only_health_is_for_everybody() {
 #[test]
 fn an_open_api_is_closed_to_web_pages() {
     on_a_node(Access::Open, async |node| {
-        let request = node.get("/v1/models").header("host", "evil.example");
-        error(request, 403, "foreign_host").await;
+        let foreign = || node.get("/v1/models").header("host", "evil.example");
+        error(foreign(), 403, "foreign_host").await;
+        let disguised = foreign().header("x-forwarded-host", "localhost");
+        error(disguised, 403, "foreign_host").await;
     });
 }
 
