@@ -61,7 +61,7 @@ fn fresh(package: &str) -> Result<PathBuf> {
     if !is_stale(&path)? {
         return Ok(path);
     }
-    build(package, &profile_dir)?;
+    build(&profile_dir)?;
     if !path.exists() {
         bail!(
             "cargo built {package}, but {} is not there; name the binary with ACCEL_BIN",
@@ -87,7 +87,7 @@ fn profile_dir() -> Result<PathBuf> {
         .with_context(|| format!("{} is not inside a target directory", exe.display()))
 }
 
-fn build(package: &str, profile_dir: &Path) -> Result<()> {
+fn build(profile_dir: &Path) -> Result<()> {
     let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {
         Some("debug") => "dev",
         Some(name) => name,
@@ -96,15 +96,16 @@ fn build(package: &str, profile_dir: &Path) -> Result<()> {
     let target_dir = target_dir()?;
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
-        .args(["build", "--package", package, "--bin", package])
-        .args(["--profile", profile])
+        // The whole workspace, because a package alone resolves other features of its dependencies,
+        // and most of them would be compiled once more.
+        .args(["build", "--workspace", "--bins", "--profile", profile])
         .arg("--target-dir")
         .arg(target_dir)
         .current_dir(workspace())
         .status()
         .context("cannot run cargo")?;
     if !status.success() {
-        bail!("cargo build --package {package} failed: {status}");
+        bail!("cargo build --workspace --bins failed: {status}");
     }
     Ok(())
 }

@@ -86,7 +86,7 @@ impl Node {
 
     /// Runs an `accel` command against this node and gives what it printed.
     pub fn cli(&self, args: &[&str]) -> Result<CommandOutput> {
-        run_with_env(args, &[("ACCEL_API", self.api.as_str())])
+        run_with(args, &[("ACCEL_API", self.api.as_str())])
     }
 
     /// Like [`Node::cli`], with `--json`, for a command that must succeed.
@@ -121,16 +121,21 @@ pub struct CommandOutput {
 
 /// Runs `accel ARGS` to its end.
 pub fn run(args: &[&str]) -> Result<CommandOutput> {
-    run_with_env(args, &[])
+    run_with(args, &[])
 }
 
-fn run_with_env(args: &[&str], env: &[(&str, &str)]) -> Result<CommandOutput> {
+/// Runs `accel ARGS` to its end with more in its environment, and makes sure that nothing which it
+/// started is left.
+pub fn run_with(args: &[&str], env: &[(&str, &str)]) -> Result<CommandOutput> {
     let dir = temp_dir()?;
     let mut command = accel_command(dir.path())?;
     command.args(args).envs(env.iter().copied());
     let stdout = dir.path().join("stdout");
     let mut process = Process::spawn_apart("command", &mut command, dir.path(), &stdout)?;
     let status = process.wait()?;
+    if process.group_is_alive() {
+        bail!("accel {} left a process behind", args.join(" "));
+    }
     Ok(CommandOutput {
         status,
         stdout: fs::read_to_string(stdout).unwrap_or_default(),
@@ -179,6 +184,8 @@ pub fn accel_command(home: &Path) -> Result<Command> {
         .env("HOME", home)
         .env("XDG_CONFIG_HOME", home.join("config"))
         .env("XDG_DATA_HOME", home.join("share"))
+        .env("XDG_CACHE_HOME", home.join("cache"))
+        .env("TMPDIR", home)
         .current_dir(home);
     Ok(command)
 }

@@ -107,6 +107,12 @@ impl Process {
         let _ = self.child.wait();
     }
 
+    /// Ends it alone at once (SIGKILL), without the processes that it started.
+    pub fn kill_alone(&mut self) -> Result<ExitStatus> {
+        kill_process(self.pid, Signal::KILL).context("cannot signal")?;
+        self.wait()
+    }
+
     /// Is anything of its process group still running?
     pub fn group_is_alive(&self) -> bool {
         test_kill_process_group(self.pid).is_ok()
