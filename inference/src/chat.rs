@@ -26,7 +26,7 @@ const NAME: &str = "chat_template";
 const MAX_SOURCE_BYTES: usize = 256 << 10;
 
 /// The longest conversation that is rendered, in bytes of all messages.
-const MAX_CONVERSATION_BYTES: usize = 16 << 20;
+const MAX_CONVERSATION_BYTES: usize = 8 << 20;
 
 /// One unit pays for about one instruction or 64 bytes: 256 MiB and a second or two at the most.
 const FUEL: u64 = 4 << 20;
@@ -101,7 +101,7 @@ impl ChatTemplate {
         environment.set_recursion_limit(RECURSION);
         helpers::install(&mut environment);
         environment
-            .add_template_owned(NAME, source.to_owned())
+            .add_template_owned(NAME, helpers::without_extensions(source))
             .map_err(ChatError::bad_template)?;
         Ok(Self {
             environment,

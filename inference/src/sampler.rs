@@ -121,14 +121,15 @@ impl Truncated {
             count = keep_likely(whole, ranked, count, params.min_p);
         }
         // The whole vocabulary is added up as it lies, without sorting it.
-        let mass = if count == vocab {
-            let weights = whole
-                .logits
-                .iter()
-                .map(|&logit| weight(logit, highest, temperature));
-            weights.sum()
-        } else {
+        let mass = if count < vocab {
             ranked_weights(ranked, count, highest, temperature).sum()
+        } else if temperature == 1.0 {
+            whole.mass
+        } else {
+            let weights = whole.logits.iter();
+            weights
+                .map(|&logit| weight(logit, highest, temperature))
+                .sum()
         };
         Self {
             count,

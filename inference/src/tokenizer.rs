@@ -31,8 +31,8 @@ use special::{Fragment, SpecialTokens};
 use spm::SentencePiece;
 use std::collections::BTreeSet;
 
-/// The longest text that is taken; no context of today is near it.
-pub const MAX_TEXT_BYTES: usize = 16 << 20;
+/// The longest text that is taken: about two million tokens.
+pub const MAX_TEXT_BYTES: usize = 8 << 20;
 
 /// Values of `tokenizer.ggml.model` that are built.
 const KNOWN_MODELS: [&str; 2] = ["gpt2", "llama"];

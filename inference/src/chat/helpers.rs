@@ -1,6 +1,7 @@
 //! The functions and filters that templates expect of Hugging Face's transformers.
 
 use super::date;
+use fancy_regex::Regex;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 use std::fmt::Write as _;
@@ -18,6 +19,21 @@ pub(super) struct Raised(pub(super) String);
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", tojson);
+}
+
+/// The template without transformers' own block `{% generation %}`, which marks what a training
+/// run learns from and writes nothing.
+pub(super) fn without_extensions(source: &str) -> String {
+    let opening = Regex::new(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})");
+    let closing = Regex::new(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})");
+    let constant = "the pattern is a constant and compiles";
+    let source = opening
+        .expect(constant)
+        .replace_all(source, "${1}if true${2}");
+    let source = closing
+        .expect(constant)
+        .replace_all(&source, "${1}endif${2}");
+    source.into_owned()
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {

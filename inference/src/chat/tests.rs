@@ -33,6 +33,7 @@ fn templates_find_what_they_expect_of_transformers() {
             "{\n  \"a\": [\n    1\n  ],\n  \"b\": []\n}",
         ),
         ("{% if tools %}tools{% else %}none{% endif %}", "none"),
+        ("a {%- generation %} b{% endgeneration -%} c", "a bc"),
         (
             "{% for m in messages %}{% if loop.first %}1{% continue %}{% endif %}{% endfor %}",
             "1",

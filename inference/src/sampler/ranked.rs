@@ -8,6 +8,7 @@ const FIRST: usize = 128;
 /// The tokens of a vocabulary by falling logit; of equals the lower id first.
 pub(super) struct Ranked<'a> {
     logits: &'a [f32],
+    /// Every token; empty until someone looks, for greedy draws seldom do.
     order: Vec<u32>,
     /// So many are in their final place.
     sorted: usize,
@@ -18,7 +19,7 @@ impl<'a> Ranked<'a> {
     pub(super) fn new(logits: &'a [f32]) -> Self {
         Self {
             logits,
-            order: (0u32..).take(logits.len()).collect(),
+            order: Vec::new(),
             sorted: 0,
         }
     }
@@ -35,6 +36,9 @@ impl<'a> Ranked<'a> {
     /// Sorts four times as far, at least beyond `rank`. The order is total: it does not depend on
     /// the steps in which it is found.
     fn sort_beyond(&mut self, rank: usize) {
+        if self.order.is_empty() {
+            self.order = (0u32..).take(self.logits.len()).collect();
+        }
         let wanted = (rank + 1).max(self.sorted * 4).max(FIRST);
         let end = wanted.min(self.order.len());
         let logits = self.logits;

@@ -60,6 +60,7 @@ impl SentencePiece {
             return Err(TokenizerError::Missing { key });
         }
         let mut pieces = HashMap::with_capacity(data.tokens.len());
+        let mut longest = 0;
         let mut bytes = Box::new([NONE; 256]);
         for ((token, text, kind), &score) in data.iter().zip(&data.scores) {
             match kind {
@@ -68,16 +69,13 @@ impl SentencePiece {
                 TokenKind::Byte => put_byte(&mut bytes, text, token)?,
                 TokenKind::Normal | TokenKind::UserDefined | TokenKind::Unused => {
                     let urgency = urgency(score)?;
+                    longest = longest.max(text.len());
                     pieces.insert(text.into(), Piece { token, urgency });
                 }
             }
         }
         Ok(Self {
-            longest: pieces
-                .keys()
-                .map(|piece: &Box<str>| piece.len())
-                .max()
-                .unwrap_or(0),
+            longest,
             pieces,
             bytes,
             unknown: data.unknown,
