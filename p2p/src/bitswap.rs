@@ -31,6 +31,9 @@ mod partner;
 mod serve;
 mod wants;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
