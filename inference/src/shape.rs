@@ -129,7 +129,7 @@ impl ModelShape {
                 return Err(ModelError::SizeOutOfRange { key, found, limit });
             }
         }
-        if self.heads % self.kv_heads != 0 || self.head_dim % 2 != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) || !self.head_dim.is_multiple_of(2) {
             return Err(ModelError::UnsupportedFeature {
                 feature: format!(
                     "{} heads of width {} over {} key-value heads",

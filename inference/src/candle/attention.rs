@@ -109,37 +109,36 @@ impl Attention {
         let end = position + index / self.heads + 1;
         let start = self.window.map_or(0, |window| end.saturating_sub(window));
         let offset = (index % self.heads) / self.group * width;
-        let head_of = |row: &'_ [f32]| -> std::ops::Range<usize> {
-            debug_assert!(row.len() >= offset + width);
-            offset..offset + width
-        };
+        let own = offset..offset + width; // this head's part of a row of the cache
 
         let key_rows = kv.keys()[start * kv.width()..end * kv.width()].chunks_exact(kv.width());
         scores.clear();
-        scores.extend(key_rows.map(|row| dot(query, &row[head_of(row)]) * self.scale));
-        softmax(scores);
+        scores.extend(key_rows.map(|row| dot(query, &row[own.clone()]) * self.scale));
+        let sum = exponentials(scores);
 
         let value_rows = kv.values()[start * kv.width()..end * kv.width()].chunks_exact(kv.width());
         for (weight, row) in scores.iter().zip(value_rows) {
-            for (out, value) in out.iter_mut().zip(&row[head_of(row)]) {
+            for (out, value) in out.iter_mut().zip(&row[own.clone()]) {
                 *out = weight.mul_add(*value, *out);
             }
+        }
+        let scale = 1.0 / sum;
+        for out in out {
+            *out *= scale;
         }
     }
 }
 
-/// Turns scores into weights that sum to one, in the order of the sequence.
-fn softmax(scores: &mut [f32]) {
+/// Turns scores into weights and gives their sum, added up in the order of the sequence. The
+/// result of the head is divided by it once, instead of every weight.
+fn exponentials(scores: &mut [f32]) -> f32 {
     let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0;
-    for score in scores.iter_mut() {
+    for score in scores {
         *score = libm::expf(*score - highest);
         sum += *score;
     }
-    let scale = 1.0 / sum;
-    for score in scores {
-        *score *= scale;
-    }
+    sum
 }
 
 /// A matrix with an optional bias.
@@ -172,11 +171,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_sum_to_one_even_for_large_scores() {
+    fn weights_stay_finite_even_for_large_scores() {
         let mut scores = vec![1000.0, 999.0, -1000.0];
-        softmax(&mut scores);
-        let sum: f32 = scores.iter().sum();
-        assert!((sum - 1.0).abs() < 1e-6);
+        let sum = exponentials(&mut scores);
+        assert_eq!(scores[0], 1.0);
         assert!(scores[0] > scores[1] && scores[2] == 0.0);
+        assert_eq!(sum, scores[0] + scores[1]);
     }
 }

@@ -86,7 +86,7 @@ impl TensorType {
     /// Bytes that `len` values take, or `None` when they do not fill whole blocks or overflow.
     pub fn bytes_of(self, len: u64) -> Option<u64> {
         let block_len = u64::from(self.block_len);
-        if len % block_len != 0 {
+        if !len.is_multiple_of(block_len) {
             return None;
         }
         (len / block_len).checked_mul(self.block_bytes.into())
