@@ -137,7 +137,8 @@ async fn unknown_route(request: HttpRequest) -> Result<&'static str, ApiError> {
 async fn wrong_method(request: HttpRequest) -> Result<&'static str, ApiError> {
     let message = format!("{} does not take {}", request.path(), request.method());
     let status = StatusCode::METHOD_NOT_ALLOWED;
-    Err(ApiError::new(status, "method_not_allowed", message))
+    let error = ApiError::new(status, "method_not_allowed", message);
+    Err(error.with_hint("requests that compute or change something are POST, others GET"))
 }
 
 fn json_error(error: &JsonPayloadError) -> ApiError {
@@ -145,6 +146,7 @@ fn json_error(error: &JsonPayloadError) -> ApiError {
         JsonPayloadError::Overflow { .. } | JsonPayloadError::OverflowKnownLength { .. } => {
             let message = format!("the body has more than {} MiB", MAX_BODY >> 20);
             ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+                .with_hint("shorten the prompt; no model has room for that much text")
         }
         JsonPayloadError::ContentType => {
             let message = "the body must be JSON";
@@ -154,6 +156,7 @@ fn json_error(error: &JsonPayloadError) -> ApiError {
         JsonPayloadError::Deserialize(problem) => {
             let message = format!("the body is not valid JSON: {problem}");
             ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message)
+                .with_hint("correct the body at the line and column that are named")
         }
         other => ApiError::new(StatusCode::BAD_REQUEST, "invalid_body", other.to_string()),
     }

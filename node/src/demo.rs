@@ -99,7 +99,7 @@ async fn act(scene: &mut Scene, question: &Question, show: Show<'_>) -> Result<R
     let (name, cid) = (text("name").to_owned(), text("cid").to_owned());
     let file_bytes = std::fs::metadata(&scene.model)?.len();
     show(&format!("{name} is {cid}\n"))?;
-    show("no node may take more than a third of its layers; asking the third node\n\n")?;
+    show("three nodes, each with room for a third of its layers; asking the third\n\n")?;
     let [greedy, seeded] = ask_both(last(scene)?, question, &cid, show).await?;
     let shares = shares(scene, &greedy, &cid, file_bytes).await?;
 
@@ -263,6 +263,7 @@ async fn shares(
         let share = Share::new(node.name, &node.peer_id, &session);
         shares.push(share.with_bytes(bytes_fetched, file_bytes, added));
     }
+    shares.sort_by_key(|share| share.layers);
     if shares.iter().any(|share| share.layers.is_none()) {
         let route = session.get("route").cloned().unwrap_or_default();
         return Err(Failure::new(format!(

@@ -23,6 +23,7 @@ mod signals;
 mod sources;
 mod terminal;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -43,10 +44,13 @@ fn main() -> ExitCode {
 }
 
 /// Warnings always; more by `ACCEL_LOG`, in the form that `tracing` knows (`accel_actors=debug`).
+/// What `connexa` calls errors are connections that failed, of which the network tells itself.
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env("ACCEL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_env("ACCEL_LOG");
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new("warn,connexa=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
 }

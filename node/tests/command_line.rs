@@ -85,7 +85,7 @@ fn a_swarm_key_is_made_once() {
     let made = run(home.path(), &["swarm", "init", "--out", "key", "--json"]);
     assert!(made.status.success(), "{made:?}");
     let told: Value = serde_json::from_slice(&made.stdout).unwrap();
-    assert_eq!(told["swarm"], "private", "{told}");
+    assert_eq!(told["swarm"], "home", "{told}");
     let key = std::fs::read(home.path().join("key")).unwrap();
     assert_refused(
         &run(home.path(), &["swarm", "init", "--out", "key"]),

@@ -32,9 +32,11 @@ impl ApiError {
 
     /// A parameter that is missing, of the wrong type or out of range.
     pub fn param(param: &str, message: impl Into<String>) -> Self {
-        let mut error = Self::new(StatusCode::BAD_REQUEST, "invalid_value", message);
-        error.param = Some(param.to_owned());
-        error
+        Self::new(StatusCode::BAD_REQUEST, "invalid_value", message)
+            .with_param(param)
+            .with_hint(format!(
+                "correct `{param}`, or leave it out if it is optional"
+            ))
     }
 
     /// A parameter that OpenAI defines and this build does not support.
@@ -97,6 +99,7 @@ impl From<GenerateError> for ApiError {
         let api_error = Self::of(error.kind(), error.code(), error.to_string(), error.hint());
         match error {
             GenerateError::BadField { field, .. } => api_error.with_param(field),
+            GenerateError::Model(_) => api_error.with_param("model"),
             _ => api_error,
         }
     }

@@ -34,7 +34,7 @@ struct Init {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Name of the swarm, for people
-    #[arg(long, value_name = "NAME", default_value = "private")]
+    #[arg(long, value_name = "NAME", default_value = "home")]
     name: String,
 }
 

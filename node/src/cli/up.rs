@@ -50,6 +50,10 @@ async fn serve(settings: Settings, guard: bool, output: Output) -> Result<(), Fa
     let mut stop = pin!(stop_requested(guard));
     let listener = bind(settings.api_addr()?)?;
     let data = settings.data_dir()?;
+    // One that a killed node left would tell that this one is ready.
+    if let Some(path) = &settings.ready_file {
+        remove_stale(path)?;
+    }
     let starting = NodeHandle::start(node_config(&settings, data.clone()));
     let node = tokio::select! {
         started = starting => started?,
@@ -203,6 +207,16 @@ impl Drop for ReadyFile {
     fn drop(&mut self) {
         // It may have been removed by whoever waited for it.
         let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn remove_stale(path: &Path) -> Result<(), Failure> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            let message = format!("{} cannot be replaced: {error}", path.display());
+            Err(Failure::new(message).with_hint("choose another path with --ready-file"))
+        }
+        _ => Ok(()),
     }
 }
 
