@@ -115,7 +115,11 @@ impl Process {
 
     /// Is anything of its process group still running?
     pub fn group_is_alive(&self) -> bool {
-        test_kill_process_group(self.pid).is_ok()
+        match states_of_group(self.pid) {
+            // An orphan that has ended stays listed until init looks after it.
+            Some(states) => states.iter().any(|state| state != "Z" && state != "X"),
+            None => test_kill_process_group(self.pid).is_ok(),
+        }
     }
 }
 
@@ -133,4 +137,23 @@ impl Drop for Process {
 
 fn create(path: &Path) -> Result<File> {
     File::create(path).with_context(|| format!("cannot make {}", path.display()))
+}
+
+/// The states of the processes in a group, where the system has `/proc`.
+fn states_of_group(group: Pid) -> Option<Vec<String>> {
+    let group = group.as_raw_nonzero().to_string();
+    let mut states = Vec::new();
+    for entry in fs::read_dir("/proc").ok()? {
+        let Ok(stat) = fs::read_to_string(entry.ok()?.path().join("stat")) else {
+            continue;
+        };
+        // pid (name) state parent group …, and the name may hold anything.
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let mut fields = after_name.split_whitespace();
+        let (state, found) = (fields.next(), fields.nth(1));
+        if found == Some(group.as_str()) {
+            states.extend(state.map(str::to_owned));
+        }
+    }
+    (!states.is_empty() || Path::new("/proc/self/stat").exists()).then_some(states)
 }

@@ -3,7 +3,7 @@
 use std::{fs, net::TcpListener, path::Path};
 
 use accel_tests::{
-    Node, NodeOptions,
+    Cluster, Node, NodeOptions,
     client::Reply,
     models,
     node::{self, CommandOutput},
@@ -11,6 +11,9 @@ use accel_tests::{
 use anyhow::Result;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+/// A sound CID whose content does not exist here.
+const NOBODY_HAS: &str = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi";
 
 #[track_caller]
 fn assert_refused(reply: &Reply, status: u16, code: &str) {
@@ -102,10 +105,9 @@ async fn a_prompt_longer_than_the_context_is_refused() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_model_and_a_cid_that_nobody_has_are_404s() -> Result<()> {
     let node = Node::start(&NodeOptions::default()).await?;
-    let nobody = "bafybeigdyrzt5sfp7udm7hu76uh7y26nf3efuylqabf3oclgtqy55fbzdi";
     for (model, code) in [
         ("no-such-model", "model_not_found"),
-        (nobody, "content_not_found"),
+        (NOBODY_HAS, "content_not_found"),
     ] {
         let body = json!({"model": model, "messages": [{"role": "user", "content": "hi"}]});
         let reply = node.client.post("/v1/chat/completions", &body).await?;
@@ -116,6 +118,17 @@ async fn an_unknown_model_and_a_cid_that_nobody_has_are_404s() -> Result<()> {
         "no-such-model",
     );
     assert_failed(&node.cli(&["run", "no-such-model", "hi"])?, "no-such-model");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cid_that_nobody_in_the_swarm_has_is_a_404_within_a_limit() -> Result<()> {
+    let cluster = Cluster::start(2, None).await?;
+    let body = json!({"model": NOBODY_HAS, "prompt": "hi"});
+    for node in &cluster.nodes {
+        let reply = node.client.post("/v1/completions", &body).await?;
+        assert_refused(&reply, 404, "content_not_found");
+    }
     Ok(())
 }
 

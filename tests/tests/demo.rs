@@ -58,7 +58,8 @@ fn a_demo_that_is_killed_leaves_no_node_behind() -> Result<()> {
         .arg("demo")
         .env("ACCEL_MODELS", model.path.parent().context("a directory")?);
     let mut demo = Process::spawn("demo", &mut command, home.path())?;
-    wait_until(|| Ok(demo.output().contains("three nodes"))).context("the demo does not begin")?;
+    wait_until(|| Ok(demo.output().contains("asking the third")))
+        .context("the demo does not begin")?;
     demo.kill_alone()?;
     wait_until(|| Ok(!demo.group_is_alive())).context("its nodes live on")
 }
