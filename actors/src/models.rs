@@ -162,6 +162,9 @@ impl Models {
         };
         self.telemetry
             .fetched(fetched.bytes_fetched, fetched.blocks_fetched);
+        if fetched.bytes_fetched > 0 {
+            self.keep_record(cid, header.file_len).await;
+        }
         let header = Arc::new(header);
         self.headers.put(*cid, Arc::clone(&header));
         Ok((header, fetched))
@@ -300,11 +303,13 @@ fn new_record(cid: Cid, name: String, bytes: u64) -> ModelRecord {
     }
 }
 
-/// What peers call a model; of several names, the one most say, the first of those in order.
+/// What peers call a model, if not by its CID; of several names, the one that most say, and of
+/// those the first in order.
 fn offered_name(records: &[PeerRecord], cid: &Cid) -> Option<String> {
+    let nameless = cid.to_string();
     let offers = records.iter().flat_map(|record| &record.body.models);
     let mut votes = std::collections::BTreeMap::new();
-    for offer in offers.filter(|offer| offer.cid == *cid) {
+    for offer in offers.filter(|offer| offer.cid == *cid && offer.name != nameless) {
         *votes.entry(offer.name.clone()).or_insert(0_usize) += 1;
     }
     let most = votes.values().max().copied()?;

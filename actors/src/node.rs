@@ -36,7 +36,7 @@ use crate::views::{ModelDetail, ModelView, PeerView, PlanView, SessionView};
 
 pub use crate::models::Progress;
 
-/// How long a request may wait for a place, its model's header and its placement.
+/// How long a request may wait for its model's header and its placement.
 const GENERATE_WITHIN: Duration = Duration::from_secs(600);
 /// How long running sessions may go on when the node stops.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -88,11 +88,10 @@ impl NodeHandle {
         if self.inner.stopping.load(Ordering::Relaxed) {
             return Err(GenerateError::ShuttingDown);
         }
-        let answer = self
-            .inner
-            .router
-            .ask(Generate(request), GENERATE_WITHIN)
-            .await;
+        let permit = self.inner.admission.admit().await;
+        let permit = permit.inspect_err(|error| self.inner.telemetry.request(error.code()))?;
+        let message = Generate { request, permit };
+        let answer = self.inner.router.ask(message, GENERATE_WITHIN).await;
         answer.map_err(|error| GenerateError::Internal(error.to_string()))?
     }
 

@@ -61,7 +61,7 @@ fn encode(card: &Card, input: Input) -> Result<Vec<u32>, GenerateError> {
             })?;
             let rendered = template.render(&messages, true);
             let rendered = rendered.map_err(|error| GenerateError::Template(error.to_string()))?;
-            card.tokenizer.encode(&rendered, false, true)
+            card.tokenizer.encode(&rendered, true, true)
         }
     };
     let tokens = tokens.map_err(|error| internal(&error))?;

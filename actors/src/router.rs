@@ -33,14 +33,16 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub(crate) struct RouterDeps {
     pub(crate) models: Arc<Models>,
     pub(crate) session: Arc<SessionDeps>,
-    pub(crate) admission: Arc<Admission>,
     pub(crate) telemetry: Telemetry,
 }
 
-/// A request for an answer.
+/// A request for an answer, with its place among those that may run.
 #[derive(Message)]
 #[rtype(result = "Result<Generation, GenerateError>")]
-pub(crate) struct Generate(pub(crate) GenerateRequest);
+pub(crate) struct Generate {
+    pub(crate) request: GenerateRequest,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
 
 /// How much runs and waits. Outlives the router, so that a restart admits no more than allowed.
 pub(crate) struct Admission {
@@ -68,8 +70,9 @@ impl Admission {
         self.running.close();
     }
 
-    /// Waits for a place among the running, if there is room to wait.
-    async fn admit(&self) -> Result<OwnedSemaphorePermit, GenerateError> {
+    /// Waits for a place among the running, if there is room to wait. Whoever hangs up meanwhile
+    /// drops this future, and with it the place in the queue.
+    pub(crate) async fn admit(&self) -> Result<OwnedSemaphorePermit, GenerateError> {
         if let Ok(permit) = Arc::clone(&self.running).try_acquire_owned() {
             return Ok(permit);
         }
@@ -129,10 +132,10 @@ supervised!(Router);
 impl Handler<Generate> for Router {
     type Result = ResponseFuture<Result<Generation, GenerateError>>;
 
-    fn handle(&mut self, Generate(request): Generate, _: &mut Context<Self>) -> Self::Result {
+    fn handle(&mut self, message: Generate, _: &mut Context<Self>) -> Self::Result {
         let deps = Arc::clone(&self.deps);
         Box::pin(async move {
-            let taken = take_on(&deps, request).await;
+            let taken = take_on(&deps, message).await;
             let result = match &taken {
                 Ok(_) => "accepted",
                 Err(error) => error.code(),
@@ -143,12 +146,12 @@ impl Handler<Generate> for Router {
     }
 }
 
-async fn take_on(
-    deps: &RouterDeps,
-    mut request: GenerateRequest,
-) -> Result<Generation, GenerateError> {
+async fn take_on(deps: &RouterDeps, message: Generate) -> Result<Generation, GenerateError> {
+    let Generate {
+        mut request,
+        permit,
+    } = message;
     let stop = prompt::check(&mut request)?;
-    let permit = deps.admission.admit().await?;
     let card = deps.models.card(&request.model).await?;
     let prompt = prompt::tokens(&card, request.input.clone()).await?;
     let shape = Arc::clone(&card.header.shape);

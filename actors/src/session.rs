@@ -12,12 +12,15 @@
 //!
 //! | File | Holds |
 //! |---|---|
-//! | `machine.rs` | the machine: placement, steps, endings |
+//! | `machine.rs` | the machine: steps, journal before emission, endings |
+//! | `machine/placement.rs` | its first half: two-phase placement |
 //! | `event.rs` | its vocabulary: events, commands, outcomes |
 //! | `text.rs` | from tokens to clean text, with stop texts |
 //! | `actor.rs` | the actor: executes commands, feeds events |
+//! | `placing.rs` | the actor's part in a placement |
 //! | `pump.rs` | tasks beside the actor: journal, client, first stage |
 //! | `link.rs` | calls and frames to the stages of the route, near or far |
+//! | `show.rs` | how it looks from outside |
 //! | `record.rs` | what the journal holds of a session |
 //! | `table.rs` | all sessions of this node, for views and for incoming frames |
 
@@ -25,10 +28,9 @@ pub(crate) mod actor;
 pub(crate) mod event;
 pub(crate) mod link;
 pub(crate) mod machine;
+mod placing;
 mod pump;
 pub(crate) mod record;
+mod show;
 pub(crate) mod table;
 pub(crate) mod text;
-
-#[cfg(test)]
-mod machine_tests;

@@ -10,6 +10,7 @@
 //! | File | Holds |
 //! |---|---|
 //! | `server.rs` | the actor: placement messages, leases, steps |
+//! | `seat.rs` | what one session has here |
 //! | `prepare.rs` | phase one, off the actor's thread |
 //! | `shelf.rs` | loaded stages, shared by sessions, least recently used out first |
 //! | `ledger.rs` | the memory they and their KV caches take; pure |
@@ -22,6 +23,7 @@ mod fence;
 mod ledger;
 mod outlet;
 mod prepare;
+mod seat;
 mod server;
 mod shelf;
 

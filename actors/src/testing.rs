@@ -35,7 +35,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A small model in a file.
 pub(crate) fn synthetic_model(dir: &Path) -> std::path::PathBuf {
     let path = dir.join("small.gguf");
-    generate(&SyntheticSpec::small(SyntheticArch::Llama), &path).unwrap();
+    let spec = SyntheticSpec {
+        hidden: 256,
+        ..SyntheticSpec::small(SyntheticArch::Llama)
+    };
+    generate(&spec, &path).unwrap();
     path
 }
 

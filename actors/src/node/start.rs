@@ -319,7 +319,6 @@ fn raise_actors(
         let deps = Arc::new(RouterDeps {
             models: Arc::clone(&models),
             session,
-            admission: Arc::clone(&shared.admission),
             telemetry: shared.telemetry.clone(),
         });
         move || Router::new(Arc::clone(&deps)).start()

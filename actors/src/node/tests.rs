@@ -184,6 +184,14 @@ async fn a_peer_that_leaves_in_mid_answer_ends_the_request_and_the_node_goes_on(
     };
     assert_eq!(kind, ErrorKind::Unavailable);
     assert!(!message.is_empty() && !hint.is_empty());
+    let noticed = async {
+        while second.node.plan("small", None).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, noticed)
+        .await
+        .expect("the peer is gone from the directory");
     let alone = second.node.generate(request()).await.unwrap_err();
     assert_eq!(alone.code(), "layer_limits", "{alone}");
     second.node.shutdown().await;

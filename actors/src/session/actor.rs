@@ -8,22 +8,17 @@ use std::time::{Duration, Instant};
 
 use accel_inference::{SamplingParams, Tokenizer};
 use accel_p2p::PeerId;
-use accel_p2p::wire::{
-    ControlReply, ControlRequest, Hop, PeerEndpoint, SamplingWire, SessionId, StepInput,
-    TensorFrame,
-};
+use accel_p2p::wire::{ControlRequest, PeerEndpoint, SessionId, StepInput, TensorFrame};
 use accel_storage::Journal;
-use actix::{
-    Actor, ActorContext, ActorFutureExt, AsyncContext, Context, Handler, Message, SpawnHandle,
-    WrapFuture,
-};
+use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, SpawnHandle};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::event::{Command, Drawn, Event, Outcome, RouteStage, StageReport, Timer};
+use super::event::{Command, Drawn, Event, Outcome, Timer};
 use super::link::Link;
 use super::machine::Machine;
 use super::pump::{self, JournalItem};
 use super::record::OpeningRecord;
+use super::show::{error_view, first_view};
 use super::table::SessionTable;
 use crate::config::Limits;
 use crate::error::Failure;
@@ -31,7 +26,6 @@ use crate::models::ModelRef;
 use crate::placement::{Placement, Placer};
 use crate::request::{GenEvent, TopToken};
 use crate::telemetry::Telemetry;
-use crate::views::{Figure, RouteView, SessionErrorView, SessionView};
 
 /// Messages that may wait: more than a session can have under way.
 const MAILBOX: usize = 128;
@@ -67,17 +61,17 @@ pub(crate) struct SessionSpec {
 
 /// See the module.
 pub(crate) struct SessionActor {
-    deps: Arc<SessionDeps>,
-    spec: SessionSpec,
-    machine: Machine,
+    pub(super) deps: Arc<SessionDeps>,
+    pub(super) spec: SessionSpec,
+    pub(super) machine: Machine,
     timer: Option<SpawnHandle>,
     client: mpsc::Sender<GenEvent>,
     journal: mpsc::Sender<JournalItem>,
-    steps: Option<mpsc::Sender<TensorFrame>>,
-    endpoints: HashMap<PeerId, PeerEndpoint>,
-    started: Instant,
-    placed: Option<Instant>,
-    first_token: Option<Instant>,
+    pub(super) steps: Option<mpsc::Sender<TensorFrame>>,
+    pub(super) endpoints: HashMap<PeerId, PeerEndpoint>,
+    pub(super) started: Instant,
+    pub(super) placed: Option<Instant>,
+    pub(super) first_token: Option<Instant>,
 }
 
 /// A frame of the tensor plane for this session.
@@ -133,7 +127,7 @@ impl SessionActor {
         table.attach(session, addr);
     }
 
-    fn feed(&mut self, event: Event, context: &mut Context<Self>) {
+    pub(super) fn feed(&mut self, event: Event, context: &mut Context<Self>) {
         let commands = self.machine.on(event);
         for command in commands {
             self.execute(command, context);
@@ -144,7 +138,7 @@ impl SessionActor {
     fn execute(&mut self, command: Command, context: &mut Context<Self>) {
         match command {
             Command::JournalOpen => self.journal(JournalItem::Open(self.spec.opening.to_bytes())),
-            Command::Plan { excluding } => self.plan(excluding, context),
+            Command::Plan { epoch, excluding } => self.plan(epoch, excluding, context),
             Command::Prepare { epoch, stage } => self.prepare(epoch, stage, context),
             Command::Commit { epoch, stage } => self.commit(epoch, stage, context),
             Command::Abort { epoch, stage } => {
@@ -186,141 +180,6 @@ impl SessionActor {
             Command::Close(outcome) => self.close(outcome, context),
         }
     }
-
-    // --- placement ---
-
-    fn plan(&mut self, excluding: Vec<PeerId>, context: &mut Context<Self>) {
-        let deps = Arc::clone(&self.deps);
-        let (model, shape) = (self.spec.model.clone(), Arc::clone(&self.spec.shape));
-        let tokens = self.spec.max_tokens;
-        let planning = async move { deps.placer.place(&model, &shape, tokens, &excluding).await };
-        let done = planning
-            .into_actor(self)
-            .map(|placed, session, context| match placed {
-                Ok(placement) => {
-                    let route = placement.route.clone();
-                    session.endpoints.extend(placement.endpoints.clone());
-                    session.spec.placement = placement;
-                    session.feed(Event::Planned(route), context);
-                }
-                Err(error) => {
-                    tracing::info!(session = %session.spec.id, %error, "no other placement");
-                    session.feed(Event::NoPlan, context);
-                }
-            });
-        context.spawn(done);
-    }
-
-    fn stage(&self, stage: usize) -> Option<RouteStage> {
-        self.machine
-            .route()
-            .nth(stage)
-            .map(|(stage, _)| stage.clone())
-    }
-
-    fn prepare(&mut self, epoch: u64, stage: usize, context: &mut Context<Self>) {
-        // A new epoch forwards over a connection of its own.
-        self.steps = None;
-        let Some(RouteStage { peer, layers }) = self.stage(stage) else {
-            return;
-        };
-        let request = ControlRequest::Prepare {
-            session: self.spec.id,
-            epoch,
-            model: self.spec.model.cid,
-            model_bytes: self.spec.model.bytes,
-            layers: (layers.first, layers.end),
-            total_layers: self.spec.shape.layers,
-            max_tokens: self.spec.max_tokens,
-            lease_ms: self.deps.limits.lease.as_millis() as u64,
-            providers: self.spec.placement.providers_for(peer),
-        };
-        let (link, silence) = (self.deps.link.clone(), self.deps.limits.prepare_silence);
-        let call = async move { link.call(peer, request, silence).await };
-        let done = call.into_actor(self).map(move |reply, session, context| {
-            session.feed(prepared(epoch, stage, reply), context);
-        });
-        context.spawn(done);
-    }
-
-    fn commit(&mut self, epoch: u64, stage: usize, context: &mut Context<Self>) {
-        let Some(RouteStage { peer, .. }) = self.stage(stage) else {
-            return;
-        };
-        let request = ControlRequest::Commit {
-            session: self.spec.id,
-            epoch,
-            route: self.hops(),
-            coordinator: self.deps.link.peers.endpoint(),
-            sampling: self.sampling(),
-        };
-        let (link, silence) = (self.deps.link.clone(), self.deps.limits.commit_timeout);
-        let call = async move { link.call(peer, request, silence).await };
-        let done = call.into_actor(self).map(move |reply, session, context| {
-            let event = match reply {
-                Ok(_) => Event::Committed { epoch, stage },
-                Err(failure) => Event::Refused {
-                    epoch,
-                    stage,
-                    failure,
-                },
-            };
-            session.feed(event, context);
-        });
-        context.spawn(done);
-    }
-
-    fn hops(&self) -> Vec<Hop> {
-        let stages = self.machine.route();
-        let hop = |stage: &RouteStage| Hop {
-            peer: stage.peer,
-            tensor_addrs: self.endpoint(stage.peer).tensor_addrs,
-            layers: (stage.layers.first, stage.layers.end),
-        };
-        stages.map(|(stage, _)| hop(stage)).collect()
-    }
-
-    fn endpoint(&self, peer: PeerId) -> PeerEndpoint {
-        let known = self.endpoints.get(&peer).cloned();
-        known.unwrap_or(PeerEndpoint {
-            peer,
-            tensor_addrs: Vec::new(),
-        })
-    }
-
-    fn sampling(&self) -> SamplingWire {
-        let params = &self.spec.sampling;
-        SamplingWire {
-            temperature: params.temperature,
-            top_p: params.top_p,
-            min_p: params.min_p,
-            top_k: params.top_k,
-            seed: params.seed,
-            top_logprobs: params.top_logprobs,
-        }
-    }
-
-    /// Shows every stage that the coordinator lives.
-    fn renew(&mut self) {
-        let (session, epoch) = (self.spec.id, self.machine.epoch());
-        let lease = self.deps.limits.lease;
-        for (stage, _) in self.machine.route().filter(|_| epoch > 0) {
-            let lease_ms = lease.as_millis() as u64;
-            let request = ControlRequest::Renew {
-                session,
-                epoch,
-                lease_ms,
-            };
-            let (link, peer) = (self.deps.link.clone(), stage.peer);
-            actix::spawn(async move {
-                if let Err(failure) = link.call(peer, request, lease).await {
-                    tracing::debug!(%session, %peer, %failure, "a lease was not renewed");
-                }
-            });
-        }
-    }
-
-    // --- steps ---
 
     fn forward(&mut self, frame: TensorFrame, context: &mut Context<Self>) {
         if self.steps.is_none() {
@@ -440,73 +299,10 @@ impl SessionActor {
         self.deps.table.detach(self.spec.id);
         context.stop();
     }
-
-    /// Brings the view up to date.
-    fn show(&self) {
-        let millis = |span: Duration| Figure::measured(span.as_secs_f64() * 1000.0);
-        let placed = self.placed.map(|placed| millis(placed - self.started));
-        let first = self.first_token.zip(self.placed);
-        let first = first.map(|(token, placed)| millis(token.saturating_duration_since(placed)));
-        let tokens = self.machine.emitted();
-        let rate = self.first_token.filter(|_| tokens > 1).map(|first| {
-            Figure::measured((tokens - 1) as f64 / first.elapsed().as_secs_f64().max(1e-9))
-        });
-        let route: Vec<RouteView> = self.machine.route().map(route_view).collect();
-        let (state, epoch) = (self.machine.state(), self.machine.epoch());
-        self.deps.table.update(self.spec.id, |view| {
-            if state != "ended" {
-                state.clone_into(&mut view.state);
-            }
-            view.epoch = epoch;
-            view.tokens = tokens;
-            view.bytes_fetched = route.iter().map(|hop| hop.bytes_fetched).sum();
-            view.route = route;
-            view.prepare_ms = placed;
-            view.first_token_ms = first;
-            view.tokens_per_s = rate;
-        });
-    }
 }
 
 fn bytes_of(tokenizer: &Tokenizer, token: u32) -> Vec<u8> {
     tokenizer.token_bytes(token).unwrap_or_default().to_vec()
-}
-
-fn prepared(epoch: u64, stage: usize, reply: Result<ControlReply, Failure>) -> Event {
-    let failure = match reply {
-        Ok(ControlReply::Ready {
-            bytes_fetched,
-            blocks_fetched,
-            ..
-        }) => {
-            let report = StageReport {
-                bytes_fetched,
-                blocks_fetched,
-            };
-            return Event::Prepared {
-                epoch,
-                stage,
-                report,
-            };
-        }
-        Ok(_) => Failure::unavailable("bad_reply", "a peer gave no proper answer", ""),
-        Err(failure) => failure,
-    };
-    Event::Refused {
-        epoch,
-        stage,
-        failure,
-    }
-}
-
-fn route_view((stage, report): (&RouteStage, StageReport)) -> RouteView {
-    RouteView {
-        peer_id: stage.peer.to_string(),
-        first_layer: stage.layers.first,
-        last_layer: stage.layers.end.saturating_sub(1),
-        bytes_fetched: report.bytes_fetched,
-        blocks_fetched: report.blocks_fetched,
-    }
 }
 
 fn failed(failure: &Failure) -> GenEvent {
@@ -515,32 +311,6 @@ fn failed(failure: &Failure) -> GenEvent {
         code: failure.code.clone(),
         message: failure.message.clone(),
         hint: failure.hint.clone(),
-    }
-}
-
-fn error_view(failure: &Failure) -> SessionErrorView {
-    SessionErrorView {
-        code: failure.code.clone(),
-        message: failure.message.clone(),
-        hint: failure.hint.clone(),
-    }
-}
-
-fn first_view(spec: &SessionSpec) -> SessionView {
-    SessionView {
-        id: spec.id.to_string(),
-        state: "placing".to_owned(),
-        model: spec.model.name.clone(),
-        cid: spec.model.cid.to_string(),
-        epoch: 0,
-        prompt_tokens: spec.opening.prompt.len(),
-        tokens: 0,
-        route: Vec::new(),
-        bytes_fetched: 0,
-        prepare_ms: None,
-        first_token_ms: None,
-        tokens_per_s: None,
-        error: None,
     }
 }
 

@@ -26,10 +26,10 @@ pub(crate) struct StageReport {
 pub(crate) enum Event {
     /// The opening record is durable.
     Opened,
-    /// Another route was found.
-    Planned(Vec<RouteStage>),
+    /// A route to replace the one of this epoch was found.
+    Planned { epoch: u64, route: Vec<RouteStage> },
     /// There is no other route.
-    NoPlan,
+    NoPlan { epoch: u64 },
     /// A stage is reserved, fetched and loaded.
     Prepared {
         epoch: u64,
@@ -91,8 +91,8 @@ pub(crate) enum Timer {
 pub(crate) enum Command {
     /// Write the opening record.
     JournalOpen,
-    /// Find a route that does without these peers.
-    Plan { excluding: Vec<PeerId> },
+    /// Find a route to replace the one of this epoch, without these peers.
+    Plan { epoch: u64, excluding: Vec<PeerId> },
     /// Phase one, to one stage.
     Prepare { epoch: u64, stage: usize },
     /// Phase two, to one stage.

@@ -9,13 +9,19 @@
 //! `sent` counts the tokens (prompt, then answer) that went to the stages of the live epoch. A new
 //! epoch starts at zero, so rebuilding the KV caches elsewhere is the same code as the prompt.
 
+mod placement;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod world;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use accel_p2p::PeerId;
 
 use super::event::{Command, Drawn, Event, Outcome, RouteStage, StageReport, Timer};
 use super::text::TextPipe;
-use crate::error::{ErrorKind, Failure};
+use crate::error::Failure;
 use crate::request::FinishReason;
 
 /// Positions per step, at most.
@@ -24,8 +30,6 @@ pub(crate) const CHUNK: usize = 256;
 const STEPS_IN_FLIGHT: usize = 2;
 /// Tokens that are drawn but not yet taken by the client: a slow reader pauses its session.
 const UNREAD_TOKENS: u64 = 32;
-/// Placements that are tried before a session gives up.
-const PLACEMENTS: u32 = 3;
 
 /// What a session is, besides its tokens.
 #[derive(Debug, Clone)]
@@ -116,8 +120,8 @@ impl Machine {
     fn dispatch(&mut self, event: Event) {
         match event {
             Event::Opened => self.on_opened(),
-            Event::Planned(route) => self.on_planned(route),
-            Event::NoPlan => self.on_no_plan(),
+            Event::Planned { epoch, route } => self.on_planned(epoch, route),
+            Event::NoPlan { epoch } => self.on_no_plan(epoch),
             Event::Prepared {
                 epoch,
                 stage,
@@ -147,119 +151,6 @@ impl Machine {
             Event::Cancel => self.close(Outcome::Cancelled),
         }
     }
-
-    // --- placement ---
-
-    fn on_opened(&mut self) {
-        if matches!(self.phase, Phase::Opening) {
-            self.place();
-        }
-    }
-
-    fn on_planned(&mut self, route: Vec<RouteStage>) {
-        if matches!(self.phase, Phase::Planning) {
-            self.route = route;
-            self.place();
-        }
-    }
-
-    fn on_no_plan(&mut self) {
-        if matches!(self.phase, Phase::Planning) {
-            let refusal = self.refusal.take();
-            self.fail(refusal.unwrap_or_else(|| Failure::internal("there is no route")));
-        }
-    }
-
-    /// Opens a new epoch over the route.
-    fn place(&mut self) {
-        self.epoch += 1;
-        self.placements += 1;
-        self.reports.clear();
-        self.sent = 0;
-        self.in_flight.clear();
-        self.phase = Phase::Placing {
-            ready: vec![false; self.route.len()],
-        };
-        for stage in 0..self.route.len() {
-            let epoch = self.epoch;
-            self.out.push(Command::Prepare { epoch, stage });
-        }
-    }
-
-    fn on_prepared(&mut self, epoch: u64, stage: usize, report: StageReport) {
-        let Phase::Placing { ready } = &mut self.phase else {
-            return;
-        };
-        let Some(slot) = ready.get_mut(stage).filter(|_| epoch == self.epoch) else {
-            return;
-        };
-        *slot = true;
-        let all_ready = ready.iter().all(|ready| *ready);
-        self.reports.insert(stage, report);
-        if all_ready {
-            self.commit();
-        }
-    }
-
-    fn commit(&mut self) {
-        let epoch = self.epoch;
-        self.phase = Phase::Committing {
-            live: vec![false; self.route.len()],
-        };
-        self.out.push(Command::Arm(Timer::Commit { epoch }));
-        for stage in 0..self.route.len() {
-            self.out.push(Command::Commit { epoch, stage });
-        }
-    }
-
-    fn on_committed(&mut self, epoch: u64, stage: usize) {
-        let Phase::Committing { live } = &mut self.phase else {
-            return;
-        };
-        let Some(slot) = live.get_mut(stage).filter(|_| epoch == self.epoch) else {
-            return;
-        };
-        *slot = true;
-        if live.iter().all(|live| *live) {
-            self.phase = Phase::Running;
-            self.forward();
-        }
-    }
-
-    fn on_refused(&mut self, epoch: u64, stage: usize, failure: Failure) {
-        let placing = matches!(self.phase, Phase::Placing { .. } | Phase::Committing { .. });
-        if epoch != self.epoch || !placing {
-            return;
-        }
-        let Some(peer) = self.route.get(stage).map(|stage| stage.peer) else {
-            return;
-        };
-        self.placement_failed(peer, failure);
-    }
-
-    /// Aborts the epoch on every stage, then looks for a route without the culprit, if that may
-    /// help: what is wrong with the request itself is wrong everywhere.
-    fn placement_failed(&mut self, culprit: PeerId, failure: Failure) {
-        let may_help = matches!(failure.kind, ErrorKind::Unavailable | ErrorKind::Overloaded);
-        if !may_help || self.placements >= PLACEMENTS {
-            return self.fail(failure);
-        }
-        self.abort_all();
-        self.excluded.push(culprit);
-        self.refusal.get_or_insert(failure);
-        self.phase = Phase::Planning;
-        let excluding = self.excluded.clone();
-        self.out.push(Command::Plan { excluding });
-    }
-
-    fn abort_all(&mut self) {
-        let epoch = self.epoch;
-        for stage in self.route.clone() {
-            self.out.push(Command::Abort { epoch, stage });
-        }
-    }
-
-    // --- steps ---
 
     /// Sends as much as may be under way: chunks of what the stages do not have yet. The one that
     /// ends with the newest token draws the next.
@@ -371,8 +262,6 @@ impl Machine {
         }
     }
 
-    // --- journal, then emit ---
-
     fn on_journaled(&mut self, index: u64) {
         // One append may make several tokens durable; they leave in order all the same.
         while self
@@ -394,8 +283,6 @@ impl Machine {
             _ => {}
         }
     }
-
-    // --- endings ---
 
     /// The answer is complete: the stages are free at once, the client gets what is on its way.
     fn finish(&mut self, finish: FinishReason, text_tail: String) {
@@ -437,8 +324,6 @@ impl Machine {
         self.phase = Phase::Ended;
         self.out.push(Command::Close(outcome));
     }
-
-    // --- faults ---
 
     fn on_step_failed(&mut self, epoch: u64, failure: Failure) {
         if epoch == self.epoch && matches!(self.phase, Phase::Running) {
@@ -492,24 +377,17 @@ impl Machine {
         }
     }
 
-    fn on_commit_timeout(&mut self) {
-        let Phase::Committing { live } = &self.phase else {
-            return;
-        };
-        let silent = live.iter().position(|live| !live).unwrap_or(0);
-        let Some(peer) = self.route.get(silent).map(|stage| stage.peer) else {
-            return;
-        };
-        let message = format!("peer {peer} did not commit its stage in time");
-        let hint = "send the request again; the peer may be overloaded or cut off";
-        self.placement_failed(peer, Failure::unavailable("commit_timeout", message, hint));
-    }
-
-    // --- views ---
-
     /// The newest plan.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Whether stages are reserved for it.
+    pub(crate) fn holds_stages(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Placing { .. } | Phase::Committing { .. } | Phase::Running
+        )
     }
 
     /// Tokens that the client has been given.

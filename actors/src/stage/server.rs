@@ -6,23 +6,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use accel_inference::{LayerRange, SamplingParams, SeqId, StageInput};
+use accel_inference::LayerRange;
 use accel_p2p::PeerId;
-use accel_p2p::wire::{
-    ControlReply, ControlRequest, Hop, PeerEndpoint, SamplingWire, SessionId, StepInput,
-    TensorFrame,
-};
+use accel_p2p::wire::{ControlReply, ControlRequest, SessionId, TensorFrame};
 use accel_storage::Store;
-use actix::{
-    Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, SpawnHandle, WrapFuture,
-};
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture};
 use tokio::sync::mpsc;
 
-use super::engine::{Engine, StepWork};
-use super::fence::{Admission, Fence};
+use super::fence::Fence;
 use super::ledger::StageKey;
 use super::outlet::{Next, Outlet, StepName};
 use super::prepare::{self, Order, Prepared};
+use super::seat::{
+    Live, Seat, SeatState, answer, apply, endpoint_of, not_ready, params_of, refused, stale,
+};
 use super::shelf::Shelf;
 use crate::error::Failure;
 use crate::models::Models;
@@ -67,31 +64,6 @@ pub(crate) struct Control {
 pub(crate) struct Step {
     pub(crate) from: PeerId,
     pub(crate) frame: TensorFrame,
-}
-
-/// What a session has on this node.
-struct Seat {
-    epoch: u64,
-    coordinator: PeerId,
-    key: StageKey,
-    max_tokens: u64,
-    expires: Instant,
-    lease: Duration,
-    state: SeatState,
-}
-
-enum SeatState {
-    Preparing(SpawnHandle),
-    Ready { engine: Arc<Engine>, seq: SeqId },
-    Live(Live),
-}
-
-struct Live {
-    engine: Arc<Engine>,
-    seq: SeqId,
-    upstream: PeerId,
-    fence: Fence,
-    outlet: Arc<Outlet>,
 }
 
 /// See the module.
@@ -394,96 +366,6 @@ impl StageServer {
         };
         apply(live, epoch, name, input);
     }
-}
-
-/// Lets a step through the fence and queues it.
-fn apply(live: &mut Live, epoch: u64, name: StepName, input: StepInput) {
-    let outlet = &live.outlet;
-    match live.fence.admit(epoch, name.step, name.position, name.rows) {
-        Admission::Apply => {
-            let work = StepWork {
-                seq: live.seq,
-                name,
-                input: stage_input(input),
-                outlet: Arc::clone(outlet),
-            };
-            if let Err(reason) = live.engine.step(work) {
-                outlet.refuse(name.step, "stage_unavailable", reason);
-            }
-        }
-        Admission::Repeat => outlet.repeat(name.step),
-        Admission::Stale { newest } => {
-            tracing::info!(epoch, newest, "a step of an epoch that is over is refused");
-        }
-        Admission::Gap { have } => {
-            let message = format!(
-                "the step is for position {}, the stage holds {have}",
-                name.position
-            );
-            outlet.refuse(name.step, "position_gap", &message);
-        }
-        Admission::TooLong { limit } => {
-            let message = format!("the step exceeds the {limit} tokens reserved");
-            outlet.refuse(name.step, "context_overflow", &message);
-        }
-    }
-}
-
-fn stage_input(input: StepInput) -> StageInput {
-    match input {
-        StepInput::Tokens(tokens) => StageInput::Tokens(tokens),
-        StepInput::Hidden { rows, data } => StageInput::Hidden {
-            rows: rows as usize,
-            data: accel_p2p::wire::step::floats(&data),
-        },
-    }
-}
-
-fn endpoint_of(hop: &Hop) -> PeerEndpoint {
-    PeerEndpoint {
-        peer: hop.peer,
-        tensor_addrs: hop.tensor_addrs.clone(),
-    }
-}
-
-fn params_of(wire: &SamplingWire) -> SamplingParams {
-    SamplingParams {
-        temperature: wire.temperature,
-        top_p: wire.top_p,
-        min_p: wire.min_p,
-        top_k: wire.top_k,
-        seed: wire.seed,
-        top_logprobs: wire.top_logprobs,
-    }
-}
-
-fn stale(epoch: u64, newest: u64) -> Failure {
-    Failure::unavailable(
-        "stale_epoch",
-        format!("epoch {epoch} is over, the newest is {newest}"),
-        "another coordinator or plan took over the session",
-    )
-}
-
-fn not_ready() -> Failure {
-    Failure::unavailable(
-        "not_prepared",
-        "the request does not fit what is prepared here",
-        "send the request again",
-    )
-}
-
-fn refused(failure: &Failure) -> ControlReply {
-    ControlReply::refused(&failure.code, &failure.message, &failure.hint)
-}
-
-/// Progress never fills the queue to the last place before a final reply, because the caller
-/// reads; one that does not read has no use for the reply either.
-fn answer(replies: &mpsc::Sender<ControlReply>, reply: ControlReply) {
-    let replies = replies.clone();
-    actix::spawn(async move {
-        let _ = replies.send_timeout(reply, Duration::from_secs(10)).await;
-    });
 }
 
 impl Actor for StageServer {

@@ -1,0 +1,135 @@
+//! The machine's first half: two-phase placement, over one route or, before the first token, over
+//! another one.
+
+use accel_p2p::PeerId;
+
+use super::{Machine, Phase};
+use crate::error::{ErrorKind, Failure};
+use crate::session::event::{Command, RouteStage, StageReport, Timer};
+
+/// Placements that are tried before a session gives up.
+const PLACEMENTS: u32 = 3;
+
+impl Machine {
+    pub(super) fn on_opened(&mut self) {
+        if matches!(self.phase, Phase::Opening) {
+            self.place();
+        }
+    }
+
+    pub(super) fn on_planned(&mut self, epoch: u64, route: Vec<RouteStage>) {
+        if matches!(self.phase, Phase::Planning) && epoch == self.epoch {
+            self.route = route;
+            self.place();
+        }
+    }
+
+    pub(super) fn on_no_plan(&mut self, epoch: u64) {
+        if matches!(self.phase, Phase::Planning) && epoch == self.epoch {
+            let refusal = self.refusal.take();
+            self.fail(refusal.unwrap_or_else(|| Failure::internal("there is no route")));
+        }
+    }
+
+    /// Opens a new epoch over the route.
+    fn place(&mut self) {
+        self.epoch += 1;
+        self.placements += 1;
+        self.reports.clear();
+        self.sent = 0;
+        self.in_flight.clear();
+        self.phase = Phase::Placing {
+            ready: vec![false; self.route.len()],
+        };
+        for stage in 0..self.route.len() {
+            let epoch = self.epoch;
+            self.out.push(Command::Prepare { epoch, stage });
+        }
+    }
+
+    pub(super) fn on_prepared(&mut self, epoch: u64, stage: usize, report: StageReport) {
+        let Phase::Placing { ready } = &mut self.phase else {
+            return;
+        };
+        let Some(slot) = ready.get_mut(stage).filter(|_| epoch == self.epoch) else {
+            return;
+        };
+        *slot = true;
+        let all_ready = ready.iter().all(|ready| *ready);
+        self.reports.insert(stage, report);
+        if all_ready {
+            self.commit();
+        }
+    }
+
+    fn commit(&mut self) {
+        let epoch = self.epoch;
+        self.phase = Phase::Committing {
+            live: vec![false; self.route.len()],
+        };
+        self.out.push(Command::Arm(Timer::Commit { epoch }));
+        for stage in 0..self.route.len() {
+            self.out.push(Command::Commit { epoch, stage });
+        }
+    }
+
+    pub(super) fn on_committed(&mut self, epoch: u64, stage: usize) {
+        let Phase::Committing { live } = &mut self.phase else {
+            return;
+        };
+        let Some(slot) = live.get_mut(stage).filter(|_| epoch == self.epoch) else {
+            return;
+        };
+        *slot = true;
+        if live.iter().all(|live| *live) {
+            self.phase = Phase::Running;
+            self.forward();
+        }
+    }
+
+    pub(super) fn on_refused(&mut self, epoch: u64, stage: usize, failure: Failure) {
+        let placing = matches!(self.phase, Phase::Placing { .. } | Phase::Committing { .. });
+        if epoch != self.epoch || !placing {
+            return;
+        }
+        let Some(peer) = self.route.get(stage).map(|stage| stage.peer) else {
+            return;
+        };
+        self.placement_failed(peer, failure);
+    }
+
+    /// Aborts the epoch on every stage, then looks for a route without the culprit, if that may
+    /// help: what is wrong with the request itself is wrong everywhere.
+    pub(super) fn placement_failed(&mut self, culprit: PeerId, failure: Failure) {
+        let may_help = matches!(failure.kind, ErrorKind::Unavailable | ErrorKind::Overloaded);
+        if !may_help || self.placements >= PLACEMENTS {
+            return self.fail(failure);
+        }
+        self.abort_all();
+        self.excluded.push(culprit);
+        self.refusal.get_or_insert(failure);
+        self.phase = Phase::Planning;
+        let (epoch, excluding) = (self.epoch, self.excluded.clone());
+        self.out.push(Command::Plan { epoch, excluding });
+    }
+
+    pub(super) fn abort_all(&mut self) {
+        let epoch = self.epoch;
+        for stage in self.route.clone() {
+            self.out.push(Command::Abort { epoch, stage });
+        }
+    }
+
+    pub(super) fn on_commit_timeout(&mut self) {
+        let Phase::Committing { live } = &self.phase else {
+            return;
+        };
+        let silent = live.iter().position(|live| !live).unwrap_or(0);
+        let Some(peer) = self.route.get(silent).map(|stage| stage.peer) else {
+            return;
+        };
+        let message = format!("peer {peer} did not commit its stage in time");
+        let hint = "send the request again; the peer may be overloaded or cut off";
+        self.placement_failed(peer, Failure::unavailable("commit_timeout", message, hint));
+    }
+}

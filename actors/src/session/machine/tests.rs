@@ -1,0 +1,249 @@
+use super::world::{VOCAB, World, expected, machine, oracle, peer, route};
+use super::{CHUNK, Machine};
+use crate::error::Failure;
+use crate::request::FinishReason;
+use crate::session::event::{Command, Drawn, Event, Outcome, StageReport};
+
+#[test]
+fn without_faults_every_order_of_events_gives_the_same_answer() {
+    for seed in 0..300 {
+        let prompt = [1, 2, CHUNK, CHUNK + 1, 3 * CHUNK + 7][seed as usize % 5];
+        let mut world = World::new(seed, 0, prompt, 1 + seed as usize % 4);
+        let mut machine = machine(prompt, 20, 1 + seed as usize % 4, None);
+        world.run(&mut machine);
+        let done = Outcome::Done {
+            finish: FinishReason::Length,
+            completion_tokens: 20,
+            text_tail: String::new(),
+        };
+        assert_eq!(world.closed, Some(done), "seed {seed}");
+        assert_eq!(world.emitted, expected(prompt, 20), "seed {seed}");
+        assert!(world.held.is_empty(), "seed {seed}: everything is released");
+    }
+}
+
+#[test]
+fn with_faults_nothing_is_emitted_twice_changed_or_left_behind() {
+    for seed in 0..2000 {
+        let prompt = 1 + seed as usize % 600;
+        let mut world = World::new(seed, 1 + seed as u32 % 15, prompt, 2);
+        let mut machine = machine(prompt, 12, 2, None);
+        world.run(&mut machine);
+        let outcome = world.closed.clone();
+        assert!(outcome.is_some(), "seed {seed}: it ends");
+        let count = world.emitted.len() as u64;
+        assert_eq!(world.emitted, expected(prompt, count), "seed {seed}");
+        if matches!(outcome, Some(Outcome::Done { .. })) {
+            assert_eq!(count, 12, "seed {seed}: done means complete");
+        }
+        assert!(
+            world.held.is_empty(),
+            "seed {seed}: {:?} still held",
+            world.held
+        );
+    }
+}
+
+#[test]
+fn the_end_token_ends_the_answer_and_is_not_part_of_it() {
+    let mut world = World::new(1, 0, 10, 2);
+    world.end_at = Some(13);
+    let mut machine = machine(10, 50, 2, None);
+    world.run(&mut machine);
+    let Some(Outcome::Done {
+        finish,
+        completion_tokens,
+        ..
+    }) = world.closed
+    else {
+        panic!("{:?}", world.closed);
+    };
+    assert_eq!((finish, completion_tokens), (FinishReason::Stop, 3));
+    assert_eq!(world.emitted, expected(10, 3));
+}
+
+#[test]
+fn a_stop_text_ends_the_answer_before_it() {
+    let stop = oracle(12);
+    let mut world = World::new(1, 0, 10, 2);
+    let mut machine = machine(10, 50, 2, Some(stop));
+    world.run(&mut machine);
+    let Some(Outcome::Done { finish, .. }) = world.closed else {
+        panic!("{:?}", world.closed);
+    };
+    assert_eq!(finish, FinishReason::Stop);
+    assert_eq!(world.text, format!("{} {} ", oracle(10), oracle(11)));
+}
+
+/// Drives a machine to the point where its first step is under way.
+fn running(prompt: usize) -> (Machine, Vec<Command>) {
+    let mut machine = machine(prompt, 50, 2, None);
+    machine.on(Event::Opened);
+    for stage in 0..2 {
+        machine.on(Event::Prepared {
+            epoch: 1,
+            stage,
+            report: StageReport::default(),
+        });
+    }
+    machine.on(Event::Committed { epoch: 1, stage: 0 });
+    let commands = machine.on(Event::Committed { epoch: 1, stage: 1 });
+    (machine, commands)
+}
+
+fn token(step: u64, position: u64, token: u32) -> Event {
+    let drawn = Drawn {
+        token,
+        logprob: -1.0,
+        top: Vec::new(),
+    };
+    Event::Token {
+        epoch: 1,
+        step,
+        position,
+        drawn,
+    }
+}
+
+#[test]
+fn a_token_is_journaled_before_it_is_emitted_while_the_next_step_is_under_way() {
+    let (mut machine, _) = running(5);
+    let commands = machine.on(token(1, 5, 7));
+    assert!(matches!(
+        commands.first(),
+        Some(Command::JournalToken { index: 0, token: 7 })
+    ));
+    assert!(
+        commands
+            .iter()
+            .any(|command| matches!(command, Command::Forward { step: 2, .. }))
+    );
+    assert!(
+        !commands
+            .iter()
+            .any(|command| matches!(command, Command::Emit { .. }))
+    );
+    let commands = machine.on(Event::Journaled { index: 0 });
+    assert!(matches!(
+        commands.as_slice(),
+        [Command::Emit { index: 0, .. }]
+    ));
+}
+
+#[test]
+fn a_repeated_or_outdated_token_changes_nothing() {
+    let (mut machine, _) = running(5);
+    machine.on(token(1, 5, 7));
+    assert_eq!(machine.on(token(1, 5, 7)), []);
+    let drawn = Drawn {
+        token: 9,
+        logprob: 0.0,
+        top: Vec::new(),
+    };
+    assert_eq!(
+        machine.on(Event::Token {
+            epoch: 0,
+            step: 2,
+            position: 6,
+            drawn
+        }),
+        []
+    );
+}
+
+#[test]
+fn a_token_that_cannot_be_ends_the_session_with_an_error() {
+    for impossible in [token(1, 6, 7), token(1, 5, VOCAB)] {
+        let (mut machine, _) = running(5);
+        let commands = machine.on(impossible);
+        let Some(Command::Close(Outcome::Failed(failure))) = commands.last() else {
+            panic!("{commands:?}");
+        };
+        assert_eq!(failure.code, "bad_token");
+    }
+}
+
+#[test]
+fn a_peer_lost_in_mid_answer_fails_the_session_and_releases_the_others() {
+    let (mut machine, _) = running(5);
+    assert_eq!(
+        machine.on(Event::PeerLost(peer(9))),
+        [],
+        "a stranger does not matter"
+    );
+    let commands = machine.on(Event::PeerLost(peer(201)));
+    let releases = commands
+        .iter()
+        .filter(|c| matches!(c, Command::Release { .. }))
+        .count();
+    assert_eq!(releases, 2);
+    let Some(Command::Close(Outcome::Failed(failure))) = commands.last() else {
+        panic!("{commands:?}");
+    };
+    assert_eq!(failure.code, "peer_lost");
+    assert!(!failure.hint.is_empty());
+}
+
+#[test]
+fn a_refusal_before_the_first_token_tries_another_route_under_a_new_epoch() {
+    let mut machine = machine(5, 50, 2, None);
+    machine.on(Event::Opened);
+    let failure = Failure::unavailable("no_memory", "no memory", "free some");
+    let commands = machine.on(Event::Refused {
+        epoch: 1,
+        stage: 1,
+        failure: failure.clone(),
+    });
+    assert_eq!(commands.len(), 3, "{commands:?}");
+    assert_eq!(
+        commands[2],
+        Command::Plan {
+            epoch: 1,
+            excluding: vec![peer(201)]
+        }
+    );
+    let commands = machine.on(Event::Planned {
+        epoch: 1,
+        route: route(&[1]),
+    });
+    assert_eq!(commands, [Command::Prepare { epoch: 2, stage: 0 }]);
+    machine.on(Event::Refused {
+        epoch: 2,
+        stage: 0,
+        failure: failure.clone(),
+    });
+    let commands = machine.on(Event::NoPlan { epoch: 2 });
+    assert_eq!(commands, [Command::Close(Outcome::Failed(failure))]);
+}
+
+#[test]
+fn a_client_that_does_not_read_pauses_its_session() {
+    let (mut machine, _) = running(5);
+    let mut step = 1;
+    loop {
+        let commands = machine.on(token(step, 4 + step, 7));
+        machine.on(Event::Journaled { index: step - 1 });
+        if !commands
+            .iter()
+            .any(|command| matches!(command, Command::Forward { .. }))
+        {
+            break;
+        }
+        step += 1;
+        assert!(step < 50, "it never pauses");
+    }
+    let commands = machine.on(Event::Emitted { index: 0 });
+    assert!(
+        commands
+            .iter()
+            .any(|command| matches!(command, Command::Forward { .. }))
+    );
+}
+
+#[test]
+fn cancelling_releases_everything_at_once() {
+    let (mut machine, _) = running(5);
+    let commands = machine.on(Event::Cancel);
+    assert_eq!(commands.last(), Some(&Command::Close(Outcome::Cancelled)));
+    assert_eq!(machine.on(token(1, 5, 7)), [], "nothing follows");
+}

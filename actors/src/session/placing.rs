@@ -1,0 +1,173 @@
+//! The actor's part in a placement: asking the planner, the stages of the route, and keeping
+//! their leases alive.
+
+use std::sync::Arc;
+
+use accel_p2p::PeerId;
+use accel_p2p::wire::{ControlReply, ControlRequest, Hop, PeerEndpoint, SamplingWire};
+use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
+
+use super::actor::SessionActor;
+use super::event::{Event, RouteStage, StageReport};
+use crate::error::Failure;
+
+impl SessionActor {
+    pub(super) fn plan(&mut self, epoch: u64, excluding: Vec<PeerId>, context: &mut Context<Self>) {
+        let deps = Arc::clone(&self.deps);
+        let (model, shape) = (self.spec.model.clone(), Arc::clone(&self.spec.shape));
+        let tokens = self.spec.max_tokens;
+        let planning = async move { deps.placer.place(&model, &shape, tokens, &excluding).await };
+        let done = planning
+            .into_actor(self)
+            .map(move |placed, session, context| match placed {
+                Ok(placement) => {
+                    let route = placement.route.clone();
+                    session.endpoints.extend(placement.endpoints.clone());
+                    session.spec.placement = placement;
+                    session.feed(Event::Planned { epoch, route }, context);
+                }
+                Err(error) => {
+                    tracing::info!(session = %session.spec.id, %error, "no other placement");
+                    session.feed(Event::NoPlan { epoch }, context);
+                }
+            });
+        context.spawn(done);
+    }
+
+    pub(super) fn stage(&self, stage: usize) -> Option<RouteStage> {
+        self.machine
+            .route()
+            .nth(stage)
+            .map(|(stage, _)| stage.clone())
+    }
+
+    pub(super) fn prepare(&mut self, epoch: u64, stage: usize, context: &mut Context<Self>) {
+        // A new epoch forwards over a connection of its own.
+        self.steps = None;
+        let Some(RouteStage { peer, layers }) = self.stage(stage) else {
+            return;
+        };
+        let request = ControlRequest::Prepare {
+            session: self.spec.id,
+            epoch,
+            model: self.spec.model.cid,
+            model_bytes: self.spec.model.bytes,
+            layers: (layers.first, layers.end),
+            total_layers: self.spec.shape.layers,
+            max_tokens: self.spec.max_tokens,
+            lease_ms: self.deps.limits.lease.as_millis() as u64,
+            providers: self.spec.placement.providers_for(peer),
+        };
+        let (link, silence) = (self.deps.link.clone(), self.deps.limits.prepare_silence);
+        let call = async move { link.call(peer, request, silence).await };
+        let done = call.into_actor(self).map(move |reply, session, context| {
+            session.feed(prepared(epoch, stage, reply), context);
+        });
+        context.spawn(done);
+    }
+
+    pub(super) fn commit(&mut self, epoch: u64, stage: usize, context: &mut Context<Self>) {
+        let Some(RouteStage { peer, .. }) = self.stage(stage) else {
+            return;
+        };
+        let request = ControlRequest::Commit {
+            session: self.spec.id,
+            epoch,
+            route: self.hops(),
+            coordinator: self.deps.link.peers.endpoint(),
+            sampling: self.sampling(),
+        };
+        let (link, silence) = (self.deps.link.clone(), self.deps.limits.commit_timeout);
+        let call = async move { link.call(peer, request, silence).await };
+        let done = call.into_actor(self).map(move |reply, session, context| {
+            let event = match reply {
+                Ok(_) => Event::Committed { epoch, stage },
+                Err(failure) => Event::Refused {
+                    epoch,
+                    stage,
+                    failure,
+                },
+            };
+            session.feed(event, context);
+        });
+        context.spawn(done);
+    }
+
+    fn hops(&self) -> Vec<Hop> {
+        let stages = self.machine.route();
+        let hop = |stage: &RouteStage| Hop {
+            peer: stage.peer,
+            tensor_addrs: self.endpoint(stage.peer).tensor_addrs,
+            layers: (stage.layers.first, stage.layers.end),
+        };
+        stages.map(|(stage, _)| hop(stage)).collect()
+    }
+
+    pub(super) fn endpoint(&self, peer: PeerId) -> PeerEndpoint {
+        let known = self.endpoints.get(&peer).cloned();
+        known.unwrap_or(PeerEndpoint {
+            peer,
+            tensor_addrs: Vec::new(),
+        })
+    }
+
+    fn sampling(&self) -> SamplingWire {
+        let params = &self.spec.sampling;
+        SamplingWire {
+            temperature: params.temperature,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            top_k: params.top_k,
+            seed: params.seed,
+            top_logprobs: params.top_logprobs,
+        }
+    }
+
+    /// Shows every stage that the coordinator lives.
+    pub(super) fn renew(&mut self) {
+        let (session, epoch) = (self.spec.id, self.machine.epoch());
+        let lease = self.deps.limits.lease;
+        let holds = self.machine.holds_stages();
+        for (stage, _) in self.machine.route().filter(|_| holds) {
+            let lease_ms = lease.as_millis() as u64;
+            let request = ControlRequest::Renew {
+                session,
+                epoch,
+                lease_ms,
+            };
+            let (link, peer) = (self.deps.link.clone(), stage.peer);
+            actix::spawn(async move {
+                if let Err(failure) = link.call(peer, request, lease).await {
+                    tracing::debug!(%session, %peer, %failure, "a lease was not renewed");
+                }
+            });
+        }
+    }
+}
+
+fn prepared(epoch: u64, stage: usize, reply: Result<ControlReply, Failure>) -> Event {
+    let failure = match reply {
+        Ok(ControlReply::Ready {
+            bytes_fetched,
+            blocks_fetched,
+            ..
+        }) => {
+            let report = StageReport {
+                bytes_fetched,
+                blocks_fetched,
+            };
+            return Event::Prepared {
+                epoch,
+                stage,
+                report,
+            };
+        }
+        Ok(_) => Failure::unavailable("bad_reply", "a peer gave no proper answer", ""),
+        Err(failure) => failure,
+    };
+    Event::Refused {
+        epoch,
+        stage,
+        failure,
+    }
+}

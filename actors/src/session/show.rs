@@ -1,0 +1,72 @@
+//! How a session looks from outside.
+
+use std::time::Duration;
+
+use super::actor::{SessionActor, SessionSpec};
+use super::event::{RouteStage, StageReport};
+use crate::error::Failure;
+use crate::views::{Figure, RouteView, SessionErrorView, SessionView};
+
+impl SessionActor {
+    /// Brings the view up to date.
+    pub(super) fn show(&self) {
+        let millis = |span: Duration| Figure::measured(span.as_secs_f64() * 1000.0);
+        let placed = self.placed.map(|placed| millis(placed - self.started));
+        let first = self.first_token.zip(self.placed);
+        let first = first.map(|(token, placed)| millis(token.saturating_duration_since(placed)));
+        let tokens = self.machine.emitted();
+        let rate = self.first_token.filter(|_| tokens > 1).map(|first| {
+            Figure::measured((tokens - 1) as f64 / first.elapsed().as_secs_f64().max(1e-9))
+        });
+        let route: Vec<RouteView> = self.machine.route().map(route_view).collect();
+        let (state, epoch) = (self.machine.state(), self.machine.epoch());
+        self.deps.table.update(self.spec.id, |view| {
+            if state != "ended" {
+                state.clone_into(&mut view.state);
+            }
+            view.epoch = epoch;
+            view.tokens = tokens;
+            view.bytes_fetched = route.iter().map(|hop| hop.bytes_fetched).sum();
+            view.route = route;
+            view.prepare_ms = placed;
+            view.first_token_ms = first;
+            view.tokens_per_s = rate;
+        });
+    }
+}
+
+fn route_view((stage, report): (&RouteStage, StageReport)) -> RouteView {
+    RouteView {
+        peer_id: stage.peer.to_string(),
+        first_layer: stage.layers.first,
+        last_layer: stage.layers.end.saturating_sub(1),
+        bytes_fetched: report.bytes_fetched,
+        blocks_fetched: report.blocks_fetched,
+    }
+}
+
+pub(super) fn error_view(failure: &Failure) -> SessionErrorView {
+    SessionErrorView {
+        code: failure.code.clone(),
+        message: failure.message.clone(),
+        hint: failure.hint.clone(),
+    }
+}
+
+pub(super) fn first_view(spec: &SessionSpec) -> SessionView {
+    SessionView {
+        id: spec.id.to_string(),
+        state: "placing".to_owned(),
+        model: spec.model.name.clone(),
+        cid: spec.model.cid.to_string(),
+        epoch: 0,
+        prompt_tokens: spec.opening.prompt.len(),
+        tokens: 0,
+        route: Vec::new(),
+        bytes_fetched: 0,
+        prepare_ms: None,
+        first_token_ms: None,
+        tokens_per_s: None,
+        error: None,
+    }
+}

@@ -1,0 +1,131 @@
+//! What a session has on this node: from being prepared to computing its steps.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use accel_inference::{SamplingParams, SeqId, StageInput};
+use accel_p2p::PeerId;
+use accel_p2p::wire::{ControlReply, Hop, PeerEndpoint, SamplingWire, StepInput};
+use actix::SpawnHandle;
+use tokio::sync::mpsc;
+
+use super::engine::{Engine, StepWork};
+use super::fence::{Admission, Fence};
+use super::ledger::StageKey;
+use super::outlet::{Outlet, StepName};
+use crate::error::Failure;
+
+/// What a session has on this node.
+pub(super) struct Seat {
+    pub(super) epoch: u64,
+    pub(super) coordinator: PeerId,
+    pub(super) key: StageKey,
+    pub(super) max_tokens: u64,
+    pub(super) expires: Instant,
+    pub(super) lease: Duration,
+    pub(super) state: SeatState,
+}
+
+pub(super) enum SeatState {
+    Preparing(SpawnHandle),
+    Ready { engine: Arc<Engine>, seq: SeqId },
+    Live(Live),
+}
+
+pub(super) struct Live {
+    pub(super) engine: Arc<Engine>,
+    pub(super) seq: SeqId,
+    pub(super) upstream: PeerId,
+    pub(super) fence: Fence,
+    pub(super) outlet: Arc<Outlet>,
+}
+
+/// Lets a step through the fence and queues it.
+pub(super) fn apply(live: &mut Live, epoch: u64, name: StepName, input: StepInput) {
+    let outlet = &live.outlet;
+    match live.fence.admit(epoch, name.step, name.position, name.rows) {
+        Admission::Apply => {
+            let work = StepWork {
+                seq: live.seq,
+                name,
+                input: stage_input(input),
+                outlet: Arc::clone(outlet),
+            };
+            if let Err(reason) = live.engine.step(work) {
+                outlet.refuse(name.step, "stage_unavailable", reason);
+            }
+        }
+        Admission::Repeat => outlet.repeat(name.step),
+        Admission::Stale { newest } => {
+            tracing::info!(epoch, newest, "a step of an epoch that is over is refused");
+        }
+        Admission::Gap { have } => {
+            let message = format!(
+                "the step is for position {}, the stage holds {have}",
+                name.position
+            );
+            outlet.refuse(name.step, "position_gap", &message);
+        }
+        Admission::TooLong { limit } => {
+            let message = format!("the step exceeds the {limit} tokens reserved");
+            outlet.refuse(name.step, "context_overflow", &message);
+        }
+    }
+}
+
+fn stage_input(input: StepInput) -> StageInput {
+    match input {
+        StepInput::Tokens(tokens) => StageInput::Tokens(tokens),
+        StepInput::Hidden { rows, data } => StageInput::Hidden {
+            rows: rows as usize,
+            data: accel_p2p::wire::step::floats(&data),
+        },
+    }
+}
+
+pub(super) fn endpoint_of(hop: &Hop) -> PeerEndpoint {
+    PeerEndpoint {
+        peer: hop.peer,
+        tensor_addrs: hop.tensor_addrs.clone(),
+    }
+}
+
+pub(super) fn params_of(wire: &SamplingWire) -> SamplingParams {
+    SamplingParams {
+        temperature: wire.temperature,
+        top_p: wire.top_p,
+        min_p: wire.min_p,
+        top_k: wire.top_k,
+        seed: wire.seed,
+        top_logprobs: wire.top_logprobs,
+    }
+}
+
+pub(super) fn stale(epoch: u64, newest: u64) -> Failure {
+    Failure::unavailable(
+        "stale_epoch",
+        format!("epoch {epoch} is over, the newest is {newest}"),
+        "another coordinator or plan took over the session",
+    )
+}
+
+pub(super) fn not_ready() -> Failure {
+    Failure::unavailable(
+        "not_prepared",
+        "the request does not fit what is prepared here",
+        "send the request again",
+    )
+}
+
+pub(super) fn refused(failure: &Failure) -> ControlReply {
+    ControlReply::refused(&failure.code, &failure.message, &failure.hint)
+}
+
+/// Progress never fills the queue to the last place before a final reply, because the caller
+/// reads; one that does not read has no use for the reply either.
+pub(super) fn answer(replies: &mpsc::Sender<ControlReply>, reply: ControlReply) {
+    let replies = replies.clone();
+    actix::spawn(async move {
+        let _ = replies.send_timeout(reply, Duration::from_secs(10)).await;
+    });
+}
