@@ -10,6 +10,8 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
+const NARROWEST: u16 = 80;
+
 /// Writes to stdout and flushes. A reader that went away ends the command without noise.
 pub fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
@@ -43,6 +45,10 @@ pub fn table(header: &[&str]) -> Table {
         .load_style(presets::NOTHING.header_separator(LineStyle::none().fill('─').junction('─')))
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(header);
+    // Some terminals tell no width, or one in which nothing can be read.
+    if table.width().is_some_and(|width| width < NARROWEST) {
+        table.set_width(NARROWEST);
+    }
     table
 }
 

@@ -285,3 +285,27 @@ fn a_text_is_continued_from_text_and_from_the_same_tokens() {
         assert_eq!(document(shown, 200).await["architecture"], "llama");
     });
 }
+
+#[test]
+fn a_client_that_leaves_cancels_its_session() {
+    on_a_node(Access::Open, async |node| {
+        let model = node.add_model().await;
+        let body = json!({"model": model, "prompt": "hi", "max_tokens": 450, "stream": true});
+        let mut response = node.post("/v1/completions", &body).send().await.unwrap();
+        let session = response.headers()["x-accel-session"]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        response.chunk().await.unwrap().unwrap();
+        drop(response);
+        let path = format!("/api/v1/sessions/{session}");
+        let state = loop {
+            let view = document(node.get(&path).send().await.unwrap(), 200).await;
+            match view["state"].as_str().unwrap() {
+                "placing" | "prefill" | "decoding" => tokio::task::yield_now().await,
+                ended => break ended.to_owned(),
+            }
+        };
+        assert_eq!(state, "cancelled");
+    });
+}

@@ -111,9 +111,13 @@ fn announce(node: &NodeHandle, api: &Api, told: &Value, output: Output) -> Resul
         return terminal::line(&told.to_string());
     }
     let (swarm, private) = node.swarm();
-    let kind = if private { "private" } else { "public" };
+    let kind = if private {
+        "private"
+    } else {
+        "public: everybody may join"
+    };
     terminal::line(&format!("peer   {}", node.peer_id()))?;
-    terminal::line(&format!("swarm  {swarm} ({kind})"))?;
+    terminal::line(&format!("swarm  {swarm}, {kind}"))?;
     terminal::line(&format!("api    http://{}", api.addr))?;
     for addr in node.addrs() {
         terminal::line(&format!("addr   {addr}"))?;
