@@ -209,10 +209,10 @@ impl GenerateError {
 pub enum StartError {
     /// The data directory is in use, unreadable or full.
     #[error(transparent)]
-    Storage(#[from] accel_storage::StorageError),
+    Storage(Box<accel_storage::StorageError>),
     /// The network cannot be started.
     #[error(transparent)]
-    Network(#[from] accel_p2p::NetworkError),
+    Network(Box<accel_p2p::NetworkError>),
     /// The file with the swarm's key is no good.
     #[error(transparent)]
     SwarmKey(#[from] accel_p2p::membership::KeyFileError),
@@ -279,7 +279,9 @@ impl StartError {
     /// What to do next.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Storage(accel_storage::StorageError::InUse { .. }) => {
+            Self::Storage(error)
+                if matches!(**error, accel_storage::StorageError::InUse { .. }) =>
+            {
                 "stop the other node, or give this one its own directory with --data"
             }
             Self::Storage(_) => "check the data directory, or choose another one with --data",
@@ -297,5 +299,18 @@ impl StartError {
             }
             Self::Threads(_) => "end other programs, or raise the limit on threads",
         }
+    }
+}
+
+// Boxed, because an error as large as these would make every result large.
+impl From<accel_storage::StorageError> for StartError {
+    fn from(error: accel_storage::StorageError) -> Self {
+        Self::Storage(Box::new(error))
+    }
+}
+
+impl From<accel_p2p::NetworkError> for StartError {
+    fn from(error: accel_p2p::NetworkError) -> Self {
+        Self::Network(Box::new(error))
     }
 }

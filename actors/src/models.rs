@@ -155,10 +155,9 @@ impl Models {
         };
         let read = tokio::time::timeout(self.header_timeout, reading).await;
         let (header, fetched) = match read {
-            Ok(Err(ModelsError::Storage(StorageError::Source { .. }))) | Err(_) => {
-                return Err(nobody());
-            }
+            Ok(Err(ModelsError::Storage(error))) if is_missing(&error) => return Err(nobody()),
             Ok(read) => read?,
+            Err(_) => return Err(nobody()),
         };
         self.telemetry
             .fetched(fetched.bytes_fetched, fetched.blocks_fetched);
@@ -265,6 +264,11 @@ impl Found {
             name: record.name,
         }
     }
+}
+
+/// Whether the trouble is that no peer gave a block.
+fn is_missing(error: &StorageError) -> bool {
+    matches!(error, StorageError::Source { .. })
 }
 
 async fn read_card(model: ModelRef, header: Arc<Header>) -> Result<Card, ModelsError> {

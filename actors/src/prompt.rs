@@ -118,13 +118,14 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_named() {
-        let with = |change: fn(&mut GenerateRequest)| {
+        type Change = fn(&mut GenerateRequest);
+        let with = |change: Change| {
             let mut request = GenerateRequest::text("model", "prompt");
             change(&mut request);
             check(&mut request).map(|_| ())
         };
         assert!(with(|_| {}).is_ok());
-        let cases: [(fn(&mut GenerateRequest), &str); 5] = [
+        let cases: [(Change, &str); 5] = [
             (|r| r.sampling.temperature = -1.0, "sampling"),
             (|r| r.sampling.temperature = f32::NAN, "sampling"),
             (|r| r.sampling.top_p = 1.5, "sampling"),

@@ -38,7 +38,7 @@ pub enum ModelsError {
         /// The model.
         model: String,
         /// What is unsupported.
-        source: accel_inference::ModelError,
+        source: Box<accel_inference::ModelError>,
     },
     /// The file's tokenizer or chat template cannot be used.
     #[error("{model} cannot be used for text: {reason}")]
@@ -50,7 +50,7 @@ pub enum ModelsError {
     },
     /// The store failed.
     #[error(transparent)]
-    Storage(#[from] accel_storage::StorageError),
+    Storage(Box<accel_storage::StorageError>),
     /// A fault of the node.
     #[error("{0}")]
     Internal(String),
@@ -99,5 +99,12 @@ impl ModelsError {
             Self::Internal(_) => "the log of the node says more",
         };
         text.to_owned()
+    }
+}
+
+// Boxed, because an error as large as this would make every result large.
+impl From<accel_storage::StorageError> for ModelsError {
+    fn from(error: accel_storage::StorageError) -> Self {
+        Self::Storage(Box::new(error))
     }
 }

@@ -32,7 +32,7 @@ pub(super) async fn read(
     let mut fetched = Fetched::default();
     let mut length = FIRST_PREFIX.min(file_len);
     loop {
-        let want = Want::Ranges(vec![0..length]);
+        let want = Want::from(0..length);
         let report = store.fetch(cid, want, source, &|_| {}).await?;
         fetched.bytes_fetched += report.bytes_fetched;
         fetched.blocks_fetched += report.blocks_fetched;
@@ -83,7 +83,7 @@ fn header(cid: &Cid, gguf: Gguf, file_len: u64) -> Result<Header, ModelsError> {
 fn shape_of(gguf: &Gguf, model: &str) -> Result<ModelShape, ModelsError> {
     ModelShape::from_gguf(gguf).map_err(|source| ModelsError::Unsupported {
         model: model.to_owned(),
-        source,
+        source: Box::new(source),
     })
 }
 

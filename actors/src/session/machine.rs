@@ -209,7 +209,7 @@ impl Machine {
         }
         let is_it = |sent: &InFlight| sent.step == step && sent.sample == sample;
         let index = self.in_flight.iter().position(is_it)?;
-        let done = self.in_flight.drain(..=index).last();
+        let done = self.in_flight.drain(..=index).next_back();
         if let Some(next) = self.in_flight.front() {
             let step = next.step;
             self.arm(step, CHUNK as u32);
