@@ -66,8 +66,14 @@ impl Gguf {
             path: path.to_path_buf(),
             source,
         };
+        let found = std::fs::metadata(path).map_err(read_error)?;
+        if !found.is_file() {
+            // Opening a pipe would wait for a writer.
+            let kind = std::io::ErrorKind::InvalidInput;
+            return Err(read_error(std::io::Error::new(kind, "it is not a file")));
+        }
         let mut file = File::open(path).map_err(read_error)?;
-        let file_len = file.metadata().map_err(read_error)?.len();
+        let file_len = found.len();
         let mut prefix = Vec::new();
         let mut wanted = FIRST_PREFIX.min(file_len);
         loop {

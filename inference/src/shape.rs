@@ -26,6 +26,9 @@ pub(crate) const OUTPUT: &str = "output.weight";
 /// Divisors of the rope frequencies, one per pair of dimensions; few models have them.
 pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
 
+/// Letters of a model's name that are kept.
+const MAX_NAME: usize = 128;
+
 /// Sizes and costs of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelShape {
@@ -94,7 +97,7 @@ impl ModelShape {
         let kv_values = 2 * u64::from(kv_heads) * u64::from(head_dim);
         Ok(Self {
             architecture: architecture.name().to_owned(),
-            name: gguf.metadata.str("general.name").map(str::to_owned),
+            name: gguf.metadata.str("general.name").map(printable),
             layers: keys.u32("block_count")?,
             hidden,
             heads,
@@ -241,6 +244,12 @@ fn required<'a>(gguf: &'a Gguf, name: &str) -> Result<&'a TensorInfo, ModelError
     gguf.tensor(name).ok_or_else(|| ModelError::MissingTensor {
         tensor: name.to_owned(),
     })
+}
+
+/// A name as it may be shown: strangers write these.
+fn printable(name: &str) -> String {
+    let shown = name.chars().filter(|letter| !letter.is_control());
+    shown.take(MAX_NAME).collect()
 }
 
 /// Checks one tensor against what the architecture expects of it.

@@ -226,6 +226,22 @@ fn the_stages_of_a_cut_need_all_bytes_and_share_only_header_and_embedding() {
 }
 
 #[test]
+fn a_path_that_is_not_a_file_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = Gguf::open(dir.path());
+    assert!(matches!(outcome, Err(GgufError::Io { .. })));
+}
+
+#[test]
+fn the_name_of_a_model_holds_nothing_that_upsets_a_terminal() {
+    let mut bytes = MODEL.clone();
+    replace(&mut bytes, b"synthetic llama", b"syn\x1b[2Jic llama");
+    let gguf = Gguf::parse(&bytes, bytes.len() as u64).unwrap();
+    let shape = ModelShape::from_gguf(&gguf).unwrap();
+    assert_eq!(shape.name.as_deref(), Some("syn[2Jic llama 2x64"));
+}
+
+#[test]
 fn generating_twice_gives_equal_bytes_and_seeds_differ() {
     for arch in SyntheticArch::ALL {
         let spec = SyntheticSpec::small(arch);

@@ -163,6 +163,8 @@ impl Stage for CandleStage {
         let (model, range) = (&self.model, self.range);
         let sequence = self.sequences.get_mut(&seq);
         let sequence = sequence.expect("the sequence was found above");
+        // Nothing is left to cut unless an earlier step panicked half-way.
+        sequence.truncate(have);
         let outcome = self.threads.install(|| {
             model.run_layers(&pass, &mut x, sequence);
             model.output(x, want_logits, range)
