@@ -65,6 +65,14 @@ impl Hub {
     }
 }
 
+/// The other nodes, as `own` reaches them.
+pub(crate) fn peers_of(hub: &Arc<Hub>, own: PeerId) -> Arc<dyn Peers> {
+    Arc::new(HubPeers {
+        own,
+        hub: Arc::clone(hub),
+    })
+}
+
 struct HubPeers {
     own: PeerId,
     hub: Arc<Hub>,
@@ -140,10 +148,7 @@ impl TestNode {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&DataDir::open(dir.path()).unwrap()).unwrap();
         let peer = PeerId::random();
-        let peers: Arc<dyn Peers> = Arc::new(HubPeers {
-            own: peer,
-            hub: Arc::clone(hub),
-        });
+        let peers = peers_of(hub, peer);
         let (shelf, telemetry) = (Arc::new(Shelf::new(memory)), Telemetry::new());
 
         let mut unit = Unit::new("test node", RestartPolicy::default());

@@ -5,10 +5,11 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use accel_inference::hardware::{self, Hardware, Measured};
 use accel_p2p::{BlockStore, Multiaddr, Network, NetworkConfig, NetworkEvent};
-use accel_storage::{DataDir, Store};
+use accel_storage::{DataDir, Journal, Store};
 use actix::{Actor, Arbiter};
 use bytes::Bytes;
 use cid::Cid;
@@ -38,6 +39,8 @@ use crate::telemetry::Telemetry;
 const IO_THREADS: usize = 2;
 /// Closed sessions that the journal keeps.
 const JOURNAL_KEEPS: usize = 1000;
+/// How often older ones are forgotten.
+const PRUNE_EVERY: Duration = Duration::from_secs(600);
 
 /// The network's threads; they end when this is dropped.
 pub(super) struct IoThreads(Option<Runtime>);
@@ -136,9 +139,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Inner, StartError> {
         blocking(move || network_threads.block_on(Network::start(network_config, blocks)));
     let (network, events) = starting.await??;
     swarm::remember(&data, &network.membership())?;
-    if let Err(error) = store.journal().prune(JOURNAL_KEEPS).await {
-        tracing::warn!(%error, "old sessions stay in the journal");
-    }
+    close_interrupted(&store.journal()).await?;
     let (hardware, measured) = probing.await?;
     let ground = Ground {
         config,
@@ -148,6 +149,28 @@ pub(super) async fn start(config: NodeConfig) -> Result<Inner, StartError> {
         measured,
     };
     raise(ground, events, io).await
+}
+
+/// Sessions that a crash cut off have an outcome, too.
+async fn close_interrupted(journal: &Journal) -> Result<(), StartError> {
+    for session in journal.sessions()? {
+        if session.closed_unix_ms.is_none() {
+            journal
+                .close(session.key, b"failed: interrupted: the node stopped")
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the journal from growing without end.
+async fn keep_pruning(journal: Journal) {
+    loop {
+        if let Err(error) = journal.prune(JOURNAL_KEEPS).await {
+            tracing::warn!(%error, "old sessions stay in the journal");
+        }
+        tokio::time::sleep(PRUNE_EVERY).await;
+    }
 }
 
 /// Runs what blocks on a thread for that.
@@ -331,6 +354,7 @@ fn raise_actors(
         sessions: Arc::clone(&shared.sessions),
     };
     actix::spawn(pump.run(events));
+    actix::spawn(keep_pruning(store.journal()));
     let telling = Arc::clone(&shared.own);
     actix::spawn(telling.keep_telling(directory.clone(), limits.advert_ttl / 3));
     Raised {

@@ -69,6 +69,23 @@ async fn answer(node: &NodeHandle) -> Vec<u32> {
     tokens
 }
 
+/// More than two chunks of prompt, and chance in the sampler.
+fn long_request() -> GenerateRequest {
+    let mut request = GenerateRequest {
+        input: Input::Tokens((0..480).map(|n| 300 + n % 200).collect()),
+        ..request()
+    };
+    request.sampling.temperature = 1.5;
+    request.sampling.seed = 7;
+    request
+}
+
+async fn long_answer(node: &NodeHandle) -> Vec<u32> {
+    let (tokens, end) = collect(node.generate(long_request()).await.unwrap()).await;
+    assert!(matches!(end, GenEvent::Done { .. }), "{end:?}");
+    tokens
+}
+
 /// Waits until a node sees the model at a connected peer.
 async fn wait_for_offer(node: &NodeHandle) {
     let seen = async {
@@ -113,6 +130,7 @@ async fn two_nodes_with_a_limit_on_layers_split_the_model_and_give_the_identical
     let whole = start(|_| {}).await;
     add_model(&whole).await;
     let expected = answer(&whole.node).await;
+    let expected_long = long_answer(&whole.node).await;
     whole.node.shutdown().await;
 
     let first = start(|config| config.max_layers = Some(5)).await;
@@ -126,6 +144,7 @@ async fn two_nodes_with_a_limit_on_layers_split_the_model_and_give_the_identical
     let plan = second.node.plan("small", None).await.unwrap();
     assert_eq!(plan.stages.len(), 2, "{plan:?}");
     assert_eq!(answer(&second.node).await, expected);
+    assert_eq!(long_answer(&second.node).await, expected_long);
 
     let view = second.node.sessions().remove(0);
     assert_eq!(view.route.len(), 2);

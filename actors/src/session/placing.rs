@@ -61,7 +61,9 @@ impl SessionActor {
         let (link, silence) = (self.deps.link.clone(), self.deps.limits.prepare_silence);
         let call = async move { link.call(peer, request, silence).await };
         let done = call.into_actor(self).map(move |reply, session, context| {
-            session.feed(prepared(epoch, stage, reply), context);
+            let numerics = &session.spec.placement.plan.numerics;
+            let event = prepared(epoch, stage, numerics, reply);
+            session.feed(event, context);
         });
         context.spawn(done);
     }
@@ -145,13 +147,19 @@ impl SessionActor {
     }
 }
 
-fn prepared(epoch: u64, stage: usize, reply: Result<ControlReply, Failure>) -> Event {
+fn prepared(
+    epoch: u64,
+    stage: usize,
+    planned: &str,
+    reply: Result<ControlReply, Failure>,
+) -> Event {
     let failure = match reply {
         Ok(ControlReply::Ready {
             bytes_fetched,
             blocks_fetched,
+            numerics,
             ..
-        }) => {
+        }) if numerics == planned => {
             let report = StageReport {
                 bytes_fetched,
                 blocks_fetched,
@@ -162,6 +170,11 @@ fn prepared(epoch: u64, stage: usize, reply: Result<ControlReply, Failure>) -> E
                 report,
             };
         }
+        Ok(ControlReply::Ready { numerics, .. }) => Failure::unavailable(
+            "mixed_numerics",
+            format!("a stage computes in the class {numerics}, the plan is for {planned}"),
+            "results of different classes are not comparable; update accel on all nodes",
+        ),
         Ok(_) => Failure::unavailable("bad_reply", "a peer gave no proper answer", ""),
         Err(failure) => failure,
     };

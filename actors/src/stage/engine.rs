@@ -1,6 +1,7 @@
 //! One compute thread per loaded stage: it owns the stage, takes work from a bounded queue and
 //! hands results to the session's outlet. A panic in a kernel ends the thread, not the node.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,6 +13,8 @@ use crate::telemetry::Telemetry;
 
 /// Steps that may wait for a stage, over all sessions.
 const QUEUE: usize = 256;
+/// The code of failures by a panic in the engine.
+const PANICKED: &str = "stage_panicked";
 
 /// A step to be computed.
 pub(super) struct StepWork {
@@ -116,13 +119,32 @@ fn compute(mut stage: Box<dyn Stage>, mut work: mpsc::Receiver<Work>, telemetry:
                     stage.close(seq);
                 }
             }
-            Work::Step(step) => run_step(stage.as_mut(), *step, telemetry),
+            Work::Step(step) => {
+                if run_step(stage.as_mut(), *step, telemetry).is_err() {
+                    return refuse_all(work);
+                }
+            }
             Work::Close(seq) => stage.close(seq),
         }
     }
 }
 
-fn run_step(stage: &mut dyn Stage, work: StepWork, telemetry: &Telemetry) {
+/// After a panic nothing that the stage holds can be trusted: what waits is refused, and the next
+/// session loads it anew.
+fn refuse_all(mut work: mpsc::Receiver<Work>) {
+    work.close();
+    while let Ok(next) = work.try_recv() {
+        if let Work::Step(step) = next {
+            step.outlet
+                .refuse(step.name.step, PANICKED, "the stage failed in another step");
+        }
+    }
+}
+
+/// The stage panicked; its caller was told.
+struct Panicked;
+
+fn run_step(stage: &mut dyn Stage, work: StepWork, telemetry: &Telemetry) -> Result<(), Panicked> {
     let StepWork {
         seq,
         name,
@@ -136,7 +158,105 @@ fn run_step(stage: &mut dyn Stage, work: StepWork, telemetry: &Telemetry) {
         Logits::None
     };
     let started = Instant::now();
-    let output = stage.step(seq, position, input, wanted);
+    let step = AssertUnwindSafe(|| stage.step(seq, position, input, wanted));
+    let Ok(output) = std::panic::catch_unwind(step) else {
+        outlet.refuse(name.step, PANICKED, "the stage panicked; its log says more");
+        return Err(Panicked);
+    };
     telemetry.step_computed(name.rows, started.elapsed());
     outlet.deliver(name, output);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use accel_inference::{LayerRange, SamplingParams, StageOutput};
+    use accel_p2p::PeerId;
+    use accel_p2p::wire::{PeerEndpoint, SessionId, TensorFrame};
+
+    use super::*;
+    use crate::session::table::SessionTable;
+    use crate::stage::outlet::Next;
+    use crate::testing::{Hub, peers_of};
+
+    /// A stage with a broken kernel.
+    struct Broken;
+
+    impl Stage for Broken {
+        fn range(&self) -> LayerRange {
+            LayerRange::whole(1)
+        }
+
+        fn weights_bytes(&self) -> u64 {
+            0
+        }
+
+        fn numerics(&self) -> &str {
+            "test-1"
+        }
+
+        fn open(&mut self, _: SeqId, _: usize) -> Result<(), StageError> {
+            Ok(())
+        }
+
+        fn step(
+            &mut self,
+            _: SeqId,
+            _: usize,
+            _: StageInput,
+            _: Logits,
+        ) -> Result<StageOutput, StageError> {
+            panic!("on purpose");
+        }
+
+        fn truncate(&mut self, _: SeqId, _: usize) -> Result<(), StageError> {
+            Ok(())
+        }
+
+        fn len(&self, _: SeqId) -> Option<usize> {
+            None
+        }
+
+        fn close(&mut self, _: SeqId) {}
+    }
+
+    fn work(outlet: &Arc<Outlet>, step: u64) -> StepWork {
+        StepWork {
+            seq: 1,
+            name: StepName {
+                step,
+                position: 0,
+                rows: 1,
+                sample: true,
+            },
+            input: StageInput::Tokens(vec![1]),
+            outlet: Arc::clone(outlet),
+        }
+    }
+
+    #[actix::test]
+    async fn a_panic_in_a_kernel_is_told_to_the_coordinator_and_ends_only_that_stage() {
+        let hub = Arc::new(Hub::default());
+        let (coordinator, mut frames) = hub.observer();
+        let endpoint = PeerEndpoint {
+            peer: coordinator,
+            tensor_addrs: Vec::new(),
+        };
+        let peers = peers_of(&hub, PeerId::random());
+        let next = Next::Sample(SamplingParams::default());
+        let table = Arc::new(SessionTable::new(1));
+        let outlet = Outlet::open(SessionId([1; 16]), 1, next, endpoint, peers, table);
+        let engine = Engine::spawn(Box::new(Broken), Telemetry::new()).unwrap();
+
+        engine.step(work(&outlet, 1)).unwrap();
+        let frame = frames.recv().await.unwrap();
+        assert!(
+            matches!(&frame, TensorFrame::Failed { code, .. } if code == PANICKED),
+            "{frame:?}"
+        );
+        while !engine.is_dead() {
+            tokio::task::yield_now().await;
+        }
+        assert!(engine.step(work(&outlet, 2)).is_err());
+    }
 }
