@@ -12,7 +12,7 @@
 //! The text side: [`tokenizer`] turns text into tokens and back, [`chat`] writes a conversation as
 //! the model wants it, [`sampler`] draws the next token, [`stop`] watches for stop texts.
 //!
-//! Around it: [`hardware`] tells what the machine has, [`bench`] how fast the engine is on it,
+//! Around it: [`hardware`] tells what the machine has, [`mod@bench`] how fast the engine is on it,
 //! [`eval`] how close it is to another engine; [`synthetic`] makes small models for tests.
 
 mod arch;

@@ -1,4 +1,4 @@
-//! The command line: one file per command and one line in [`commands!`].
+//! The command line: one file per command and one line in `commands!`.
 
 mod bench;
 mod chat;
