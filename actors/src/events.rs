@@ -55,14 +55,19 @@ impl Pump {
 
     async fn frame(&self, from: PeerId, frame: TensorFrame) {
         match &frame {
-            TensorFrame::Step { .. } => {
-                if let Err(error) = self.stage.ask(Step { from, frame }, WITHIN).await {
-                    tracing::warn!(%error, "a step was lost");
-                }
+            TensorFrame::Step { .. } => self.to_stage(from, frame).await,
+            TensorFrame::Failed { session, .. } if !self.sessions.coordinates(*session) => {
+                self.to_stage(from, frame).await;
             }
             TensorFrame::Token { .. }
             | TensorFrame::Applied { .. }
             | TensorFrame::Failed { .. } => self.sessions.deliver(from, frame).await,
+        }
+    }
+
+    async fn to_stage(&self, from: PeerId, frame: TensorFrame) {
+        if let Err(error) = self.stage.ask(Step { from, frame }, WITHIN).await {
+            tracing::warn!(%error, "a frame for the stage server was lost");
         }
     }
 

@@ -16,8 +16,10 @@
 //! | `ledger.rs` | the memory they and their KV caches take; pure |
 //! | `fence.rs` | which steps may be applied; pure |
 //! | `engine.rs` | one compute thread per loaded stage, behind a bounded queue |
+//! | `complaints.rs` | answers to steps for sessions that are not here |
 //! | `outlet.rs` | where the results of a session's steps go, and what is kept for repeats |
 
+mod complaints;
 mod engine;
 mod fence;
 mod ledger;

@@ -58,6 +58,21 @@ macro_rules! supervised {
                 actix::ActorContext::stop(context);
             }
         }
+
+        #[cfg(test)]
+        impl actix::Handler<$crate::supervisor::Crash> for $actor {
+            type Result = ();
+
+            fn handle(&mut self, _: $crate::supervisor::Crash, _: &mut Self::Context) {
+                panic!("on request");
+            }
+        }
     };
 }
 pub(crate) use supervised;
+
+/// Makes an actor panic, for tests of what goes on without it.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Crash;

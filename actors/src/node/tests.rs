@@ -8,6 +8,7 @@ use super::NodeHandle;
 use crate::config::NodeConfig;
 use crate::error::ErrorKind;
 use crate::request::{FinishReason, GenEvent, GenerateRequest, Generation, Input};
+use crate::supervisor::{AskError, Crash};
 use crate::testing::{PATIENCE, synthetic_model};
 use crate::views::ModelView;
 
@@ -335,5 +336,20 @@ async fn the_answer_ends_before_a_stop_text() {
         (stopped.as_str(), finished),
         (expected, Some(FinishReason::Stop))
     );
+    running.node.shutdown().await;
+}
+
+#[actix::test]
+async fn a_panicked_router_is_replaced_and_requests_are_answered_as_before() {
+    let running = start(|_| {}).await;
+    add_model(&running).await;
+    let expected = answer(&running.node).await;
+    let crashed = running.node.inner.router.ask(Crash, PATIENCE).await;
+    assert!(
+        matches!(crashed, Err(AskError::Crashed { .. })),
+        "{crashed:?}"
+    );
+    assert_eq!(answer(&running.node).await, expected);
+    assert!(running.node.metrics().contains("accel_actor_restarts 1"));
     running.node.shutdown().await;
 }

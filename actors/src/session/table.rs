@@ -113,6 +113,11 @@ impl SessionTable {
         inner.live.len()
     }
 
+    /// Whether this node coordinates the session.
+    pub(crate) fn coordinates(&self, session: SessionId) -> bool {
+        self.lock().live.contains_key(&session)
+    }
+
     /// Gives a frame to its session; frames for sessions that are over are dropped.
     pub(crate) async fn deliver(&self, from: PeerId, frame: TensorFrame) {
         let session = frame.session();

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use accel_inference::{SamplingParams, StageError, StageOutput};
+use accel_p2p::PeerId;
 use accel_p2p::wire::{PeerEndpoint, SessionId, StepInput, TensorFrame};
 use tokio::sync::mpsc;
 
@@ -114,6 +115,18 @@ impl Outlet {
     /// Tells the coordinator that a step cannot be carried out.
     pub(super) fn refuse(&self, step: u64, code: &str, message: &str) {
         self.mail(self.failed(step, code, message));
+    }
+
+    /// Whether results go to this peer as the next stage.
+    pub(super) fn leads_to(&self, peer: PeerId) -> bool {
+        matches!(&self.next, Next::Stage(endpoint) if endpoint.peer == peer)
+    }
+
+    /// Passes the failure of the next stage on to the coordinator.
+    pub(super) fn pass_on(&self, failure: TensorFrame) {
+        if matches!(failure, TensorFrame::Failed { .. }) {
+            self.mail(failure);
+        }
     }
 
     fn failed(&self, step: u64, code: &str, message: &str) -> TensorFrame {

@@ -13,6 +13,7 @@ use accel_storage::Store;
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, Message, WrapFuture};
 use tokio::sync::mpsc;
 
+use super::complaints::Complaints;
 use super::fence::Fence;
 use super::ledger::StageKey;
 use super::outlet::{Next, Outlet, StepName};
@@ -72,12 +73,15 @@ pub(crate) struct StageServer {
     seats: HashMap<SessionId, Seat>,
     /// The newest epoch of sessions without a seat: what is older stays refused.
     past: HashMap<SessionId, (u64, Instant)>,
+    complaints: Complaints,
 }
 
 impl StageServer {
     /// A server without seats.
     pub(crate) fn new(deps: Arc<StageDeps>) -> Self {
+        let (peers, sessions) = (Arc::clone(&deps.peers), Arc::clone(&deps.sessions));
         Self {
+            complaints: Complaints::start(peers, sessions),
             deps,
             seats: HashMap::new(),
             past: HashMap::new(),
@@ -334,6 +338,19 @@ impl StageServer {
         }
     }
 
+    /// The next stage cannot go on, and may not know the coordinator any more: it is passed on.
+    fn next_failed(&self, from: PeerId, frame: TensorFrame) {
+        let seat = self.seats.get(&frame.session());
+        if let Some(Seat {
+            state: SeatState::Live(live),
+            ..
+        }) = seat
+            && live.outlet.leads_to(from)
+        {
+            live.outlet.pass_on(frame);
+        }
+    }
+
     fn step(&mut self, from: PeerId, frame: TensorFrame) {
         let TensorFrame::Step {
             session,
@@ -344,11 +361,10 @@ impl StageServer {
             input,
         } = frame
         else {
-            return;
+            return self.next_failed(from, frame);
         };
         let Some(seat) = self.seats.get_mut(&session) else {
-            tracing::debug!(%session, peer = %from, "a step for a session that is not here");
-            return;
+            return self.complaints.unknown_session(from, session, epoch, step);
         };
         let SeatState::Live(live) = &mut seat.state else {
             return;

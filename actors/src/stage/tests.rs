@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::Step;
 use crate::error::Failure;
+use crate::supervisor::{AskError, Crash};
 use crate::testing::{Hub, PATIENCE, TestNode, synthetic_model};
 
 const PLENTY: u64 = 1 << 30;
@@ -364,4 +365,47 @@ async fn only_the_coordinator_and_the_stage_before_are_listened_to() {
         matches!(frame, TensorFrame::Token { position: 5, .. }),
         "{frame:?}"
     );
+}
+
+#[actix::test]
+async fn a_step_for_a_session_that_is_gone_is_answered_and_passed_on_to_the_coordinator() {
+    let mut bench = Bench::new().await;
+    bench
+        .step(&bench.seeder, tokens(session(9), 1, 1, 0, vec![1]))
+        .await;
+    let frame = bench.frame().await;
+    assert!(matches!(&frame, TensorFrame::Failed { code, .. } if code == "unknown_session"));
+
+    let second = TestNode::start(&bench.hub, PLENTY, None);
+    let stages = [(&bench.seeder, range(0, 4)), (&second, range(4, 8))];
+    bench.place(session(1), 1, &stages).await;
+    let release = ControlRequest::Release {
+        session: session(1),
+        epoch: 1,
+    };
+    second.control(bench.coordinator, release).await.unwrap();
+    let step = tokens(session(1), 1, 1, 0, PROMPT.to_vec());
+    bench.step(&bench.seeder, step).await;
+    let frame = bench.frame().await;
+    assert!(matches!(&frame, TensorFrame::Failed { code, .. } if code == "unknown_session"));
+}
+
+#[actix::test]
+async fn a_panicked_stage_server_is_replaced_by_one_that_holds_nothing() {
+    let mut bench = Bench::new().await;
+    let whole = [(&bench.seeder, range(0, 8))];
+    bench.place(session(1), 1, &whole).await;
+    let crashed = bench.seeder.stage.ask(Crash, PATIENCE).await;
+    assert!(
+        matches!(crashed, Err(AskError::Crashed { .. })),
+        "{crashed:?}"
+    );
+    let step = tokens(session(1), 1, 1, 0, PROMPT.to_vec());
+    bench.step(&bench.seeder, step).await;
+    let frame = bench.frame().await;
+    assert!(matches!(&frame, TensorFrame::Failed { code, .. } if code == "unknown_session"));
+    assert_eq!(bench.seeder.shelf.memory(), (0, 0));
+    bench
+        .place(session(2), 1, &[(&bench.seeder, range(0, 8))])
+        .await;
 }

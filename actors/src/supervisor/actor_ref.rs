@@ -79,7 +79,8 @@ impl<A: Supervised> ActorRef<A> {
             actor,
             waited: within,
         };
-        let addr = match tokio::time::timeout_at(deadline, self.living()).await {
+        let mut slot = self.slot.clone();
+        let addr = match tokio::time::timeout_at(deadline, self.living(&mut slot)).await {
             Ok(found) => found?,
             Err(_) => return Err(timeout),
         };
@@ -88,15 +89,17 @@ impl<A: Supervised> ActorRef<A> {
             Ok(Err(MailboxError::Timeout)) | Err(_) => Err(timeout),
             Ok(Err(MailboxError::Closed)) => {
                 self.nudge.notify_one();
+                // The failed instance leaves its place first, so that the caller's next message
+                // goes to its successor.
+                let _ = tokio::time::timeout_at(deadline, slot.changed()).await;
                 Err(AskError::Crashed { actor })
             }
         }
     }
 
     /// Waits for an instance that lives.
-    async fn living(&self) -> Result<Addr<A>, AskError> {
+    async fn living(&self, slot: &mut watch::Receiver<Slot<A>>) -> Result<Addr<A>, AskError> {
         let actor = self.name;
-        let mut slot = self.slot.clone();
         loop {
             match &*slot.borrow_and_update() {
                 Slot::Live(addr) if addr.connected() => return Ok(addr.clone()),

@@ -26,10 +26,6 @@ struct Add(u32);
 
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Panic;
-
-#[derive(Message)]
-#[rtype(result = "()")]
 struct Hang;
 
 #[derive(Message)]
@@ -41,13 +37,6 @@ impl Handler<Add> for Counter {
     fn handle(&mut self, Add(n): Add, _: &mut Context<Self>) -> u32 {
         self.count += n;
         self.count
-    }
-}
-
-impl Handler<Panic> for Counter {
-    type Result = ();
-    fn handle(&mut self, _: Panic, _: &mut Context<Self>) {
-        panic!("on request");
     }
 }
 
@@ -99,7 +88,7 @@ async fn a_panicked_actor_is_replaced_and_its_handle_goes_on_working() {
     let watch = unit.start();
 
     assert_eq!(counter.ask(Add(2), WITHIN).await, Ok(2));
-    let crashed = counter.ask(Panic, WITHIN).await;
+    let crashed = counter.ask(Crash, WITHIN).await;
     assert_eq!(crashed, Err(AskError::Crashed { actor: "counter" }));
     assert_eq!(
         counter.ask(Add(3), WITHIN).await,
@@ -122,7 +111,7 @@ async fn the_heartbeat_finds_a_failure_that_nobody_else_notices() {
         actor_ref::Slot::Live(addr) => addr.clone(),
         _ => panic!("it answered a moment ago"),
     };
-    addr.try_send(Panic).unwrap();
+    addr.try_send(Crash).unwrap();
     while made.load(Ordering::SeqCst) < 2 {
         tokio::task::yield_now().await;
     }
@@ -138,7 +127,7 @@ async fn a_unit_restarts_as_one() {
     let watch = unit.start();
 
     assert_eq!(right.ask(Add(5), WITHIN).await, Ok(5));
-    assert!(left.ask(Panic, WITHIN).await.is_err());
+    assert!(left.ask(Crash, WITHIN).await.is_err());
     assert_eq!(left.ask(Generation, WITHIN).await, Ok(1));
     assert_eq!(
         right.ask(Generation, WITHIN).await,
@@ -160,7 +149,7 @@ async fn a_unit_that_keeps_failing_is_given_up_and_says_so() {
     let (counter, made) = add_counter(&mut unit, "counter");
     let watch = unit.start();
     for _ in 0..3 {
-        assert!(counter.ask(Panic, WITHIN).await.is_err());
+        assert!(counter.ask(Crash, WITHIN).await.is_err());
     }
     wait_for(&watch, UnitState::GivenUp).await;
     let answer = counter.ask(Add(1), WITHIN).await;
