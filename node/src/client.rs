@@ -16,8 +16,10 @@ use crate::failure::chain;
 pub use sse::{Event, Events};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest silence of a node that computes; it says something every ten seconds.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest silence: a busy node lets a request wait for its turn before it says anything.
+const READ_TIMEOUT: Duration = Duration::from_secs(300);
+/// How soon a machine that is gone is noticed in that silence.
+const KEEPALIVE: Duration = Duration::from_secs(15);
 
 /// Where the node is that a command asks.
 #[derive(Debug, Clone, Args)]
@@ -101,6 +103,7 @@ impl Client {
             .pool_max_idle_per_host(0)
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
+            .tcp_keepalive(KEEPALIVE)
             .build()
             .map_err(|error| ClientError::Strange {
                 base: base.clone(),

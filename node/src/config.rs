@@ -205,7 +205,9 @@ impl Settings {
 
     /// Where the HTTP API listens.
     pub fn api_addr(&self) -> Result<SocketAddr, ConfigError> {
-        let text = self.api.replace("localhost:", "127.0.0.1:");
+        // The same variable tells commands where the node is, perhaps as an address of the web.
+        let text = self.api.trim_start_matches("http://").trim_end_matches('/');
+        let text = text.replace("localhost:", "127.0.0.1:");
         text.parse().map_err(|_| ConfigError::Value {
             key: "api",
             problem: format!("`{}` is not an address like {DEFAULT_API}", self.api),

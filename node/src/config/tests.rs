@@ -123,11 +123,21 @@ fn a_missing_file_is_an_error_and_not_an_empty_one() {
 }
 
 #[test]
-fn localhost_is_an_address() {
-    let flags = Flags {
-        api: Some("localhost:0".into()),
-        ..Flags::default()
-    };
-    let settings = Settings::load_with(&flags, no_env).unwrap();
-    assert!(settings.api_addr().unwrap().ip().is_loopback());
+fn an_address_may_be_written_as_commands_are_given_it() {
+    for api in [
+        "localhost:8420",
+        "http://127.0.0.1:8420",
+        "http://localhost:8420/",
+    ] {
+        let flags = Flags {
+            api: Some(api.into()),
+            ..Flags::default()
+        };
+        let settings = Settings::load_with(&flags, no_env).unwrap();
+        assert_eq!(
+            settings.api_addr().unwrap().to_string(),
+            DEFAULT_API,
+            "{api}"
+        );
+    }
 }
