@@ -5,6 +5,7 @@
 //! reverse order. The network lives on threads of its own, so that block traffic never delays a
 //! token; the actors share one arbiter, because none of them ever blocks.
 
+mod cast;
 mod start;
 #[cfg(test)]
 mod tests;

@@ -5,42 +5,31 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use accel_inference::hardware::{self, Hardware, Measured};
 use accel_p2p::{BlockStore, Multiaddr, Network, NetworkConfig, NetworkEvent};
 use accel_storage::{DataDir, Journal, Store};
-use actix::{Actor, Arbiter};
+use actix::Arbiter;
 use bytes::Bytes;
 use cid::Cid;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::cast::{Cast, Shared};
 use super::{Inner, WatchedUnit};
 use crate::config::NodeConfig;
-use crate::directory::Directory;
 use crate::error::StartError;
-use crate::events::Pump;
-use crate::models::Models;
 use crate::own::{Own, fixed_body, memory_for_models};
-use crate::peers::{NetworkPeers, Peers};
-use crate::placement::Placer;
-use crate::router::{Admission, Router, RouterDeps};
-use crate::session::actor::SessionDeps;
-use crate::session::link::Link;
+use crate::router::Admission;
 use crate::session::table::SessionTable;
-use crate::stage::{Shelf, StageDeps, StageServer};
-use crate::supervisor::{ActorRef, RestartPolicy, Unit, UnitWatch};
+use crate::stage::Shelf;
+use crate::supervisor::UnitWatch;
 use crate::swarm;
 use crate::telemetry::Telemetry;
 
 /// Threads of the network.
 const IO_THREADS: usize = 2;
-/// Closed sessions that the journal keeps.
-const JOURNAL_KEEPS: usize = 1000;
-/// How often older ones are forgotten.
-const PRUNE_EVERY: Duration = Duration::from_secs(600);
 
 /// The network's threads; they end when this is dropped.
 pub(super) struct IoThreads(Option<Runtime>);
@@ -163,16 +152,6 @@ async fn close_interrupted(journal: &Journal) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Keeps the journal from growing without end.
-async fn keep_pruning(journal: Journal) {
-    loop {
-        if let Err(error) = journal.prune(JOURNAL_KEEPS).await {
-            tracing::warn!(%error, "old sessions stay in the journal");
-        }
-        tokio::time::sleep(PRUNE_EVERY).await;
-    }
-}
-
 /// Runs what blocks on a thread for that.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
@@ -197,23 +176,26 @@ fn tensor_listen(listen: &[Multiaddr]) -> SocketAddr {
     SocketAddr::new(first.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), 0)
 }
 
-/// What comes back from the arbiter on which the actors live.
-struct Raised {
-    units: Vec<UnitWatch>,
-    directory: ActorRef<Directory>,
-    router: ActorRef<Router>,
-    models: Arc<Models>,
-    placer: Placer,
-}
-
 /// What the actors share with the handle.
-#[derive(Clone)]
-struct Shared {
-    own: Arc<Own>,
-    shelf: Arc<Shelf>,
-    sessions: Arc<SessionTable>,
-    admission: Arc<Admission>,
-    telemetry: Telemetry,
+fn share(ground: &Ground) -> Shared {
+    let config = &ground.config;
+    let memory = memory_for_models(config, &ground.hardware);
+    let shelf = Arc::new(Shelf::new(memory));
+    let admission = Arc::new(Admission::new(config.limits.clone()));
+    let own = Own::new(
+        ground.network.clone(),
+        ground.store.clone(),
+        Arc::clone(&shelf),
+        Arc::clone(&admission),
+        fixed_body(config, ground.hardware.clone(), &ground.measured),
+    );
+    Shared {
+        own: Arc::new(own),
+        shelf,
+        sessions: Arc::new(SessionTable::new(config.limits.sessions_kept)),
+        admission,
+        telemetry: Telemetry::new(),
+    }
 }
 
 async fn raise(
@@ -221,38 +203,25 @@ async fn raise(
     events: mpsc::Receiver<NetworkEvent>,
     io: IoThreads,
 ) -> Result<Inner, StartError> {
+    let shared = share(&ground);
     let Ground {
         config,
         network,
         store,
-        hardware,
-        measured,
+        ..
     } = ground;
-    let shelf = Arc::new(Shelf::new(memory_for_models(&config, &hardware)));
-    let sessions = Arc::new(SessionTable::new(config.limits.sessions_kept));
-    let admission = Arc::new(Admission::new(config.limits.clone()));
-    let own = Own::new(
-        network.clone(),
-        store.clone(),
-        Arc::clone(&shelf),
-        Arc::clone(&admission),
-        fixed_body(&config, hardware, &measured),
-    );
-    let shared = Shared {
-        own: Arc::new(own),
-        shelf,
-        sessions,
-        admission,
-        telemetry: Telemetry::new(),
-    };
     let default_answer = config.limits.default_answer;
     let arbiter = Arbiter::new();
     let (sender, raised) = oneshot::channel();
-    let (for_actors, for_network) = (shared.clone(), network.clone());
+    let cast = Cast {
+        config,
+        network: network.clone(),
+        store,
+        shared: shared.clone(),
+    };
     arbiter.spawn_fn(move || {
-        let raised = raise_actors(&config, &for_network, store, &for_actors, events);
         // The receiver is gone only when starting was given up.
-        let _ = sender.send(raised);
+        let _ = sender.send(cast.raise(events));
     });
     let no_arbiter = |_| StartError::Threads(io::Error::other("the actors' thread ended"));
     let raised = raised.await.map_err(no_arbiter)?;
@@ -280,88 +249,5 @@ fn watched(watch: UnitWatch) -> WatchedUnit {
         state: watch.subscribe(),
         restarts: watch.restarts(),
         watch: Mutex::new(Some(watch)),
-    }
-}
-
-/// Starts the actors, on their arbiter. Directory and router restart as one: a router with a
-/// fresh directory would refuse what the old one knew how to place.
-fn raise_actors(
-    config: &NodeConfig,
-    network: &Network,
-    store: Store,
-    shared: &Shared,
-    events: mpsc::Receiver<NetworkEvent>,
-) -> Raised {
-    let limits = config.limits.clone();
-    let peers: Arc<dyn Peers> = NetworkPeers::new(network.clone(), limits.block_timeout);
-    let mut front = Unit::new("front", RestartPolicy::default());
-    let mut stages = Unit::new("stages", RestartPolicy::default());
-
-    let directory = front.member("directory", {
-        let (network, own) = (network.clone(), Arc::clone(&shared.own));
-        move || {
-            let body = Arc::new(own.body());
-            Directory::new((network.peer_id(), body), network.connected()).start()
-        }
-    });
-    let models = Arc::new(Models::new(
-        store.clone(),
-        Arc::clone(&peers),
-        directory.clone(),
-        limits.header_timeout,
-        shared.telemetry.clone(),
-    ));
-    let stage = stages.member("stage server", {
-        let deps = Arc::new(StageDeps {
-            store: store.clone(),
-            models: Arc::clone(&models),
-            peers: Arc::clone(&peers),
-            shelf: Arc::clone(&shared.shelf),
-            sessions: Arc::clone(&shared.sessions),
-            max_layers: config.max_layers,
-            threads: config.threads,
-            telemetry: shared.telemetry.clone(),
-        });
-        move || StageServer::new(Arc::clone(&deps)).start()
-    });
-    let placer = Placer {
-        directory: directory.clone(),
-    };
-    let session = Arc::new(SessionDeps {
-        link: Link {
-            peers,
-            stage: stage.clone(),
-        },
-        journal: store.journal(),
-        placer: placer.clone(),
-        table: Arc::clone(&shared.sessions),
-        limits: limits.clone(),
-        telemetry: shared.telemetry.clone(),
-    });
-    let router = front.member("router", {
-        let deps = Arc::new(RouterDeps {
-            models: Arc::clone(&models),
-            session,
-            telemetry: shared.telemetry.clone(),
-        });
-        move || Router::new(Arc::clone(&deps)).start()
-    });
-
-    let units = vec![front.start(), stages.start()];
-    let pump = Pump {
-        directory: directory.clone(),
-        stage,
-        sessions: Arc::clone(&shared.sessions),
-    };
-    actix::spawn(pump.run(events));
-    actix::spawn(keep_pruning(store.journal()));
-    let telling = Arc::clone(&shared.own);
-    actix::spawn(telling.keep_telling(directory.clone(), limits.advert_ttl / 3));
-    Raised {
-        units,
-        directory,
-        router,
-        models,
-        placer,
     }
 }
