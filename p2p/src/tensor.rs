@@ -13,10 +13,12 @@
 //! - `endpoint.rs`: QUIC settings and who the other end is.
 //! - `greeting.rs`: both ends show that they are members, before any frame is taken.
 //! - `frame.rs`: frames on a stream.
+//! - `budget.rs`: how much memory incoming frames may take.
 //! - `link.rs`: the connections to one peer, dialling, writing.
 //! - `accept.rs`: incoming connections and reading.
 
 mod accept;
+mod budget;
 mod endpoint;
 mod frame;
 mod greeting;
@@ -36,6 +38,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::membership::{Certificate, CertificateError};
 use crate::wire::{TensorFrame, WireError};
+use budget::Budget;
 use link::Link;
 pub use link::{TensorSender, Traffic};
 
@@ -47,8 +50,12 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_millis(2500);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one frame may wait for a peer that lives but does not read.
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a payload may take to arrive once there is room for it. Longer than a sender tries,
+/// and what it had written may still be under way.
+const PAYLOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Frames received and not yet taken, over all peers; then reading stops, and so do the senders.
+/// Their payloads are bounded by the budget.
 const FRAME_QUEUE: usize = 64;
 /// Losses not yet taken by a listener.
 const LOSS_QUEUE: usize = 64;
@@ -169,6 +176,7 @@ struct Shared {
     frames: mpsc::Sender<(PeerId, TensorFrame)>,
     losses: broadcast::Sender<PeerLoss>,
     handshakes: Arc<Semaphore>,
+    budget: Budget,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -191,6 +199,7 @@ impl TensorPlane {
             frames,
             losses: broadcast::Sender::new(LOSS_QUEUE),
             handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+            budget: Budget::new(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         });
@@ -263,6 +272,7 @@ impl fmt::Debug for TensorPlane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TensorPlane")
             .field("local_addrs", &self.local_addrs())
+            .field("payload_bytes", &self.shared.budget.held())
             .finish()
     }
 }
@@ -276,11 +286,11 @@ impl Shared {
     fn link(&self, peer: PeerId) -> Arc<Link> {
         let mut links = self.lock_links();
         if links.len() > MAX_IDLE_LINKS && !links.contains_key(&peer) {
-            links.retain(|_, link| link.is_connected() || Arc::strong_count(link) > 1);
+            links.retain(|_, link| !link.is_idle() || Arc::strong_count(link) > 1);
         }
         links
             .entry(peer)
-            .or_insert_with(|| Arc::new(Link::new(peer)))
+            .or_insert_with(|| Arc::new(Link::new(peer, self.budget.share())))
             .clone()
     }
 }

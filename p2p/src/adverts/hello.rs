@@ -12,7 +12,7 @@
 //! Both sides greet, each on a stream of its own. Frames are `length: u32` (little endian) and a
 //! message of the wire table, told apart by its tag. In a private swarm the adverts of others
 //! follow in a second greeting, once the peer has shown its certificate; who shows none is
-//! disconnected.
+//! disconnected, whether it takes the greeting or not: until then it may overhear gossip.
 
 use std::io;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long this node may take to become a member before it greets.
 const JOIN_LIMIT: Duration = Duration::from_secs(30);
 /// How long a connected peer may take to show its certificate.
-const CERTIFICATE_LIMIT: Duration = Duration::from_secs(20);
+const CERTIFICATE_LIMIT: Duration = Duration::from_secs(5);
 /// Adverts in one greeting; what does not fit is learnt by gossip.
 const MAX_ADVERTS: usize = 256;
 const MAX_GREETINGS: usize = 64;
@@ -51,21 +51,32 @@ pub(crate) enum Greeted {
     NotAMember,
 }
 
+/// The peer has shown no certificate in time.
+struct Stranger;
+
 /// Greets a peer that has just connected.
 pub(crate) async fn greet(adverts: &Adverts, streams: &Streams, peer: PeerId) -> Greeted {
     let members = &adverts.members;
-    let is_private = members.is_private();
-    if members.wait_for_own(JOIN_LIMIT).await {
-        let mut frames: Vec<Bytes> = adverts.seal_own().into_iter().collect();
-        if !is_private {
-            frames.extend(adverts.sealed_for(&peer));
-        }
+    let can_speak = members.wait_for_own(JOIN_LIMIT).await;
+    if !members.is_private() {
+        let own = adverts.seal_own();
+        let frames: Vec<Bytes> = own.into_iter().chain(adverts.sealed_for(&peer)).collect();
         send(members, streams, peer, &frames).await;
-    }
-    if !is_private {
         return Greeted::Done;
     }
-    if !members.wait_for(&peer, CERTIFICATE_LIMIT).await {
+    // A peer that takes long to hear us has no longer to show who it is.
+    let speaking = async {
+        if can_speak {
+            let own: Vec<Bytes> = adverts.seal_own().into_iter().collect();
+            send(members, streams, peer, &own).await;
+        }
+        Ok(())
+    };
+    let listening = async {
+        let is_member = members.wait_for(&peer, CERTIFICATE_LIMIT).await;
+        is_member.then_some(()).ok_or(Stranger)
+    };
+    if let Err(Stranger) = tokio::try_join!(speaking, listening).map(|_| ()) {
         return Greeted::NotAMember;
     }
     let others = adverts.sealed_for(&peer);
@@ -180,3 +191,6 @@ async fn read_frame(stream: &mut Stream) -> io::Result<Bytes> {
     stream.read_exact(&mut frame).await?;
     Ok(frame.into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -96,7 +96,7 @@ async fn read_streams(
             Err(ReadFrameError::Stream(ReadError::ConnectionLost(error))) => {
                 return closed(link.peer(), &error);
             }
-            Err(ReadFrameError::Wire(error)) => {
+            Err(error @ (ReadFrameError::Wire(_) | ReadFrameError::Slow)) => {
                 connection.close(endpoint::BAD_FRAME, b"bad frame");
                 let reason = format!("it sent a bad frame: {error}");
                 return Err(TensorError::Lost {
@@ -122,7 +122,14 @@ async fn read_frames(
     stream: &mut RecvStream,
 ) -> Result<(), ReadFrameError> {
     let peer: PeerId = link.peer();
-    while let Some((frame, size)) = frame::read(stream).await? {
+    loop {
+        let read = tokio::select! {
+            () = shared.closing.cancelled() => return Ok(()),
+            read = frame::read(stream, link.share()) => read?,
+        };
+        let Some((frame, size)) = read else {
+            return Ok(());
+        };
         link.count_received(size);
         let delivered = tokio::select! {
             () = shared.closing.cancelled() => return Ok(()),
@@ -133,5 +140,4 @@ async fn read_frames(
             return Ok(());
         }
     }
-    Ok(())
 }

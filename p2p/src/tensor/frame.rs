@@ -1,9 +1,12 @@
 //! Frames on a stream: `size: u32, header size: u16` (little endian), header, payload. The size
 //! counts header and payload.
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use quinn::{ReadError, ReadExactError, RecvStream};
+use tokio::time::timeout;
 
+use super::PAYLOAD_TIMEOUT;
+use super::budget::Share;
 use crate::wire::{TensorFrame, WireError, limit};
 
 const MESSAGE: &str = "tensor frame";
@@ -18,6 +21,9 @@ pub(super) enum ReadFrameError {
     Wire(#[from] WireError),
     #[error(transparent)]
     Stream(#[from] ReadError),
+    /// It keeps room from others.
+    #[error("its payload did not arrive within {PAYLOAD_TIMEOUT:?}")]
+    Slow,
 }
 
 /// What is to be written: prefix and header in one piece, and the payload as it is.
@@ -37,9 +43,11 @@ pub(super) fn encode(frame: TensorFrame) -> Result<[Bytes; 2], WireError> {
 }
 
 /// Reads the next frame and its size on the wire; `None` at the end of the stream. A frame that
-/// the stream cuts short counts as the end: its sender gave up writing it.
+/// the stream cuts short counts as the end: its sender gave up writing it. The payload is read
+/// once the share has room for it.
 pub(super) async fn read(
     stream: &mut RecvStream,
+    share: &Share,
 ) -> Result<Option<(TensorFrame, usize)>, ReadFrameError> {
     let mut prefix = [0; PREFIX_BYTES];
     if !fill(stream, &mut prefix).await? {
@@ -50,7 +58,7 @@ pub(super) async fn read(
     if !fill(stream, &mut header).await? {
         return Ok(None);
     }
-    let Some(payload) = read_payload(stream, payload_size).await? else {
+    let Some(payload) = receive(stream, payload_size, share).await? else {
         return Ok(None);
     };
     let frame = TensorFrame::from_parts(&header, payload)?;
@@ -94,13 +102,34 @@ async fn fill(stream: &mut RecvStream, buffer: &mut [u8]) -> Result<bool, ReadEr
     }
 }
 
-async fn read_payload(stream: &mut RecvStream, size: usize) -> Result<Option<Bytes>, ReadError> {
-    let mut payload = BytesMut::with_capacity(size.min(EAGER_BYTES));
-    while payload.len() < size {
-        match stream.read_chunk(size - payload.len(), true).await? {
-            Some(chunk) => payload.extend_from_slice(&chunk.bytes),
-            None => return Ok(None),
-        }
+/// Waits for room, and then for the payload.
+async fn receive(
+    stream: &mut RecvStream,
+    size: usize,
+    share: &Share,
+) -> Result<Option<Bytes>, ReadFrameError> {
+    if size == 0 {
+        return Ok(Some(Bytes::new()));
     }
-    Ok(Some(payload.freeze()))
+    let room = share.take(size).await;
+    let reading = timeout(PAYLOAD_TIMEOUT, read_payload(stream, size));
+    let payload = reading.await.map_err(|_| ReadFrameError::Slow)??;
+    Ok(payload.map(|payload| room.fill(payload)))
+}
+
+/// The buffer doubles as bytes arrive, but never beyond `size`.
+async fn read_payload(stream: &mut RecvStream, size: usize) -> Result<Option<Vec<u8>>, ReadError> {
+    let mut payload = Vec::with_capacity(size.min(EAGER_BYTES));
+    while payload.len() < size {
+        let Some(chunk) = stream.read_chunk(size - payload.len(), true).await? else {
+            return Ok(None);
+        };
+        let needed = payload.len() + chunk.bytes.len();
+        if needed > payload.capacity() {
+            let capacity = needed.max(2 * payload.capacity()).min(size);
+            payload.reserve_exact(capacity - payload.len());
+        }
+        payload.extend_from_slice(&chunk.bytes);
+    }
+    Ok(Some(payload))
 }

@@ -12,6 +12,7 @@ use libp2p::PeerId;
 use quinn::{Connection, ConnectionError, SendStream, WriteError};
 use tokio::time::{sleep, timeout};
 
+use super::budget::Share;
 use super::{
     CONNECT_TIMEOUT, SEND_TIMEOUT, Shared, TensorError, WrongPeer, accept, endpoint, frame,
     greeting,
@@ -31,6 +32,8 @@ pub(super) struct Link {
     connections: Mutex<Vec<Connection>>,
     /// Held over connecting and writing: one frame at a time.
     outgoing: tokio::sync::Mutex<Option<Outgoing>>,
+    /// What payloads of the peer may take, over all its connections.
+    share: Share,
     counters: Counters,
 }
 
@@ -61,11 +64,12 @@ pub struct Traffic {
 }
 
 impl Link {
-    pub fn new(peer: PeerId) -> Self {
+    pub fn new(peer: PeerId, share: Share) -> Self {
         Self {
             peer,
             connections: Mutex::default(),
             outgoing: tokio::sync::Mutex::default(),
+            share,
             counters: Counters::default(),
         }
     }
@@ -83,6 +87,15 @@ impl Link {
 
     pub fn peer(&self) -> PeerId {
         self.peer
+    }
+
+    pub fn share(&self) -> &Share {
+        &self.share
+    }
+
+    /// Neither connected nor owner of payloads that count against its share.
+    pub fn is_idle(&self) -> bool {
+        !self.is_connected() && self.share.is_unused()
     }
 
     pub fn is_connected(&self) -> bool {

@@ -113,6 +113,49 @@ async fn a_send_that_is_given_up_harms_no_other_frame() {
     assert_eq!(b.next().await, (a.id, tokens(3)));
 }
 
+/// Waits until that many frames of `from` came in, taken by the consumer or not.
+async fn received(node: &Node, from: PeerId, frames: u64) {
+    let coming = async {
+        while node.plane.traffic(&from).received_frames < frames {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(HANG, coming).await.expect("it hangs");
+}
+
+#[tokio::test]
+async fn a_flood_that_nobody_takes_stays_within_its_senders_share_and_stops_no_one_else() {
+    /// Two fit into a share, three do not.
+    const BYTES: usize = 24 * 1024 * 1024;
+    const FRAMES: u64 = 5;
+    let (a, mut b, c) = (Node::start(), Node::start(), Node::start());
+    let (flooding, quiet) = (a.sender_to(&b).await, c.sender_to(&b).await);
+    let flood = async {
+        for number in 0..FRAMES {
+            flooding
+                .send(hidden(number, BYTES))
+                .await
+                .expect("it is read in the end");
+        }
+    };
+    let watch = async {
+        received(&b, a.id, 2).await;
+        quiet.send(hidden(9, 1000)).await.expect("it is connected");
+        received(&b, c.id, 1).await;
+        let mut taken = 0;
+        for _ in 0..=FRAMES {
+            assert!(b.plane.shared.budget.held() <= budget::PER_PEER + 1000);
+            let came = b.plane.traffic(&a.id).received_frames;
+            assert!(came <= taken + 2, "{came} frames came, {taken} were taken");
+            let (from, frame) = b.next().await;
+            taken += u64::from(from == a.id);
+            drop(frame);
+        }
+        assert_eq!((taken, b.plane.shared.budget.held()), (FRAMES, 0));
+    };
+    tokio::join!(flood, watch);
+}
+
 #[tokio::test]
 async fn traffic_is_counted_on_both_ends() {
     let (a, mut b) = (Node::start(), Node::start());
