@@ -53,7 +53,7 @@ fn encode(card: &Card, input: Input) -> Result<Vec<u32>, GenerateError> {
     let internal = |error: &dyn std::fmt::Display| GenerateError::Internal(error.to_string());
     let tokens = match input {
         Input::Tokens(tokens) => return checked(tokens, card.header.shape.vocab),
-        Input::Text(text) => card.tokenizer.encode(&text, true, false),
+        Input::Text(text) => card.tokenizer.encode(&text, true, true),
         Input::Chat(messages) => {
             let template = card.template.as_ref().map(Arc::clone);
             let template = template.ok_or_else(|| GenerateError::NoChatTemplate {

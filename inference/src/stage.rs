@@ -141,10 +141,13 @@ impl FromStr for Device {
     }
 }
 
+/// The most threads that a stage computes with.
+pub const MAX_THREADS: usize = 1024;
+
 /// How to load a stage.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
-    /// Threads that compute; `None` takes one per core.
+    /// Threads that compute, at most [`MAX_THREADS`]; `None` takes one per core.
     pub threads: Option<usize>,
     /// Where to compute.
     pub device: Device,
@@ -161,7 +164,8 @@ pub fn load_stage(
     hardware::check_cpu()?;
     match options.device {
         Device::Auto | Device::Cpu => {
-            let threads = options.threads.unwrap_or_else(hardware::cores).max(1);
+            let threads = options.threads.unwrap_or_else(hardware::cores);
+            let threads = threads.clamp(1, MAX_THREADS);
             let stage = CandleStage::load(path, gguf, range, threads)?;
             Ok(Box::new(stage))
         }

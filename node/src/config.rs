@@ -3,9 +3,11 @@
 
 pub mod size;
 
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use accel_inference::MAX_THREADS;
 use clap::Args;
 use directories::ProjectDirs;
 use figment::error::Kind;
@@ -181,18 +183,8 @@ impl Settings {
     fn check(&self) -> Result<(), ConfigError> {
         self.api_addr()?;
         check_device(&self.device)?;
-        let at_least_one = [
-            ("threads", self.threads),
-            ("max_layers", self.max_layers.map(|n| n as usize)),
-        ];
-        for (key, value) in at_least_one {
-            if value == Some(0) {
-                return Err(ConfigError::Value {
-                    key,
-                    problem: "must be at least 1".into(),
-                });
-            }
-        }
+        check_range("threads", self.threads, MAX_THREADS)?;
+        check_range("max_layers", self.max_layers, u32::MAX)?;
         if self.swarm.is_some() && self.swarm_key.is_some() {
             return Err(ConfigError::Value {
                 key: "swarm",
@@ -228,6 +220,21 @@ pub fn default_data_dir() -> Result<PathBuf, ConfigError> {
     ProjectDirs::from("", "", "accel")
         .map(|dirs| dirs.data_dir().to_owned())
         .ok_or(ConfigError::NoDataDir)
+}
+
+fn check_range<T: PartialOrd + From<u8> + Display>(
+    key: &'static str,
+    value: Option<T>,
+    most: T,
+) -> Result<(), ConfigError> {
+    let least = T::from(1);
+    match value {
+        Some(value) if value < least || value > most => Err(ConfigError::Value {
+            key,
+            problem: format!("{value} is not in {least}..={most}"),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn check_device(device: &str) -> Result<(), ConfigError> {

@@ -29,10 +29,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
+use crate::failure::Failure;
+
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     log_to_stderr();
-    match cli.run() {
+    match check_cpu().and_then(|()| cli.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             if !failure.is_quiet() {
@@ -41,6 +43,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A processor that the kernels would crash on is refused before anything starts.
+fn check_cpu() -> Result<(), Failure> {
+    accel_inference::hardware::check_cpu().map_err(|error| Failure::new(error.to_string()))
 }
 
 /// Warnings always; more by `ACCEL_LOG`, in the form that `tracing` knows (`accel_actors=debug`).

@@ -3,6 +3,7 @@
 use super::cores;
 use crate::candle::Matrix;
 use crate::gguf::TensorType;
+use crate::stage::MAX_THREADS;
 use rayon::ThreadPoolBuilder;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ pub struct Measured {
 /// Multiplies a matrix in `Q4_0` with a vector for a fifth of a second. `threads` as for loading
 /// a stage.
 pub fn measure(threads: Option<usize>) -> Measured {
-    let threads = threads.unwrap_or_else(cores).max(1);
+    let threads = threads.unwrap_or_else(cores).clamp(1, MAX_THREADS);
     let Ok(pool) = ThreadPoolBuilder::new().num_threads(threads).build() else {
         return Measured { matvec_gb_s: 0.0 };
     };

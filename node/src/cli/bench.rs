@@ -21,7 +21,7 @@ pub struct Bench {
     #[arg(long = "gen", value_name = "N", default_value_t = 64)]
     generate: usize,
     /// Threads that compute [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::local::threads)]
     threads: Option<usize>,
     /// Sequences at once
     #[arg(long, value_name = "N", default_value_t = 1)]

@@ -20,7 +20,7 @@ pub struct Eval {
     #[arg(long, value_name = "FILE")]
     reference: PathBuf,
     /// Threads that compute [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::local::threads)]
     threads: Option<usize>,
 }
 

@@ -39,6 +39,15 @@ fn tell(obtained: &Obtained) {
     terminal::note(&format!("{path} (from: {source})"));
 }
 
+/// A number of threads that the engine takes.
+pub fn threads(text: &str) -> Result<usize, String> {
+    let most = accel_inference::MAX_THREADS;
+    match text.parse() {
+        Ok(threads) if (1..=most).contains(&threads) => Ok(threads),
+        _ => Err(format!("not a number in 1..={most}")),
+    }
+}
+
 /// Neither a file nor a known name.
 pub fn no_such_model(model: &str) -> Failure {
     let known = known::names().join(", ");

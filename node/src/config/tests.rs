@@ -96,6 +96,7 @@ fn the_list_of_known_keys_is_the_list_of_settings() {
 fn values_out_of_range_name_their_key() {
     let cases = [
         ("threads = 0", "threads"),
+        ("threads = 100000", "threads"),
         ("max_layers = 0", "max_layers"),
         ("memory = \"lots\"", "memory"),
         ("memory = -1", "memory"),
