@@ -39,7 +39,7 @@ pub use sampler::{SampleError, Sampled, SamplingParams, sample};
 pub use shape::{ModelError, ModelShape};
 pub use stage::{
     Device, LoadError, LoadOptions, Logits, MAX_THREADS, SeqId, Stage, StageError, StageInput,
-    StageOutput, load_stage, numerics,
+    StageOutput, StepRequest, load_stage, numerics,
 };
 pub use stop::{StopError, StopMatcher, StopOutcome};
 pub use tokenizer::{StreamDecoder, TokenKind, Tokenizer, TokenizerData, TokenizerError};

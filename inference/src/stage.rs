@@ -63,6 +63,19 @@ pub enum Logits {
     All,
 }
 
+/// One sequence's part of a batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepRequest {
+    /// The sequence.
+    pub seq: SeqId,
+    /// Number of the first of the step's tokens in the sequence; must equal [`Stage::len`].
+    pub position: usize,
+    /// The rows to apply.
+    pub input: StageInput,
+    /// Which rows become logits, on the last stage.
+    pub want_logits: Logits,
+}
+
 /// One loaded, contiguous range of layers with the KV caches of its sequences.
 pub trait Stage: Send {
     /// The layers.
@@ -77,15 +90,28 @@ pub trait Stage: Send {
     /// Starts a sequence of at most `max_tokens` tokens and reserves its KV cache.
     fn open(&mut self, seq: SeqId, max_tokens: usize) -> Result<(), StageError>;
 
-    /// Applies the rows of `input`, the first of which is token number `position` of the
-    /// sequence. `position` must equal [`Stage::len`]. A step that fails changes nothing.
+    /// Applies one step to each of several sequences at once, and gives the outcomes in the same
+    /// order. Each outcome has the same bits as if its step had run alone. A sequence may occur
+    /// only once; a step that fails changes nothing, and the others go on.
+    fn run(&mut self, batch: Vec<StepRequest>) -> Vec<Result<StageOutput, StageError>>;
+
+    /// One step of one sequence, alone.
     fn step(
         &mut self,
         seq: SeqId,
         position: usize,
         input: StageInput,
         want_logits: Logits,
-    ) -> Result<StageOutput, StageError>;
+    ) -> Result<StageOutput, StageError> {
+        let request = StepRequest {
+            seq,
+            position,
+            input,
+            want_logits,
+        };
+        let outcome = self.run(vec![request]).pop();
+        outcome.expect("a batch of one step has one outcome")
+    }
 
     /// Forgets all tokens of a sequence from number `len` on.
     fn truncate(&mut self, seq: SeqId, len: usize) -> Result<(), StageError>;

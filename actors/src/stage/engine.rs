@@ -170,7 +170,7 @@ fn run_step(stage: &mut dyn Stage, work: StepWork, telemetry: &Telemetry) -> Res
 
 #[cfg(test)]
 mod tests {
-    use accel_inference::{LayerRange, SamplingParams, StageOutput};
+    use accel_inference::{LayerRange, SamplingParams, StageOutput, StepRequest};
     use accel_p2p::PeerId;
     use accel_p2p::wire::{PeerEndpoint, SessionId, TensorFrame};
 
@@ -199,13 +199,7 @@ mod tests {
             Ok(())
         }
 
-        fn step(
-            &mut self,
-            _: SeqId,
-            _: usize,
-            _: StageInput,
-            _: Logits,
-        ) -> Result<StageOutput, StageError> {
+        fn run(&mut self, _: Vec<StepRequest>) -> Vec<Result<StageOutput, StageError>> {
             panic!("on purpose");
         }
 

@@ -8,7 +8,9 @@ use crate::arch::{self, Hyper};
 use crate::gguf::Gguf;
 use crate::layers::LayerRange;
 use crate::shape::{EMBEDDING, ModelShape, OUTPUT, OUTPUT_NORM, ROPE_FREQS};
-use crate::stage::{LoadError, Logits, SeqId, Stage, StageError, StageInput, StageOutput};
+use crate::stage::{
+    LoadError, Logits, SeqId, Stage, StageError, StageInput, StageOutput, StepRequest,
+};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::collections::HashMap;
 use std::path::Path;
@@ -136,13 +138,39 @@ impl Stage for CandleStage {
         Ok(())
     }
 
-    fn step(
-        &mut self,
-        seq: SeqId,
-        position: usize,
-        input: StageInput,
-        want_logits: Logits,
-    ) -> Result<StageOutput, StageError> {
+    fn run(&mut self, batch: Vec<StepRequest>) -> Vec<Result<StageOutput, StageError>> {
+        batch.into_iter().map(|step| self.run_one(step)).collect()
+    }
+
+    fn truncate(&mut self, seq: SeqId, len: usize) -> Result<(), StageError> {
+        let sequence = self.sequence(seq)?;
+        if len > sequence.len {
+            return Err(StageError::PositionGap {
+                have: sequence.len,
+                got: len,
+            });
+        }
+        sequence.truncate(len);
+        Ok(())
+    }
+
+    fn len(&self, seq: SeqId) -> Option<usize> {
+        self.sequences.get(&seq).map(|sequence| sequence.len)
+    }
+
+    fn close(&mut self, seq: SeqId) {
+        self.sequences.remove(&seq);
+    }
+}
+
+impl CandleStage {
+    fn run_one(&mut self, step: StepRequest) -> Result<StageOutput, StageError> {
+        let StepRequest {
+            seq,
+            position,
+            input,
+            want_logits,
+        } = step;
         let sequence = self.sequence(seq)?;
         let (have, limit) = (sequence.len, sequence.limit);
         if position != have {
@@ -179,26 +207,6 @@ impl Stage for CandleStage {
                 Err(error)
             }
         }
-    }
-
-    fn truncate(&mut self, seq: SeqId, len: usize) -> Result<(), StageError> {
-        let sequence = self.sequence(seq)?;
-        if len > sequence.len {
-            return Err(StageError::PositionGap {
-                have: sequence.len,
-                got: len,
-            });
-        }
-        sequence.truncate(len);
-        Ok(())
-    }
-
-    fn len(&self, seq: SeqId) -> Option<usize> {
-        self.sequences.get(&seq).map(|sequence| sequence.len)
-    }
-
-    fn close(&mut self, seq: SeqId) {
-        self.sequences.remove(&seq);
     }
 }
 
