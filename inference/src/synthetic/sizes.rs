@@ -73,10 +73,7 @@ pub(super) fn write(writer: &mut Writer, spec: &SyntheticSpec, recipe: &Recipe) 
     let arch = recipe.arch;
     writer.set("general.architecture", Value::Str(arch.to_owned()));
     writer.set("general.type", Value::Str("model".to_owned()));
-    let name = format!(
-        "synthetic {} {}x{}",
-        recipe.label, spec.layers, spec.hidden
-    );
+    let name = format!("synthetic {} {}x{}", recipe.label, spec.layers, spec.hidden);
     writer.set("general.name", Value::Str(name));
     let mut keys = Keys { writer, arch };
     keys.size("block_count", spec.layers);

@@ -158,9 +158,9 @@ impl Layer<'_, '_> {
     fn add_extras(&mut self) {
         let (recipe, sizes) = (self.recipe, self.sizes);
         if recipe.layer.has_biases {
-            self.norm("attn_q.bias", sizes.queries);
-            self.norm("attn_k.bias", sizes.keys);
-            self.norm("attn_v.bias", sizes.keys);
+            self.bias("attn_q.bias", sizes.queries);
+            self.bias("attn_k.bias", sizes.keys);
+            self.bias("attn_v.bias", sizes.keys);
         }
         if recipe.layer.has_head_norms {
             self.norm("attn_q_norm.weight", recipe.head_dim);
@@ -179,6 +179,11 @@ impl Layer<'_, '_> {
     fn norm(&mut self, suffix: &str, len: u32) {
         let name = self.name(suffix);
         self.tensors.norm(&name, len);
+    }
+
+    fn bias(&mut self, suffix: &str, len: u32) {
+        let name = self.name(suffix);
+        self.tensors.bias(&name, len);
     }
 
     fn matrix(&mut self, suffix: &str, columns: u32, rows: u32) -> Result<(), SyntheticError> {
@@ -202,9 +207,15 @@ struct Tensors<'a> {
 }
 
 impl Tensors<'_> {
-    /// Values around one: norm weights, biases, divisors of frequencies.
+    /// Values around one: norm weights, divisors of frequencies.
     fn norm(&mut self, name: &str, len: u32) {
         let values = weights::around_one(self.random, len);
+        self.vector(name, &values);
+    }
+
+    /// Values around zero.
+    fn bias(&mut self, name: &str, len: u32) {
+        let values = weights::around_zero(self.random, len);
         self.vector(name, &values);
     }
 

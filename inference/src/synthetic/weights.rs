@@ -73,6 +73,11 @@ pub(super) fn around_one(random: &mut Random, len: u32) -> Vec<f32> {
     (0..len).map(|_| 1.0 + 0.1 * random.uniform()).collect()
 }
 
+/// `len` floats around zero. Biases far from it would drown what tells one token from another.
+pub(super) fn around_zero(random: &mut Random, len: u32) -> Vec<f32> {
+    (0..len).map(|_| 0.3 * random.normal()).collect()
+}
+
 /// Quantises values and gives the blocks' bytes.
 pub(super) fn quantise(values: &[f32], dtype: TensorType) -> Result<Vec<u8>, SyntheticError> {
     let mut blocks = kernel_type(dtype)?.cpu_zeros(values.len());
