@@ -3,6 +3,7 @@
 //! `tests/data/golden` holds what Hugging Face transformers computes for each model; how is in
 //! `tests/python/golden.py` at the root of the repository.
 
+use accel_inference::gguf::TensorType;
 use accel_inference::synthetic::golden::{GoldenModel, MODELS};
 use accel_inference::synthetic::{generate, generate_bytes};
 use accel_inference::{
@@ -12,7 +13,7 @@ use serde::Deserialize;
 use std::path::Path;
 
 /// Models that the engine runs.
-const RUN: [&str; 7] = [
+const RUN: [&str; 8] = [
     "llama",
     "llama-linear",
     "llama-llama3",
@@ -20,10 +21,11 @@ const RUN: [&str; 7] = [
     "qwen2",
     "gemma3",
     "gemma3-linear",
+    "llama-q8_0",
 ];
 
 /// Models that it will run, and refuses until then.
-const PLANNED: [&str; 8] = [
+const PLANNED: [&str; 10] = [
     "llama-yarn",
     "mixtral",
     "qwen2moe",
@@ -32,6 +34,8 @@ const PLANNED: [&str; 8] = [
     "phi3",
     "phi3-short",
     "phi3-long",
+    "mixtral-q8_0",
+    "phi3-q8_0",
 ];
 
 /// The largest difference of a logit that passes, in standard deviations of the logits.
@@ -41,6 +45,10 @@ const PLANNED: [&str; 8] = [
 /// the other implementation to half precision moves its logits by 6e-4 to 3e-3; a wrong rotation,
 /// window or norm moves them by a tenth and more.
 const TOLERANCE: f64 = 5e-3;
+
+/// The same for weights in blocks, with which kernels multiply activations that are rounded to
+/// eight bits. Rounding those of the other implementation moves its logits by 0.06 to 0.1.
+const BLOCK_TOLERANCE: f64 = 0.15;
 
 const SEQ: u64 = 1;
 
@@ -134,17 +142,22 @@ fn the_logits_are_those_of_another_implementation() {
     let mut failures = Vec::new();
     for name in RUN {
         let golden = Golden::read(name);
-        let mut stage = load(&model(name)).unwrap();
+        let model = model(name);
+        let tolerance = match model.spec.quantisation {
+            TensorType::F32 => TOLERANCE,
+            _ => BLOCK_TOLERANCE,
+        };
+        let mut stage = load(&model).unwrap();
         for (how, chunk) in [("whole", golden.tokens.len()), ("token by token", 1)] {
             let rows = logits(stage.as_mut(), &golden.tokens, chunk);
             let distance = golden.distance(&rows);
             eprintln!("{name}, {how}: {distance:.2e} deviations");
-            if distance > TOLERANCE {
+            if distance > tolerance {
                 failures.push(format!("{name}, {how}: {distance:.2e}"));
             }
         }
     }
-    assert!(failures.is_empty(), "more than {TOLERANCE}: {failures:#?}");
+    assert!(failures.is_empty(), "too far: {failures:#?}");
 }
 
 #[test]

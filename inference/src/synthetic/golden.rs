@@ -13,7 +13,7 @@ pub struct GoldenModel {
 }
 
 /// Every model with known logits.
-pub const MODELS: [GoldenModel; 15] = [
+pub const MODELS: [GoldenModel; 18] = [
     model("llama", SyntheticArch::Llama),
     model("llama-linear", SyntheticArch::LlamaLinear),
     model("llama-llama3", SyntheticArch::LlamaLlama3),
@@ -30,6 +30,9 @@ pub const MODELS: [GoldenModel; 15] = [
     // Trained on sequences of 128 tokens, and of 32: the test's is shorter, and longer.
     model("phi3-short", SyntheticArch::Phi3Long),
     with_context(model("phi3-long", SyntheticArch::Phi3Long), 1024),
+    quantised(model("llama-q8_0", SyntheticArch::Llama)),
+    with_seed(quantised(model("mixtral-q8_0", SyntheticArch::Mixtral)), 36),
+    quantised(model("phi3-q8_0", SyntheticArch::Phi3)),
 ];
 
 /// Weights are plain floats, so that nothing but the forward pass is compared.
@@ -63,5 +66,14 @@ const fn with_seed(model: GoldenModel, seed: u64) -> GoldenModel {
 const fn with_context(model: GoldenModel, context: u32) -> GoldenModel {
     let GoldenModel { name, mut spec } = model;
     spec.context = context;
+    GoldenModel { name, spec }
+}
+
+/// With weights in blocks, of which rows, experts and fused matrices must be found. There are fewer
+/// layers, because rounding adds up.
+const fn quantised(model: GoldenModel) -> GoldenModel {
+    let GoldenModel { name, mut spec } = model;
+    spec.quantisation = TensorType::Q8_0;
+    spec.layers = 2;
     GoldenModel { name, spec }
 }
