@@ -42,7 +42,7 @@ const PLANNED: [&str; 10] = [
 ///
 /// The weights are plain floats and the data has six digits, so little tells the two apart: the
 /// order of the additions (1e-5) and the precision of the KV cache. Rounding the keys and values of
-/// the other implementation to half precision moves its logits by 6e-4 to 3e-3; a wrong rotation,
+/// the other implementation to half precision moves its logits by 1e-3 to 3e-3; a wrong rotation,
 /// window or norm moves them by a tenth and more.
 const TOLERANCE: f64 = 5e-3;
 
