@@ -24,10 +24,11 @@ use super::text::TextPipe;
 use crate::error::Failure;
 use crate::request::FinishReason;
 
-/// Positions per step, at most.
+/// Positions per step, at most: enough to make full use of a stage's arithmetic, and no more,
+/// because whoever shares the stage waits for as long as the step takes.
 pub(crate) const CHUNK: usize = 256;
-/// Steps under way at once: the next chunk of the prompt is computed while the last one travels.
-const STEPS_IN_FLIGHT: usize = 2;
+/// Steps under way at once, at most; the stages keep as many results for repeats.
+const STEPS_IN_FLIGHT: usize = 4;
 /// Tokens that are drawn but not yet taken by the client: a slow reader pauses its session.
 const UNREAD_TOKENS: u64 = 32;
 
@@ -157,7 +158,7 @@ impl Machine {
     fn forward(&mut self) {
         let total = self.opening.prompt.len() + self.answer.len();
         let unread = self.answer.len() as u64 - self.emitted;
-        while self.sent < total && self.in_flight.len() < STEPS_IN_FLIGHT {
+        while self.sent < total && self.in_flight.len() < self.window() {
             let end = total.min(self.sent + CHUNK);
             let sample = end == total;
             if sample && unread >= UNREAD_TOKENS {
@@ -165,6 +166,12 @@ impl Machine {
             }
             self.send_step(end, sample);
         }
+    }
+
+    /// Chunks of a prompt that may be under way: one for each stage to compute, and one that
+    /// travels.
+    fn window(&self) -> usize {
+        (self.route.len() + 1).min(STEPS_IN_FLIGHT)
     }
 
     fn send_step(&mut self, end: usize, sample: bool) {

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::peers::Peers;
 use crate::session::table::SessionTable;
 
-/// Results that are kept for repeats: more than may be under way at once.
+/// Results that are kept for repeats: as many as may be under way at once.
 const KEPT: usize = 4;
 /// Results that may wait to be sent.
 const QUEUE: usize = 16;

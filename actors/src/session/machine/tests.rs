@@ -77,18 +77,39 @@ fn a_stop_text_ends_the_answer_before_it() {
 
 /// Drives a machine to the point where its first step is under way.
 fn running(prompt: usize) -> (Machine, Vec<Command>) {
-    let mut machine = machine(prompt, 50, 2, None);
+    running_over(2, prompt)
+}
+
+fn running_over(stages: usize, prompt: usize) -> (Machine, Vec<Command>) {
+    let mut machine = machine(prompt, 50, stages, None);
     machine.on(Event::Opened);
-    for stage in 0..2 {
+    for stage in 0..stages {
         machine.on(Event::Prepared {
             epoch: 1,
             stage,
             report: StageReport::default(),
         });
     }
-    machine.on(Event::Committed { epoch: 1, stage: 0 });
-    let commands = machine.on(Event::Committed { epoch: 1, stage: 1 });
+    let mut commands = Vec::new();
+    for stage in 0..stages {
+        commands = machine.on(Event::Committed { epoch: 1, stage });
+    }
     (machine, commands)
+}
+
+fn forwards(commands: &[Command]) -> usize {
+    let is_forward = |command: &&Command| matches!(command, Command::Forward { .. });
+    commands.iter().filter(is_forward).count()
+}
+
+#[test]
+fn of_a_long_prompt_a_bounded_number_of_chunks_is_under_way_so_that_every_stage_has_one() {
+    for (stages, expected) in [(1, 2), (2, 3), (3, 4), (5, 4)] {
+        let (mut machine, commands) = running_over(stages, 9 * CHUNK);
+        assert_eq!(forwards(&commands), expected, "{stages} stages");
+        let commands = machine.on(Event::Applied { epoch: 1, step: 1 });
+        assert_eq!(forwards(&commands), 1, "one answered, one sent");
+    }
 }
 
 fn token(step: u64, position: u64, token: u32) -> Event {
