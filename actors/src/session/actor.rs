@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::event::{Command, Drawn, Event, Outcome, Timer};
 use super::link::Link;
-use super::machine::{CHUNK, Machine};
+use super::machine::{CHUNK, Machine, WAITS};
 use super::pump::{self, JournalItem};
 use super::record::OpeningRecord;
 use super::show::{error_view, first_view};
@@ -214,6 +214,7 @@ impl SessionActor {
         let limits = &self.deps.limits;
         let within = match timer {
             Timer::Commit { .. } => limits.commit_timeout,
+            Timer::Memory { .. } => limits.memory_wait / WAITS,
             Timer::Step { rows, .. } => {
                 let token_ns = self.spec.placement.token_ns;
                 let rows = u64::from(rows) * PATIENCE + ROWS_OF_OTHERS;

@@ -3,7 +3,8 @@
 //! ```text
 //! Opening ─► Placing ─► Committing ─► Running ─► Draining ─► Ended
 //!               ▲  │        │
-//!               └──┴────────┘  refused or lost before the first token: another route, new epoch
+//!               ├──┴────────┘  refused or lost before the first token: another route, new epoch
+//!               └─ Waiting     other sessions hold the memory: all over again, for a bounded time
 //! ```
 //!
 //! `sent` counts the tokens (prompt, then answer) that went to the stages of the live epoch. A new
@@ -23,6 +24,7 @@ use super::event::{Command, Drawn, Event, Outcome, RouteStage, StageReport, Time
 use super::text::TextPipe;
 use crate::error::Failure;
 use crate::request::FinishReason;
+pub(crate) use placement::WAITS;
 
 /// Positions per step, at most: enough to make full use of a stage's arithmetic, and no more,
 /// because whoever shares the stage waits for as long as the step takes.
@@ -46,6 +48,7 @@ pub(crate) struct Opening {
 enum Phase {
     Opening,
     Planning,
+    Waiting,
     Placing { ready: Vec<bool> },
     Committing { live: Vec<bool> },
     Running,
@@ -70,6 +73,7 @@ pub(crate) struct Machine {
     reports: BTreeMap<usize, StageReport>,
     excluded: Vec<PeerId>,
     placements: u32,
+    waits: u32,
     refusal: Option<Failure>,
     epoch: u64,
     step: u64,
@@ -93,6 +97,7 @@ impl Machine {
             reports: BTreeMap::new(),
             excluded: Vec::new(),
             placements: 0,
+            waits: 0,
             refusal: None,
             epoch: 0,
             step: 0,
@@ -122,7 +127,7 @@ impl Machine {
         match event {
             Event::Opened => self.on_opened(),
             Event::Planned { epoch, route } => self.on_planned(epoch, route),
-            Event::NoPlan { epoch } => self.on_no_plan(epoch),
+            Event::NoPlan { epoch, failure } => self.on_no_plan(epoch, failure),
             Event::Prepared {
                 epoch,
                 stage,
@@ -326,7 +331,11 @@ impl Machine {
         match self.phase {
             Phase::Placing { .. } | Phase::Committing { .. } => self.abort_all(),
             Phase::Running => self.release_all(),
-            Phase::Opening | Phase::Planning | Phase::Draining(_) | Phase::Ended => {}
+            Phase::Opening
+            | Phase::Planning
+            | Phase::Waiting
+            | Phase::Draining(_)
+            | Phase::Ended => {}
         }
         self.phase = Phase::Ended;
         self.out.push(Command::Close(outcome));
@@ -357,7 +366,11 @@ impl Machine {
                 self.placement_failed(peer, failure);
             }
             Phase::Running => self.fail(failure),
-            Phase::Opening | Phase::Planning | Phase::Draining(_) | Phase::Ended => {}
+            Phase::Opening
+            | Phase::Planning
+            | Phase::Waiting
+            | Phase::Draining(_)
+            | Phase::Ended => {}
         }
     }
 
@@ -366,6 +379,11 @@ impl Machine {
             Timer::Commit { epoch } => {
                 if epoch == self.epoch && matches!(self.phase, Phase::Committing { .. }) {
                     self.on_commit_timeout();
+                }
+            }
+            Timer::Memory { epoch } => {
+                if epoch == self.epoch && matches!(self.phase, Phase::Waiting) {
+                    self.place_again();
                 }
             }
             Timer::Step { epoch, step, .. } => {
@@ -411,7 +429,7 @@ impl Machine {
     /// A word for where the session stands.
     pub(crate) fn state(&self) -> &'static str {
         match &self.phase {
-            Phase::Opening | Phase::Planning => "placing",
+            Phase::Opening | Phase::Planning | Phase::Waiting => "placing",
             Phase::Placing { .. } | Phase::Committing { .. } => "placing",
             Phase::Running if self.answer.is_empty() => "prefill",
             Phase::Running | Phase::Draining(_) => "decoding",
