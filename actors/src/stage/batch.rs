@@ -1,12 +1,15 @@
-//! What a stage computes next: continuous batching. Pure: steps come in, batches go out; nothing
-//! in between waits for a batch to fill up, so a lone session is served as if it were alone.
+//! What a stage computes next: continuous batching. Pure: steps come in, batches go out.
 //!
 //! A batch takes the first waiting step of each sequence: every decode row, which costs next to
 //! nothing beside the weights that are read anyway, and chunks of prompts up to [`PROMPT_ROWS`].
 //! Sequences take turns. The first chunk in turn is always taken and none overtakes another, so
 //! a prompt waits for at most one batch per sequence before it, and a decode row for none.
+//!
+//! Sequences that will be back at once can be expected. Without that, the first that is back after
+//! a batch would be computed alone and the others, which come a moment later, after it: two passes
+//! over the weights where one would do, for ever.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use accel_inference::SeqId;
 
@@ -22,6 +25,8 @@ pub(super) struct Scheduler<T> {
     waiting: HashMap<SeqId, VecDeque<Waiting<T>>>,
     /// The sequences in `waiting`, each once; the first is served first.
     turns: VecDeque<SeqId>,
+    /// Sequences whose next step is worth a moment's wait.
+    expected: HashSet<SeqId>,
     steps: usize,
     limit: usize,
 }
@@ -38,6 +43,7 @@ impl<T> Scheduler<T> {
         Self {
             waiting: HashMap::new(),
             turns: VecDeque::new(),
+            expected: HashSet::new(),
             steps: 0,
             limit,
         }
@@ -57,12 +63,24 @@ impl<T> Scheduler<T> {
             self.turns.push_back(seq);
         }
         queue.push_back(Waiting { rows, step });
+        self.expected.remove(&seq);
         self.steps += 1;
         Ok(())
     }
 
+    /// Expects a next step of these sequences, and of no others any more.
+    pub(super) fn expect(&mut self, sequences: impl Iterator<Item = SeqId>) {
+        self.expected = sequences.collect();
+    }
+
+    /// Whether something waits that would better be computed together with what is expected.
+    pub(super) fn should_linger(&self) -> bool {
+        self.steps > 0 && !self.expected.is_empty()
+    }
+
     /// Drops all that waits for a sequence.
     pub(super) fn forget(&mut self, seq: SeqId) {
+        self.expected.remove(&seq);
         let Some(queue) = self.waiting.remove(&seq) else {
             return;
         };
@@ -273,6 +291,22 @@ mod tests {
             prop_assert_eq!(drained, expected);
             prop_assert!(model.scheduler.is_empty() && model.scheduler.batch().is_empty());
         }
+    }
+
+    #[test]
+    fn lingering_is_for_those_who_are_expected_and_only_while_others_wait() {
+        let mut scheduler = Scheduler::new(LIMIT);
+        scheduler.expect([1, 2, 3].into_iter());
+        assert!(!scheduler.should_linger(), "nobody would be held up");
+        scheduler.push(1, 1, "back").unwrap();
+        assert!(scheduler.should_linger());
+        scheduler.forget(2);
+        assert!(scheduler.should_linger());
+        scheduler.push(3, 1, "back").unwrap();
+        assert!(!scheduler.should_linger(), "all are back or gone");
+        scheduler.expect([4].into_iter());
+        scheduler.expect([].into_iter());
+        assert!(!scheduler.should_linger());
     }
 
     #[test]

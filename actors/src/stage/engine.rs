@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use accel_inference::{Logits, SeqId, Stage, StageInput, StepRequest};
 use tokio::sync::oneshot;
@@ -15,6 +15,12 @@ use crate::telemetry::Telemetry;
 
 /// The code of failures by a panic in the engine.
 const PANICKED: &str = "stage_panicked";
+
+/// For sessions that are about to be back, a stage lingers this share of the time that its last
+/// step took: little beside a second pass over the weights.
+const LINGERING_SHARE: u32 = 8;
+/// The longest that it lingers.
+const LINGERING: Duration = Duration::from_millis(5);
 
 /// A step to be computed.
 pub(super) struct StepWork {
@@ -30,6 +36,13 @@ impl StepWork {
             StageInput::Tokens(tokens) => tokens.len(),
             StageInput::Hidden { rows, .. } => *rows,
         }
+    }
+
+    /// Whether the session's next step comes as soon as the coordinator has this one's token: no
+    /// other stage is in between.
+    pub(super) fn will_be_back(&self) -> bool {
+        let is_whole = matches!(self.input, StageInput::Tokens(_)) && self.outlet.samples();
+        is_whole && self.name.sample
     }
 
     /// What is computed, and who is told.
@@ -136,13 +149,18 @@ impl Drop for Hold {
 }
 
 fn compute(mut stage: Box<dyn Stage>, hold: &Hold, telemetry: &Telemetry) {
-    while let Some(Turn { orders, batch }) = hold.0.next() {
+    let mut patience = Duration::ZERO;
+    while let Some(Turn { orders, batch }) = hold.0.next(patience) {
         for order in orders {
             carry_out(stage.as_mut(), order);
         }
-        if !batch.is_empty() && run(stage.as_mut(), batch, telemetry).is_err() {
-            return;
+        if batch.is_empty() {
+            continue;
         }
+        let Ok(took) = run(stage.as_mut(), batch, telemetry) else {
+            return;
+        };
+        patience = LINGERING.min(took / LINGERING_SHARE);
     }
 }
 
@@ -165,25 +183,31 @@ fn carry_out(stage: &mut dyn Stage, order: Order) {
 /// The stage panicked; the sessions of the batch were told.
 struct Panicked;
 
-fn run(stage: &mut dyn Stage, batch: Vec<StepWork>, telemetry: &Telemetry) -> Result<(), Panicked> {
+/// Computes a batch and tells its sessions; says how long computing took.
+fn run(
+    stage: &mut dyn Stage,
+    batch: Vec<StepWork>,
+    telemetry: &Telemetry,
+) -> Result<Duration, Panicked> {
     let rows = batch.iter().map(StepWork::rows).sum();
     let (requests, untold): (Vec<_>, VecDeque<_>) = batch.into_iter().map(StepWork::split).unzip();
     let (sessions, mut untold) = (requests.len(), untold);
     let started = Instant::now();
     let step = AssertUnwindSafe(|| {
         let outcomes = stage.run(requests);
-        telemetry.batch_computed(rows, sessions, started.elapsed());
+        let took = started.elapsed();
+        telemetry.batch_computed(rows, sessions, took);
         for outcome in outcomes {
             if let Some(Addressee { name, outlet }) = untold.front() {
                 outlet.deliver(*name, outcome);
             }
             untold.pop_front();
         }
+        took
     });
-    // Its message is in the log.
-    let _ = std::panic::catch_unwind(step);
-    if untold.is_empty() {
-        return Ok(());
+    let computed = std::panic::catch_unwind(step);
+    if let (Ok(took), true) = (computed, untold.is_empty()) {
+        return Ok(took);
     }
     for Addressee { name, outlet } in untold {
         outlet.refuse(name.step, PANICKED, "the stage panicked; its log says more");

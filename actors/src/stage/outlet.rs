@@ -117,6 +117,11 @@ impl Outlet {
         self.mail(self.failed(step, code, message));
     }
 
+    /// Whether tokens come out.
+    pub(super) fn samples(&self) -> bool {
+        matches!(self.next, Next::Sample(_))
+    }
+
     /// Whether results go to this peer as the next stage.
     pub(super) fn leads_to(&self, peer: PeerId) -> bool {
         matches!(&self.next, Next::Stage(endpoint) if endpoint.peer == peer)

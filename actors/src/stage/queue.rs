@@ -1,8 +1,10 @@
 //! What waits for a stage's compute thread. Placing, closing and queueing never wait for it; the
-//! thread takes all that is due at once, and sleeps when there is nothing.
+//! thread takes all that is due at once, lingers for sessions that are about to be back, and
+//! sleeps when there is nothing.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use accel_inference::{SeqId, StageError};
 use tokio::sync::oneshot;
@@ -112,23 +114,24 @@ impl Queue {
         self.wake.notify_one();
     }
 
-    /// Sleeps until something is due; nothing once the queue has ended.
-    pub(super) fn next(&self) -> Option<Turn> {
-        let mut inner = self.lock();
-        loop {
-            if inner.ended {
-                return None;
-            }
-            if !inner.orders.is_empty() || !inner.steps.is_empty() {
-                break;
-            }
-            let woken = self.wake.wait(inner);
-            inner = woken.unwrap_or_else(PoisonError::into_inner);
+    /// Sleeps until something is due, then waits no longer than `patience` for those who had a
+    /// token in the last turn and will be back; nothing once the queue has ended.
+    pub(super) fn next(&self, patience: Duration) -> Option<Turn> {
+        let idle =
+            |inner: &mut Inner| !inner.ended && inner.orders.is_empty() && inner.steps.is_empty();
+        let woken = self.wake.wait_while(self.lock(), idle);
+        let inner = woken.unwrap_or_else(PoisonError::into_inner);
+        let lingers = |inner: &mut Inner| !inner.ended && inner.steps.should_linger();
+        let woken = self.wake.wait_timeout_while(inner, patience, lingers);
+        let (mut inner, _) = woken.unwrap_or_else(PoisonError::into_inner);
+        if inner.ended {
+            return None;
         }
-        Some(Turn {
-            orders: std::mem::take(&mut inner.orders),
-            batch: inner.steps.batch(),
-        })
+        let batch = inner.steps.batch();
+        let returning = batch.iter().filter(|work| work.will_be_back());
+        inner.steps.expect(returning.map(|work| work.seq));
+        let orders = std::mem::take(&mut inner.orders);
+        Some(Turn { orders, batch })
     }
 
     /// Takes on nothing any more and gives back the steps that wait. Whoever waits for a sequence

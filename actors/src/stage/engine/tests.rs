@@ -113,7 +113,11 @@ impl Theatre {
     }
 
     fn step(&self, seq: SeqId, step: u64, rows: usize) -> Result<(), &'static str> {
-        self.engine.step(StepWork {
+        self.engine.step(self.work(seq, step, rows))
+    }
+
+    fn work(&self, seq: SeqId, step: u64, rows: usize) -> StepWork {
+        StepWork {
             seq,
             name: StepName {
                 step,
@@ -123,7 +127,7 @@ impl Theatre {
             },
             input: StageInput::Tokens(vec![1; rows]),
             outlet: Arc::clone(&self.outlets[seq as usize]),
-        })
+        }
     }
 
     /// The batch that the stage has begun with.
@@ -203,6 +207,38 @@ async fn what_becomes_ready_during_a_step_is_computed_together_once_per_session(
     let expected = [(0, 1), (1, 1), (2, 1), (2, 2), (3, 1), (3, 2)];
     let expected = expected.map(|(session, step)| done(session, step));
     assert_eq!(theatre.told(6).await, expected);
+}
+
+#[actix::test]
+async fn sessions_that_are_about_to_be_back_are_waited_for_so_that_they_stay_together() {
+    let theatre = Theatre::open(4);
+    let queue = Arc::new(Queue::new());
+    let push = |seq, step| queue.step(theatre.work(seq, step, 1)).unwrap();
+    let next = |patience| {
+        let turn = queue.next(patience).expect("the queue goes on");
+        let sequences = turn.batch.iter().map(|work| work.seq);
+        sequences.collect::<Vec<_>>()
+    };
+    for seq in 0..4 {
+        push(seq, 1);
+    }
+    assert_eq!(next(Duration::ZERO), [0, 1, 2, 3]);
+
+    push(0, 2);
+    let computing = std::thread::spawn({
+        let queue = Arc::clone(&queue);
+        move || queue.next(PATIENCE).map(|turn| turn.batch.len())
+    });
+    queue.close(1);
+    push(2, 2);
+    assert!(!computing.is_finished(), "3 is not back yet");
+    push(3, 2);
+    assert_eq!(computing.join().unwrap(), Some(3));
+
+    push(0, 3);
+    assert_eq!(next(Duration::ZERO), [0], "patience has an end");
+    push(2, 3);
+    assert_eq!(next(Duration::from_millis(1)), [2], "0 is not back");
 }
 
 #[actix::test]
