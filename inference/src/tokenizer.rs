@@ -6,9 +6,10 @@
 //!   (`llama`);
 //! * `stream` – back to text, token by token ([`StreamDecoder`]).
 //!
-//! The token ids are those that llama.cpp gives for the same file and text, with two exceptions:
-//! text cannot spell control tokens unless the caller asks for them, and a text that begins with
-//! BOS does not get a second one.
+//! The token ids are those that llama.cpp gives for the same file and text, with three exceptions:
+//! text cannot spell control tokens unless the caller asks for them (llama.cpp lets pieces join to
+//! one), a text that begins with BOS does not get a second one, and `</s>` is what the file says
+//! that it is (llama.cpp takes it for a control token everywhere).
 
 mod alphabet;
 mod bpe;
@@ -92,7 +93,7 @@ impl Tokenizer {
             "llama" => (Family::SentencePiece(SentencePiece::new(data)?), true),
             other => {
                 return Err(TokenizerError::UnknownModel {
-                    name: other.to_owned(),
+                    name: data::shown(other),
                     known: KNOWN_MODELS.join(", "),
                 });
             }
@@ -100,7 +101,7 @@ impl Tokenizer {
         let (spelling, borders) = spell(data, &family);
         Ok(Self {
             family,
-            special: SpecialTokens::new(data),
+            special: SpecialTokens::new(data)?,
             kinds: data.iter().map(|(_, _, kind)| kind).collect(),
             spelling,
             borders,

@@ -2,7 +2,7 @@
 
 use super::TokenizerError;
 use super::alphabet::{byte_of, bytes_of};
-use super::data::{TokenKind, TokenizerData, corrupt};
+use super::data::{TokenKind, TokenizerData, corrupt, shown};
 use super::split::{PreTokenizer, Splitter};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -48,7 +48,9 @@ impl BytePairs {
         let ids = ids(data);
         let (ranks, merges) = merges(data, &ids)?;
         let words = if pre.whole_words_first {
-            let spelt = ids.iter();
+            // Text must not spell what steers the model.
+            let is_text = |id: u32| data.kind(id).is_text() || data.kind(id) == TokenKind::Unused;
+            let spelt = ids.iter().filter(|(_, id)| is_text(**id));
             spelt
                 .filter_map(|(token, id)| Some((bytes_of(token)?.into(), *id)))
                 .collect()
@@ -205,7 +207,8 @@ fn merges(
 fn parse(text: &str, ids: &HashMap<&str, u32>) -> Result<Merge, TokenizerError> {
     let broken = || {
         corrupt(format!(
-            "the merge {text:?} does not join two tokens to a third"
+            "the merge {:?} does not join two tokens to a third",
+            shown(text)
         ))
     };
     let (left, right) = text.split_once(' ').ok_or_else(broken)?;

@@ -1,6 +1,6 @@
 //! The tokenizer as a GGUF header describes it, checked for what every family relies on.
 
-use super::TokenizerError;
+use super::{END_NAMES, TokenizerError};
 use crate::gguf::{Gguf, Metadata};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -72,6 +72,8 @@ pub struct TokenizerData {
     pub add_eos: Option<bool>,
     /// Whether a text is preceded by a space; SentencePiece does so when absent.
     pub add_space_prefix: Option<bool>,
+    /// Whether spaces and line ends after a special token belong to it (Phi-3).
+    pub strips_after_special: bool,
 }
 
 impl TokenizerData {
@@ -82,6 +84,9 @@ impl TokenizerData {
         let flag = |name: &str| metadata.bool(&format!("tokenizer.ggml.{name}"));
         let model = metadata.str(MODEL);
         let tokens = metadata.strings(TOKENS);
+        // SentencePiece's own ids, which early converters did not write.
+        let count = tokens.unwrap_or_default().len();
+        let default = |id: u32| (model == Some("llama") && (id as usize) < count).then_some(id);
         let data = Self {
             model: model
                 .ok_or(TokenizerError::Missing { key: MODEL })?
@@ -90,16 +95,17 @@ impl TokenizerData {
             tokens: tokens
                 .ok_or(TokenizerError::Missing { key: TOKENS })?
                 .to_vec(),
-            kinds: kinds(metadata)?,
+            kinds: kinds(metadata, tokens.unwrap_or_default())?,
             scores: to_vec(metadata.f32s("tokenizer.ggml.scores")),
             merges: to_vec(metadata.strings("tokenizer.ggml.merges")),
-            bos: id("bos"),
-            eos: id("eos"),
-            unknown: id("unknown"),
+            bos: id("bos").or(default(1)),
+            eos: id("eos").or(default(2)),
+            unknown: id("unknown").or(default(0)),
             ends: ["eot", "eom"].into_iter().filter_map(id).collect(),
             add_bos: flag("add_bos_token"),
             add_eos: flag("add_eos_token"),
             add_space_prefix: flag("add_space_prefix"),
+            strips_after_special: is_phi3(metadata),
         };
         data.check()?;
         Ok(data)
@@ -139,14 +145,35 @@ impl TokenizerData {
     }
 }
 
-fn kinds(metadata: &Metadata) -> Result<Vec<TokenKind>, TokenizerError> {
+fn kinds(metadata: &Metadata, tokens: &[String]) -> Result<Vec<TokenKind>, TokenizerError> {
     let numbers = metadata.i32s("tokenizer.ggml.token_type");
     let kinds = numbers.unwrap_or_default().iter();
-    kinds.map(|&number| TokenKind::from_gguf(number)).collect()
+    let kinds: Result<Vec<_>, _> = kinds.map(|&number| TokenKind::from_gguf(number)).collect();
+    let mut kinds = kinds?;
+    for (kind, token) in kinds.iter_mut().zip(tokens) {
+        // Some converters take these for text. `</s>` may really be text: it is a tag of HTML.
+        if kind.is_text() && token != "</s>" && END_NAMES.contains(&token.as_str()) {
+            *kind = TokenKind::Control;
+        }
+    }
+    Ok(kinds)
+}
+
+/// Phi-3's special tokens take the spaces after them. Files do not say so: llama.cpp knows these
+/// models by their name, and so must we.
+fn is_phi3(metadata: &Metadata) -> bool {
+    let name = metadata.str("general.name").unwrap_or_default();
+    let name = name.to_ascii_lowercase();
+    name.contains("phi-3") || name.contains("phi3")
 }
 
 fn to_vec<T: Clone>(list: Option<&[T]>) -> Vec<T> {
     list.unwrap_or_default().to_vec()
+}
+
+/// The beginning of a text out of a file, for an error message: strangers write these.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(64).collect()
 }
 
 pub(super) fn corrupt(reason: String) -> TokenizerError {

@@ -1,9 +1,15 @@
 //! Finds the tokens that are one token wherever they occur: control and user-defined ones.
 //!
-//! A trie over bytes, so that the work per position is bounded by the longest such token however
-//! many there are. At each place the longest token wins.
+//! They are kept in order, so that those with a common beginning stand together: each further
+//! byte of the text narrows the range, and at each place the longest token wins. That takes no
+//! more memory than the tokens themselves (a trie took 70 times that, and the vocabulary may be a
+//! stranger's), and the work per position is bounded by the longest one.
 
-use super::data::{TokenKind, TokenizerData};
+use super::TokenizerError;
+use super::data::{TokenKind, TokenizerData, corrupt};
+
+/// No special token is longer: matching takes time at each place for the longest one.
+const MAX_BYTES: usize = 1024;
 
 /// A piece of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,75 +20,106 @@ pub(super) enum Fragment<'a> {
     Token(u32),
 }
 
-#[derive(Debug, Default)]
-struct Node {
-    /// Sorted by byte.
-    children: Vec<(u8, u32)>,
-    token: Option<(u32, TokenKind)>,
+#[derive(Debug, Clone, Copy)]
+struct Special {
+    /// Where its text is in [`SpecialTokens::texts`].
+    start: usize,
+    len: u16,
+    id: u32,
+    kind: TokenKind,
+    /// Whether the spaces after it belong to it.
+    strips_after: bool,
 }
+
+/// Special tokens of Phi-3 that leave the spaces after them alone.
+const PHI3_PLAIN: [&str; 3] = ["<unk>", "<s>", "<|endoftext|>"];
 
 /// All special tokens of a vocabulary.
 #[derive(Debug)]
 pub(super) struct SpecialTokens {
-    nodes: Vec<Node>,
+    /// All texts, one after the other.
+    texts: Vec<u8>,
+    /// In the order of their texts, each of which occurs once.
+    tokens: Vec<Special>,
+    /// Which bytes such a token begins with.
+    begins: Box<[bool; 256]>,
 }
 
 impl SpecialTokens {
-    pub(super) fn new(data: &TokenizerData) -> Self {
-        let mut tokens = Self {
-            nodes: vec![Node::default()],
+    pub(super) fn new(data: &TokenizerData) -> Result<Self, TokenizerError> {
+        let is_special = |kind| {
+            use TokenKind::{Control, Unknown, UserDefined};
+            matches!(kind, Control | UserDefined | Unknown)
         };
+        let mut found: Vec<(&str, u32, TokenKind)> = Vec::new();
         for (id, text, kind) in data.iter() {
-            let is_special = matches!(
+            if !is_special(kind) || text.is_empty() {
+                continue;
+            }
+            if text.len() > MAX_BYTES {
+                let len = text.len();
+                return Err(corrupt(format!("the special token {id} has {len} bytes")));
+            }
+            found.push((text, id, kind));
+        }
+        // Of two with the same text the later one counts.
+        found.sort_unstable_by_key(|&(text, id, _)| (text, std::cmp::Reverse(id)));
+        found.dedup_by_key(|(text, ..)| *text);
+        Ok(Self::sorted(&found, data.strips_after_special))
+    }
+
+    fn sorted(found: &[(&str, u32, TokenKind)], strips_after_special: bool) -> Self {
+        let total = found.iter().map(|(text, ..)| text.len()).sum();
+        let mut all = Self {
+            texts: Vec::with_capacity(total),
+            tokens: Vec::with_capacity(found.len()),
+            begins: Box::new([false; 256]),
+        };
+        for &(text, id, kind) in found {
+            let first = text.as_bytes().first().map(|byte| usize::from(*byte));
+            if let Some(begins) = first.and_then(|byte| all.begins.get_mut(byte)) {
+                *begins = true;
+            }
+            all.tokens.push(Special {
+                start: all.texts.len(),
+                len: u16::try_from(text.len()).expect("special tokens are short"),
+                id,
                 kind,
-                TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown
-            );
-            if is_special && !text.is_empty() {
-                tokens.insert(text, id, kind);
-            }
+                strips_after: strips_after_special && !PHI3_PLAIN.contains(&text),
+            });
+            all.texts.extend_from_slice(text.as_bytes());
         }
-        tokens
+        all
     }
 
-    fn insert(&mut self, text: &str, id: u32, kind: TokenKind) {
-        let mut at = 0;
-        for byte in text.bytes() {
-            at = self.child_or_new(at, byte);
-        }
-        if let Some(node) = self.nodes.get_mut(at) {
-            node.token = Some((id, kind));
-        }
-    }
-
-    fn child_or_new(&mut self, parent: usize, byte: u8) -> usize {
-        let new = self.nodes.len();
-        let children = &mut self.nodes.get_mut(parent).expect("a node's index").children;
-        match children.binary_search_by_key(&byte, |child| child.0) {
-            Ok(found) => children.get(found).map_or(0, |child| child.1 as usize),
-            Err(place) => {
-                let index = u32::try_from(new).expect("vocabularies are far below 2^32 bytes");
-                children.insert(place, (byte, index));
-                self.nodes.push(Node::default());
-                new
-            }
-        }
+    /// The byte of a token's text at `depth`; none beyond its end, which sorts before all bytes.
+    fn byte_at(&self, token: &Special, depth: usize) -> Option<u8> {
+        let is_within = depth < usize::from(token.len);
+        let byte = self.texts.get(token.start + depth).copied();
+        byte.filter(|_| is_within)
     }
 
     /// The longest token at the start of `bytes` and its length. Control tokens count only when
     /// `parse_special` is set: otherwise their text is text, whoever wrote it.
-    fn longest(&self, bytes: &[u8], parse_special: bool) -> Option<(u32, usize)> {
-        let mut node = self.nodes.first()?;
+    fn longest(&self, bytes: &[u8], parse_special: bool) -> Option<(Special, usize)> {
+        let first = usize::from(*bytes.first()?);
+        if !self.begins.get(first).is_some_and(|begins| *begins) {
+            return None;
+        }
         let mut best = None;
-        for (length, byte) in (1..).zip(bytes) {
-            let Ok(found) = node.children.binary_search_by_key(byte, |child| child.0) else {
+        // Those whose texts begin as `bytes` does, up to `depth`.
+        let mut alike = self.tokens.as_slice();
+        for (depth, byte) in bytes.iter().enumerate() {
+            let from = alike.partition_point(|token| self.byte_at(token, depth) < Some(*byte));
+            let (_, rest) = alike.split_at(from);
+            let count = rest.partition_point(|token| self.byte_at(token, depth) == Some(*byte));
+            (alike, _) = rest.split_at(count);
+            let Some(shortest) = alike.first() else {
                 break;
             };
-            let index = node.children.get(found)?.1;
-            node = self.nodes.get(index as usize)?;
-            if let Some((id, kind)) = node.token
-                && (parse_special || kind == TokenKind::UserDefined)
-            {
-                best = Some((id, length));
+            let is_whole = usize::from(shortest.len) == depth + 1;
+            if is_whole && (parse_special || shortest.kind == TokenKind::UserDefined) {
+                best = Some((*shortest, depth + 1));
             }
         }
         best
@@ -94,18 +131,27 @@ impl SpecialTokens {
         let (mut start, mut at) = (0, 0);
         // A token begins with the first byte of a character, so every cut is at a border.
         while let Some(rest) = text.as_bytes().get(at..).filter(|rest| !rest.is_empty()) {
-            let Some((id, length)) = self.longest(rest, parse_special) else {
+            let Some((token, length)) = self.longest(rest, parse_special) else {
                 at += 1;
                 continue;
             };
             push_text(&mut fragments, text.get(start..at));
-            fragments.push(Fragment::Token(id));
+            fragments.push(Fragment::Token(token.id));
             at += length;
+            if token.strips_after {
+                at += leading_spaces(rest.get(length..).unwrap_or_default());
+            }
             start = at;
         }
         push_text(&mut fragments, text.get(start..));
         fragments
     }
+}
+
+/// How many of the first bytes are spaces as C's `isspace` has them.
+fn leading_spaces(bytes: &[u8]) -> usize {
+    let is_space = |byte: &&u8| matches!(byte, b' ' | b'\t'..=b'\r');
+    bytes.iter().take_while(is_space).count()
 }
 
 fn push_text<'a>(fragments: &mut Vec<Fragment<'a>>, text: Option<&'a str>) {
@@ -131,6 +177,7 @@ mod tests {
             kinds: list.iter().map(|token| token.1).collect(),
             ..TokenizerData::default()
         })
+        .expect("none is too long")
     }
 
     #[test]
@@ -143,6 +190,51 @@ mod tests {
             Fragment::Text("<a"),
         ];
         assert_eq!(tokens().split("plain é\n\n\n<a><a", true), expected);
+    }
+
+    #[test]
+    fn a_special_token_of_a_kilobyte_is_the_longest() {
+        let with = |len: usize| {
+            SpecialTokens::new(&TokenizerData {
+                tokens: vec!["x".repeat(len)],
+                kinds: vec![TokenKind::Control],
+                ..TokenizerData::default()
+            })
+        };
+        assert!(with(MAX_BYTES).is_ok());
+        assert!(with(MAX_BYTES + 1).is_err());
+    }
+
+    #[test]
+    fn of_two_tokens_with_one_text_the_later_counts() {
+        let tokens = SpecialTokens::new(&TokenizerData {
+            tokens: ["<a>", "<b>", "<a>", "<ab>"].map(str::to_owned).to_vec(),
+            kinds: vec![TokenKind::Control; 4],
+            ..TokenizerData::default()
+        });
+        let tokens = tokens.expect("none is too long");
+        let expected = [2, 1, 3].map(Fragment::Token);
+        assert_eq!(tokens.split("<a><b><ab>", true), expected);
+    }
+
+    #[test]
+    fn spaces_after_a_token_belong_to_it_where_the_vocabulary_says_so() {
+        let tokens = SpecialTokens::new(&TokenizerData {
+            tokens: vec!["<a>".to_owned(), "<s>".to_owned()],
+            kinds: vec![TokenKind::Control; 2],
+            strips_after_special: true,
+            ..TokenizerData::default()
+        })
+        .expect("none is too long");
+        let expected = [
+            Fragment::Text("x "),
+            Fragment::Token(0),
+            Fragment::Text("y"),
+            Fragment::Token(1),
+            Fragment::Text(" z"),
+            Fragment::Token(0),
+        ];
+        assert_eq!(tokens.split("x <a> \n\x0by<s> z<a>\t ", true), expected);
     }
 
     #[test]

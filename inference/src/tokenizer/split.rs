@@ -8,6 +8,7 @@
 //! whole run, and [`Splitter`] gives the last space back.
 
 use super::TokenizerError;
+use super::data::shown;
 use fancy_regex::Regex;
 
 /// GPT-2's own words: contractions, letters, digits, other signs, spaces.
@@ -16,6 +17,13 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 /// As Qwen's, with up to three digits together.
 const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+/// As Qwen2's, with marks counted among the letters.
+const QWEN35: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
+/// Words end where a small letter is followed by a capital one, in ASCII: so has llama.cpp it.
+/// Mistral's own pattern looks at the case of every script and takes marks for letters.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{L}--[a-z]]*[\p{L}--[A-Z]]+|[^\r\n\p{L}\p{N}]?[\p{L}--[a-z]]+[\p{L}--[A-Z]]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+";
+/// The same, with contractions kept at their word and up to three digits together.
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{L}--[a-z]]*[\p{L}--[A-Z]]+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?[\p{L}--[a-z]]+[\p{L}--[A-Z]]*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+";
 const SINGLE_DIGITS: &str = r"\p{N}";
 
 /// A pre-tokenizer that is known.
@@ -31,36 +39,115 @@ pub(super) struct PreTokenizer {
     pub(super) adds_bos: bool,
 }
 
-/// Every pre-tokenizer; a new one is one more entry.
-static KNOWN: [PreTokenizer; 4] = [
-    PreTokenizer {
-        names: &["default", "gpt-2"],
-        patterns: &[GPT2],
-        keeps_line_ends: false,
-        whole_words_first: false,
-        adds_bos: false,
-    },
-    PreTokenizer {
-        names: &["smollm"],
-        patterns: &[SINGLE_DIGITS, GPT2],
-        keeps_line_ends: false,
-        whole_words_first: false,
-        adds_bos: false,
-    },
-    PreTokenizer {
-        names: &["qwen2", "deepseek-r1-qwen"],
-        patterns: &[QWEN2],
-        keeps_line_ends: true,
-        whole_words_first: false,
-        adds_bos: false,
-    },
-    PreTokenizer {
-        names: &["llama-bpe", "llama3", "llama-v3"],
-        patterns: &[LLAMA3],
-        keeps_line_ends: true,
-        whole_words_first: true,
-        adds_bos: true,
-    },
+impl PreTokenizer {
+    /// A pre-tokenizer without peculiarities.
+    const fn plain(names: &'static [&'static str], patterns: &'static [&'static str]) -> Self {
+        Self {
+            names,
+            patterns,
+            keeps_line_ends: false,
+            whole_words_first: false,
+            adds_bos: false,
+        }
+    }
+
+    const fn keeping_line_ends(self) -> Self {
+        Self {
+            keeps_line_ends: true,
+            ..self
+        }
+    }
+
+    const fn looking_for_whole_words(self) -> Self {
+        Self {
+            whole_words_first: true,
+            ..self
+        }
+    }
+
+    const fn adding_bos(self) -> Self {
+        Self {
+            adds_bos: true,
+            ..self
+        }
+    }
+}
+
+/// Every pre-tokenizer; a new one is one more entry. The names are those that llama.cpp takes for
+/// the same rule; the ids of each are checked against it in `tests/tokens.rs`.
+static KNOWN: [PreTokenizer; 9] = [
+    // What llama.cpp does with a file that names none.
+    PreTokenizer::plain(
+        &["default"],
+        &[r"[\p{P}$+<=>^~|]+", GPT2, r"\p{N}+", "[0-9]{3}"],
+    ),
+    PreTokenizer::plain(
+        &[
+            "gpt-2",
+            "phi-2",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "granite-docling",
+            "exaone4",
+            "mellum",
+            "gigachat",
+            "a.x-4.0",
+        ],
+        &[GPT2],
+    ),
+    PreTokenizer::plain(
+        &[
+            "smollm",
+            "starcoder",
+            "refact",
+            "command-r",
+            "codeshell",
+            "exaone",
+            "minerva-7b",
+            "mellum2",
+        ],
+        &[SINGLE_DIGITS, GPT2],
+    ),
+    PreTokenizer::plain(
+        &[
+            "qwen2",
+            "deepseek-r1-qwen",
+            "stablelm2",
+            "hunyuan",
+            "megrez",
+            "grok-2",
+            "solar-open",
+            "kormo",
+        ],
+        &[QWEN2],
+    )
+    .keeping_line_ends(),
+    PreTokenizer::plain(&["qwen35"], &[QWEN35]).keeping_line_ends(),
+    PreTokenizer::plain(
+        &[
+            "llama-bpe",
+            "llama3",
+            "llama-v3",
+            "falcon3",
+            "falcon-h1",
+            "pixtral",
+            "midm-2.0",
+            "lfm2",
+        ],
+        &[LLAMA3],
+    )
+    .keeping_line_ends()
+    .looking_for_whole_words()
+    .adding_bos(),
+    // Phi-4 and others: Llama's words without its other rules.
+    PreTokenizer::plain(&["dbrx", "smaug-bpe"], &[LLAMA3]).keeping_line_ends(),
+    PreTokenizer::plain(&["tekken"], &[TEKKEN])
+        .keeping_line_ends()
+        .looking_for_whole_words()
+        .adding_bos(),
+    PreTokenizer::plain(&["gpt-4o", "llama4", "kanana2"], &[GPT4O]).keeping_line_ends(),
 ];
 
 impl PreTokenizer {
@@ -68,13 +155,13 @@ impl PreTokenizer {
     pub(super) fn find(name: Option<&str>) -> Result<&'static Self, TokenizerError> {
         let wanted = name.unwrap_or("default");
         if name.is_none() {
-            tracing::warn!("the model file names no pre-tokenizer; taking GPT-2's");
+            tracing::warn!("the model file names no pre-tokenizer; taking llama.cpp's default");
         }
         let mut known = KNOWN.iter();
         known
             .find(|candidate| candidate.names.contains(&wanted))
             .ok_or_else(|| TokenizerError::UnknownPreTokenizer {
-                name: wanted.to_owned(),
+                name: shown(wanted),
                 known: known_names(),
             })
     }
@@ -209,7 +296,7 @@ mod tests {
     #[test]
     fn words_add_up_to_the_text() {
         let text = "fn main() {\r\n\t\tlet é = \"日本語\"; // ½ ٣ 👩‍👩‍👧\u{a0}\u{2028}\0 \t ";
-        for name in ["default", "smollm", "qwen2", "llama-bpe"] {
+        for name in KNOWN.iter().filter_map(|known| known.names.first()) {
             assert_eq!(words(name, text).concat(), text, "{name}");
         }
     }

@@ -2,7 +2,7 @@
 //! the piece with the highest score first; what no piece spells falls back to bytes.
 
 use super::TokenizerError;
-use super::data::{TokenKind, TokenizerData, corrupt};
+use super::data::{TokenKind, TokenizerData, corrupt, shown};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
@@ -206,7 +206,8 @@ pub(super) fn byte_of(text: &str) -> Option<u8> {
 }
 
 fn put_byte(bytes: &mut [u32; 256], text: &str, token: u32) -> Result<(), TokenizerError> {
-    let byte = byte_of(text).ok_or_else(|| corrupt(format!("{text:?} is no byte token")))?;
+    let byte =
+        byte_of(text).ok_or_else(|| corrupt(format!("{:?} is no byte token", shown(text))))?;
     if let Some(place) = bytes.get_mut(usize::from(byte)) {
         *place = token;
     }

@@ -1,4 +1,6 @@
 use super::*;
+use crate::gguf::writer::Writer;
+use crate::gguf::{Array, Value};
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -165,6 +167,58 @@ fn flags_of_the_file_decide_over_the_family() {
     let llama = byte_pairs("llama-bpe");
     assert_eq!(ids(&llama).first().copied(), llama.bos);
     assert_eq!(ids(&byte_pairs("qwen2")), [u32::from(b'a')]);
+}
+
+/// What a file leaves out or gets wrong, and what llama.cpp makes of it.
+#[test]
+fn gaps_in_a_file_are_filled_as_llama_cpp_does() {
+    let read = |name: &str, tokens: &[&str], model: &str| {
+        let mut writer = Writer::new();
+        let text = |text: &str| Value::Str(text.to_owned());
+        let list = tokens.iter().map(|token| (*token).to_owned()).collect();
+        let kinds = vec![1; tokens.len()];
+        writer.set("general.name", text(name));
+        writer.set("tokenizer.ggml.model", text(model));
+        writer.set("tokenizer.ggml.tokens", Value::Array(Array::Str(list)));
+        writer.set("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds)));
+        let bytes = writer.to_bytes();
+        let gguf = Gguf::parse(&bytes, bytes.len() as u64).expect("a sound header");
+        TokenizerData::from_gguf(&gguf).expect("a sound vocabulary")
+    };
+    let data = read("Llama", &["a", "b", "c", "</s>", "<|im_end|>"], "llama");
+    assert_eq!(
+        (data.bos, data.eos, data.unknown),
+        (Some(1), Some(2), Some(0))
+    );
+    assert_eq!(data.kinds.last(), Some(&TokenKind::Control));
+    assert_eq!(data.kinds.get(3), Some(&TokenKind::Normal));
+    assert!(!data.strips_after_special);
+    let data = read("Phi-3 mini", &["a"], "llama");
+    assert_eq!((data.bos, data.eos, data.unknown), (None, None, Some(0)));
+    assert!(data.strips_after_special);
+    assert_eq!(read("x", &["a", "b", "c"], "gpt2").bos, None);
+}
+
+#[test]
+fn whole_words_first_spells_no_control_token() {
+    let mut data = byte_pairs("llama-bpe");
+    data.add_bos = Some(false);
+    data.tokens.push("xyz".to_owned());
+    data.kinds.push(TokenKind::Control);
+    assert_eq!(
+        tokenizer(&data)
+            .encode("xyz", true, false)
+            .expect("text")
+            .len(),
+        3
+    );
+    assert_eq!(
+        tokenizer(&data)
+            .encode("xyz", true, true)
+            .expect("a token")
+            .len(),
+        1
+    );
 }
 
 #[test]
@@ -356,7 +410,7 @@ proptest! {
     #[test]
     fn every_text_comes_back_from_its_tokens(
         text in any_text(),
-        pre in prop::sample::select(vec!["gpt-2", "smollm", "qwen2", "llama-bpe"]),
+        pre in prop::sample::select(vec!["default", "gpt-2", "smollm", "qwen2", "qwen35", "llama-bpe", "tekken", "gpt-4o"]),
     ) {
         let tokenizer = tokenizer(&byte_pairs(pre));
         let ids = tokenizer.encode(&text, true, false).expect("every text can be encoded");
