@@ -7,7 +7,7 @@
 
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
-use super::isa::{Isa, LANES};
+use super::isa::{Isa, Kernel, LANES};
 use super::kv::LayerKv;
 use super::math::{exp, softcap};
 
@@ -56,11 +56,29 @@ pub(crate) unsafe fn attend<I: Isa>(
         let mut four = [queries[0]; QUERIES];
         four[..queries.len()].copy_from_slice(queries);
         match queries.len() {
-            1 => attend_few::<I, 1>(spec, kv, kv_head, [four[0]], scores),
-            2 => attend_few::<I, 2>(spec, kv, kv_head, [four[0], four[1]], scores),
-            3 => attend_few::<I, 3>(spec, kv, kv_head, [four[0], four[1], four[2]], scores),
-            _ => attend_few::<I, QUERIES>(spec, kv, kv_head, four, scores),
+            1 => I::call(Few(spec, kv, kv_head, [four[0]], scores)),
+            2 => I::call(Few(spec, kv, kv_head, [four[0], four[1]], scores)),
+            3 => I::call(Few(spec, kv, kv_head, [four[0], four[1], four[2]], scores)),
+            _ => I::call(Few(spec, kv, kv_head, four, scores)),
         }
+    }
+}
+
+/// [`attend_few`] as a kernel.
+struct Few<'a, const N: usize>(
+    &'a AttentionSpec,
+    &'a LayerKv,
+    usize,
+    [Query; N],
+    &'a mut Vec<f32>,
+);
+
+impl<const N: usize> Kernel for Few<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) {
+        attend_few::<I, N>(self.0, self.1, self.2, self.3, self.4);
     }
 }
 

@@ -20,7 +20,7 @@ mod avx512;
 mod neon;
 mod scalar;
 
-use crate::hardware::{CpuError, IsaName};
+use crate::hardware::IsaName;
 
 /// Lanes of every vector.
 pub(crate) const LANES: usize = 16;
@@ -40,10 +40,12 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Sums of products of unsigned and signed bytes, wide enough for [`Isa::groups`] of them.
     type Acc: Copy;
 
-    /// The name in `ACCEL_ISA`.
-    const NAME: IsaName;
     /// Signed weights are multiplied as `weight + SIGNED_OFFSET`; the kernel takes it out again.
     const SIGNED_OFFSET: i32;
+
+    /// Runs a kernel in a function of its own. What is large and called often in the source is
+    /// called so, or every caller would get a copy.
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
 
     /// How many products of weights of `bits` bits may be added up in one [`Isa::Acc`].
     fn groups(bits: u32) -> usize;
@@ -171,13 +173,7 @@ pub(crate) fn dispatch<K: Kernel>(isa: IsaName, kernel: K) -> K::Output {
             IsaName::Avx512 => avx512::run(kernel),
             #[cfg(target_arch = "aarch64")]
             IsaName::Neon => neon::run(kernel),
-            _ => kernel.run::<scalar::Scalar>(),
+            _ => scalar::run(kernel),
         }
     }
 }
-
-/// The instruction set that `ACCEL_ISA` asks for, or the best that the machine has.
-pub(crate) fn chosen() -> Result<IsaName, CpuError> {
-    crate::hardware::chosen_isa()
-}
-

@@ -13,9 +13,10 @@ use super::activations::{Activations, Row, SUPER};
 use super::format::{
     ActivationForm, BlockFormat, Format, Kind, SuperFormat, with_format,
 };
-use super::isa::{Isa, LANES};
+use super::isa::{Isa, Kernel, LANES};
 use super::pack::{CHUNK, GROUP_BYTES, GROUPS, Pack};
 use crate::gguf::TensorType;
+use std::marker::PhantomData;
 
 /// Rows that pass over an unpacked tile at a time.
 const ROWS: usize = 4;
@@ -47,24 +48,35 @@ pub(crate) struct Rows<'a> {
     pub count: usize,
 }
 
-/// Multiplies the tile at `tile` with `rows`; writes one vector of [`LANES`] per row to `out`.
-///
-/// # Safety
-/// See [`Isa`]. `tile` must be a whole tile of `kind` as wide as the rows, which must have been
-/// brought into the kind's form, and `out` must have room.
-#[inline(always)]
-pub(crate) unsafe fn multiply_tile<I: Isa>(
-    kind: Kind,
-    tile: *const u8,
-    rows: Rows<'_>,
-    out: *mut f32,
-    scratch: &mut Vec<u8>,
-) {
-    match kind {
-        Kind::Quantised(dtype) => {
-            with_format!(dtype, block_tile, super_tile, [I], tile, rows, out, scratch);
+/// Multiplies a tile with rows: one vector of [`LANES`] per row.
+pub(crate) struct TileProduct<'a> {
+    pub kind: Kind,
+    /// A whole tile of the kind, as wide as the rows, which have been brought into its form.
+    pub tile: *const u8,
+    pub rows: Rows<'a>,
+    /// Room for the results.
+    pub out: *mut f32,
+    pub scratch: &'a mut Vec<u8>,
+}
+
+impl Kernel for TileProduct<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) {
+        let Self {
+            kind,
+            tile,
+            rows,
+            out,
+            scratch,
+        } = self;
+        match kind {
+            Kind::Quantised(dtype) => {
+                with_format!(dtype, block_tile, super_tile, [I], tile, rows, out, scratch);
+            }
+            Kind::Float(dtype) => float_tile::<I>(dtype, tile, rows, out),
         }
-        Kind::Float(dtype) => float_tile::<I>(dtype, tile, rows, out),
     }
 }
 
@@ -121,7 +133,7 @@ impl Layout {
     }
 }
 
-/// Calls `$run::<…, N>` with as many rows at a time as there are, at most [`ROWS`].
+/// Runs the kernel `$run::<…, N>` with as many rows at a time as there are, at most [`ROWS`].
 macro_rules! in_fours {
     ($rows:expr, $form:expr, $out:expr, $run:ident, [$($types:ty),*], $layout:expr) => {{
         let rows = $rows;
@@ -129,17 +141,66 @@ macro_rules! in_fours {
         let mut done = 0;
         while done + ROWS <= rows.count {
             let four = [row(done), row(done + 1), row(done + 2), row(done + 3)];
-            $run::<$($types,)* 4>($layout, four, $out.add(done * LANES));
+            I::call($run::<$($types,)* 4>($layout, four, $out.add(done * LANES), PhantomData));
             done += ROWS;
         }
         if done + 2 <= rows.count {
-            $run::<$($types,)* 2>($layout, [row(done), row(done + 1)], $out.add(done * LANES));
+            let two = [row(done), row(done + 1)];
+            I::call($run::<$($types,)* 2>($layout, two, $out.add(done * LANES), PhantomData));
             done += 2;
         }
         if done < rows.count {
-            $run::<$($types,)* 1>($layout, [row(done)], $out.add(done * LANES));
+            I::call($run::<$($types,)* 1>($layout, [row(done)], $out.add(done * LANES), PhantomData));
         }
     }};
+}
+
+/// [`run_blocks`] as a kernel.
+struct Blocks<F, P, const N: usize>(Layout, [Row; N], *mut f32, PhantomData<(F, P)>);
+
+impl<F: BlockFormat, P: Pack, const N: usize> Kernel for Blocks<F, P, N> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) {
+        run_blocks::<I, F, P, N>(self.0, self.1, self.2);
+    }
+}
+
+/// [`run_supers`] as a kernel.
+struct Supers<F, P, const N: usize>(Layout, [Row; N], *mut f32, PhantomData<(F, P)>);
+
+impl<F: SuperFormat, P: Pack, const N: usize> Kernel for Supers<F, P, N> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) {
+        run_supers::<I, F, P, N>(self.0, self.1, self.2);
+    }
+}
+
+/// [`run_floats`] as a kernel.
+struct Floats<L, const N: usize>(Layout, [Row; N], *mut f32, PhantomData<L>);
+
+impl<L: FloatLoad, const N: usize> Kernel for Floats<L, N> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) {
+        run_floats::<I, L, N>(self.0, self.1, self.2);
+    }
+}
+
+/// [`Layout::unpacked`] as a kernel.
+struct Unpack<'a, F>(Layout, &'a mut Vec<u8>, PhantomData<F>);
+
+impl<F: Format> Kernel for Unpack<'_, F> {
+    type Output = Layout;
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) -> Layout {
+        self.0.unpacked::<I, F>(self.1)
+    }
 }
 
 #[inline(always)]
@@ -153,10 +214,10 @@ unsafe fn block_tile<I: Isa, F: BlockFormat>(
     let packed = Layout::packed::<F>(tile, rows.activations.columns());
     if rows.count == 1 {
         let row = rows.activations.row(form, rows.first);
-        return run_blocks::<I, F, F::Packing, 1>(packed, [row], out);
+        return I::call(Blocks::<F, F::Packing, 1>(packed, [row], out, PhantomData));
     }
-    let layout = packed.unpacked::<I, F>(scratch);
-    in_fours!(rows, form, out, run_blocks, [I, F, <F::Packing as Pack>::Unpacked], layout);
+    let layout = I::call(Unpack::<F>(packed, scratch, PhantomData));
+    in_fours!(rows, form, out, Blocks, [F, <F::Packing as Pack>::Unpacked], layout);
 }
 
 #[inline(always)]
@@ -170,10 +231,10 @@ unsafe fn super_tile<I: Isa, F: SuperFormat>(
     let packed = Layout::packed::<F>(tile, rows.activations.columns());
     if rows.count == 1 {
         let row = rows.activations.row(form, rows.first);
-        return run_supers::<I, F, F::Packing, 1>(packed, [row], out);
+        return I::call(Supers::<F, F::Packing, 1>(packed, [row], out, PhantomData));
     }
-    let layout = packed.unpacked::<I, F>(scratch);
-    in_fours!(rows, form, out, run_supers, [I, F, <F::Packing as Pack>::Unpacked], layout);
+    let layout = I::call(Unpack::<F>(packed, scratch, PhantomData));
+    in_fours!(rows, form, out, Supers, [F, <F::Packing as Pack>::Unpacked], layout);
 }
 
 /// Four bytes of a row, from value `at` on.
@@ -384,9 +445,9 @@ unsafe fn float_tile<I: Isa>(dtype: TensorType, tile: *const u8, rows: Rows<'_>,
     };
     let form = ActivationForm::Floats;
     match dtype {
-        TensorType::F32 => in_fours!(rows, form, out, run_floats, [I, AsF32], layout),
-        TensorType::F16 => in_fours!(rows, form, out, run_floats, [I, AsF16], layout),
-        _ => in_fours!(rows, form, out, run_floats, [I, AsBf16], layout),
+        TensorType::F32 => in_fours!(rows, form, out, Floats, [AsF32], layout),
+        TensorType::F16 => in_fours!(rows, form, out, Floats, [AsF16], layout),
+        _ => in_fours!(rows, form, out, Floats, [AsBf16], layout),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::format::{ActivationForm, Format, Kind, with_format};
 use super::isa::{Isa, Kernel, LANES, dispatch};
-use super::kernels::{Rows, multiply_tile};
+use super::kernels::{Rows, TileProduct};
 use super::math::Gate;
 use super::memory::Arena;
 use super::pack::{CHUNK, Pack};
@@ -89,6 +89,22 @@ impl Matrix {
         assert!(tile < self.tiles());
         // SAFETY: the tile lies within what was taken from the arena and has been filled.
         unsafe { std::slice::from_raw_parts(self.tile(tile), self.tile_bytes) }
+    }
+
+    fn product<'a>(
+        &self,
+        tile: usize,
+        rows: Rows<'a>,
+        out: *mut f32,
+        scratch: &'a mut Vec<u8>,
+    ) -> TileProduct<'a> {
+        TileProduct {
+            kind: self.kind,
+            tile: self.tile(tile),
+            rows,
+            out,
+            scratch,
+        }
     }
 
     fn tile(&self, tile: usize) -> *const u8 {
@@ -369,7 +385,7 @@ impl Kernel for Multiply<'_> {
                     // its form (the caller chose the forms by `Matrix::form`), and there is room
                     // for a panel of results.
                     unsafe {
-                        multiply_tile::<I>(matrix.kind, matrix.tile(tile), panel, out, unpacked);
+                        I::call(matrix.product(tile, panel, out, unpacked));
                         write_out::<I>(part, tile, results, done..done + panel.count, self.output, self.store);
                     }
                 }
@@ -472,8 +488,8 @@ impl Kernel for Gated<'_> {
                 // SAFETY: as in `Multiply`.
                 unsafe {
                     let (first, second) = (results.as_mut_ptr(), others.as_mut_ptr());
-                    multiply_tile::<I>(gate.kind, gate.tile(tile), panel, first, unpacked);
-                    multiply_tile::<I>(up.kind, up.tile(tile), panel, second, unpacked);
+                    I::call(gate.product(tile, panel, first, unpacked));
+                    I::call(up.product(tile, panel, second, unpacked));
                     for row in 0..panel.count {
                         let at = row * LANES;
                         let gated = self.function.apply::<I>(I::load(first.add(at)));

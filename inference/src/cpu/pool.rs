@@ -73,7 +73,7 @@ impl Pool {
         };
         // Pinned only when the threads fill the machine: several smaller stages would otherwise
         // crowd on the first cores.
-        let is_whole_machine = threads == crate::hardware::cores();
+        let is_whole_machine = std::env::var_os("PIN").is_some() && threads == crate::hardware::cores();
         for worker in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let started = std::thread::Builder::new()

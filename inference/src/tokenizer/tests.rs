@@ -307,7 +307,8 @@ fn a_megabyte_of_anything_is_encoded() {
     let units = [
         "a", " ", "\n", "ab", "1", "é", " \n", "!", "<", "日本", "  x",
     ];
-    for data in [byte_pairs("qwen2"), byte_pairs("smollm"), sentence_pieces()] {
+    let pairs = ["default", "smollm", "qwen2", "gpt-4o"].map(byte_pairs);
+    for data in pairs.into_iter().chain([sentence_pieces()]) {
         let tokenizer = tokenizer(&data);
         for unit in units {
             let text = unit.repeat(SIZE / unit.len());

@@ -1,13 +1,13 @@
 //! AVX2 with FMA and F16C: two registers of eight lanes.
 
 use super::{Isa, Kernel};
-use crate::hardware::IsaName;
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
 
 /// Runs a kernel in a function that is compiled for this instruction set.
+#[inline(never)]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
@@ -39,8 +39,12 @@ impl Isa for Avx2 {
     /// Sums of pairs of products in sixteen bits.
     type Acc = Ints;
 
-    const NAME: IsaName = IsaName::Avx2;
     const SIGNED_OFFSET: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        run(kernel)
+    }
 
     /// A pair of products is at most 2 · 127 · (2^bits - 1); sixteen bits hold 32767.
     #[inline(always)]

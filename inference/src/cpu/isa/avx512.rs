@@ -1,13 +1,13 @@
 //! AVX-512 with VNNI: one register of sixteen lanes.
 
 use super::{Isa, Kernel};
-use crate::hardware::IsaName;
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
 
 /// Runs a kernel in a function that is compiled for this instruction set.
+#[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx512>()
@@ -19,8 +19,12 @@ impl Isa for Avx512 {
     type B = __m512i;
     type Acc = __m512i;
 
-    const NAME: IsaName = IsaName::Avx512;
     const SIGNED_OFFSET: i32 = 128;
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        run(kernel)
+    }
 
     #[inline(always)]
     fn groups(_: u32) -> usize {

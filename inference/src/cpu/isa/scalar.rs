@@ -1,12 +1,17 @@
 //! Plain Rust: every processor, and what the other instruction sets are compared with.
 
-use super::{Isa, LANES};
-use crate::hardware::IsaName;
+use super::{Isa, Kernel, LANES};
 use half::{bf16, f16};
 use std::array::from_fn;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar;
+
+/// Runs a kernel in a function of its own.
+#[inline(never)]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Scalar>()
+}
 
 type Floats = [f32; LANES];
 type Ints = [i32; LANES];
@@ -33,8 +38,12 @@ impl Isa for Scalar {
     type B = [u8; 4 * LANES];
     type Acc = Ints;
 
-    const NAME: IsaName = IsaName::Scalar;
     const SIGNED_OFFSET: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
+        run(kernel)
+    }
 
     #[inline(always)]
     fn groups(_: u32) -> usize {
@@ -238,7 +247,8 @@ impl Isa for Scalar {
         [0; LANES]
     }
 
-    #[inline(always)]
+    // A function of its own: a copy for each group of each kernel would be very large.
+    #[inline(never)]
     unsafe fn acc(acc: Ints, weights: Self::B, activations: i32) -> Ints {
         let activations = activations.to_ne_bytes();
         from_fn(|lane| {
@@ -255,7 +265,7 @@ impl Isa for Scalar {
         acc
     }
 
-    #[inline(always)]
+    #[inline(never)]
     unsafe fn acc_signed(acc: Ints, weights: Self::B, activations: i32) -> Ints {
         let activations = activations.to_ne_bytes();
         from_fn(|lane| {
