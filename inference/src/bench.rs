@@ -6,14 +6,15 @@ use crate::hardware;
 use crate::layers::LayerRange;
 use crate::shape::{ModelError, ModelShape};
 use crate::stage::{
-    LoadError, LoadOptions, Logits, Stage, StageError, StageInput, StageOutput, load_stage,
+    LoadError, LoadOptions, Logits, Stage, StageError, StageInput, StageOutput, StepRequest,
+    load_stage,
 };
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
 
-/// Tokens of the prompt that go through the model at a time, as in a session.
-const CHUNK: usize = 256;
+/// Tokens of the prompt that go through the model at a time.
+const CHUNK: usize = 512;
 const MAX_BATCH: usize = 256;
 
 /// What to measure.
@@ -23,7 +24,7 @@ pub struct BenchOptions {
     pub prompt: usize,
     /// Tokens to generate.
     pub generate: usize,
-    /// Sequences that take turns.
+    /// Sequences that are decoded together, a token of each in every step.
     pub batch: usize,
     /// How to load the model.
     pub load: LoadOptions,
@@ -53,6 +54,15 @@ pub struct BenchReport {
     pub peak_rss_mib: f64,
     /// Memory that the weights take.
     pub weights_bytes: u64,
+    /// Bytes per second, in units of 10⁹, that plain reading of memory got through.
+    pub memory_gb_s: f64,
+    /// Products of eight-bit integers per second, in units of 10⁹, with everything in registers.
+    pub int8_gmac_s: f64,
+    /// Weights read per second while decoding, in units of 10⁹ bytes. The KV cache is not counted.
+    pub decode_gb_s: f64,
+    /// Products with weights per second while reading prompts, in units of 10⁹. Neither those of
+    /// the attention nor those of the output head, which only the last token needs, are counted.
+    pub prefill_gmac_s: f64,
     /// Instruction set of the kernels.
     pub isa: String,
     /// Numerics class of the engine.
@@ -90,21 +100,56 @@ pub fn bench(model: &Path, options: &BenchOptions) -> Result<BenchReport, BenchE
     let mut stage = load_stage(model, &gguf, range, &options.load)?;
     let load_s = started.elapsed().as_secs_f64();
 
-    let tokens = options.prompt + options.generate;
+    warm_up(stage.as_mut())?;
     for seq in 0..options.batch as u64 {
-        stage.open(seq, tokens)?;
+        stage.open(seq, options.prompt + options.generate)?;
     }
     let prefill_tok_s = prefill(stage.as_mut(), options, shape.vocab)?;
     let decode_tok_s = decode(stage.as_mut(), options)?;
+    let weights_bytes = stage.weights_bytes();
+    let peak_rss_mib = peak_rss_bytes() as f64 / f64::from(1 << 20);
+    drop(stage);
+    let machine = hardware::measure_limits(options.load.threads);
+    // An embedding that is not the output head as well is only looked up.
+    let read = match shape.tied_embeddings {
+        true => weights_bytes,
+        false => weights_bytes.saturating_sub(shape.embedding_bytes),
+    };
     Ok(BenchReport {
         prefill_tok_s,
         decode_tok_s,
         load_s,
-        peak_rss_mib: peak_rss_bytes() as f64 / f64::from(1 << 20),
-        weights_bytes: stage.weights_bytes(),
+        peak_rss_mib,
+        weights_bytes,
+        memory_gb_s: machine.memory_gb_s,
+        int8_gmac_s: machine.int8_gmac_s,
+        decode_gb_s: read as f64 * decode_tok_s / options.batch as f64 / 1e9,
+        prefill_gmac_s: layer_weights(&gguf) as f64 * prefill_tok_s / 1e9,
         isa: hardware::isa().to_owned(),
         numerics: NUMERICS.to_owned(),
     })
+}
+
+/// Numbers in the matrices of all layers. (Of a mixture of experts all are counted, though each
+/// token goes through a few.)
+fn layer_weights(gguf: &Gguf) -> u64 {
+    let matrices = gguf
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.name.starts_with("blk.") && tensor.dims.len() > 1);
+    matrices.map(|tensor| tensor.len()).sum()
+}
+
+/// One prompt and one token that are not counted: buffers grow and pages are touched.
+fn warm_up(stage: &mut dyn Stage) -> Result<(), BenchError> {
+    const SEQ: u64 = u64::MAX;
+    const TOKENS: usize = 32;
+    stage.open(SEQ, TOKENS + 1)?;
+    let input = StageInput::Tokens(vec![0; TOKENS]);
+    stage.step(SEQ, 0, input, Logits::None)?;
+    stage.step(SEQ, TOKENS, StageInput::Tokens(vec![0]), Logits::Last)?;
+    stage.close(SEQ);
+    Ok(())
 }
 
 fn check(options: &BenchOptions, shape: &ModelShape) -> Result<(), BenchError> {
@@ -135,7 +180,9 @@ fn prefill(stage: &mut dyn Stage, options: &BenchOptions, vocab: u32) -> Result<
         let mut position = 0;
         for chunk in prompt.chunks(CHUNK) {
             let input = StageInput::Tokens(chunk.to_vec());
-            stage.step(seq, position, input, Logits::None)?;
+            let is_last = position + chunk.len() == prompt.len();
+            let wanted = if is_last { Logits::Last } else { Logits::None };
+            stage.step(seq, position, input, wanted)?;
             position += chunk.len();
         }
     }
@@ -147,11 +194,16 @@ fn decode(stage: &mut dyn Stage, options: &BenchOptions) -> Result<f64, BenchErr
     let mut tokens = vec![0u32; options.batch];
     let started = Instant::now();
     for step in 0..options.generate {
-        for (seq, token) in tokens.iter_mut().enumerate() {
-            let input = StageInput::Tokens(vec![*token]);
-            let position = options.prompt + step;
-            let output = stage.step(seq as u64, position, input, Logits::Last)?;
-            *token = highest(&output);
+        let position = options.prompt + step;
+        let batch = tokens.iter().enumerate().map(|(seq, token)| StepRequest {
+            seq: seq as u64,
+            position,
+            input: StageInput::Tokens(vec![*token]),
+            want_logits: Logits::Last,
+        });
+        let outputs = stage.run(batch.collect());
+        for (token, output) in tokens.iter_mut().zip(outputs) {
+            *token = highest(&output?);
         }
     }
     let generated = options.generate * options.batch;

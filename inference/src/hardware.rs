@@ -6,7 +6,7 @@ mod speed;
 
 pub use cpu::{CpuError, IsaName, check_cpu, chosen_isa, cores, isa, isas};
 pub use gpu::{Gpu, GpuKind};
-pub use speed::{Measured, measure};
+pub use speed::{Limits, Measured, measure, measure_limits};
 
 use serde::{Deserialize, Serialize};
 

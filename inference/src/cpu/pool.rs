@@ -52,6 +52,7 @@ unsafe impl Send for Shared {}
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    is_pinned: bool,
 }
 
 impl Pool {
@@ -70,16 +71,17 @@ impl Pool {
         let mut pool = Self {
             shared,
             workers: Vec::new(),
+            // Only when the threads fill the machine: several smaller stages would otherwise
+            // crowd on the first cores.
+            is_pinned: threads > 1 && threads == crate::hardware::cores(),
         };
-        // Pinned only when the threads fill the machine: several smaller stages would otherwise
-        // crowd on the first cores.
-        let is_whole_machine = std::env::var_os("PIN").is_some() && threads == crate::hardware::cores();
+        let is_pinned = pool.is_pinned;
         for worker in 1..threads {
             let shared = Arc::clone(&pool.shared);
             let started = std::thread::Builder::new()
                 .name(format!("accel-compute-{worker}"))
                 .spawn(move || {
-                    if is_whole_machine {
+                    if is_pinned {
                         pin::to_core(worker);
                     }
                     shared.work();
@@ -93,6 +95,12 @@ impl Pool {
     /// Threads that compute, the caller included.
     pub(crate) fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Keeps the caller off the workers' cores until the guard is dropped. Without this the
+    /// system may leave it on the core of a worker for a whole step.
+    pub(crate) fn pin_caller(&self) -> Option<pin::Guard> {
+        self.is_pinned.then(pin::caller).flatten()
     }
 
     /// Calls `function` once for each number below `tasks`, on all threads. A panic in a task
@@ -247,6 +255,23 @@ fn wait_a_little(turns: u32) {
 mod pin {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+    /// Gives the thread back the cores that it had before.
+    pub(crate) struct Guard(CpuSet);
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            // It was allowed before; if it no longer is, the system has chosen other cores.
+            let _ = sched_setaffinity(None, &self.0);
+        }
+    }
+
+    /// Keeps the calling thread on the first core.
+    pub(super) fn caller() -> Option<Guard> {
+        let before = sched_getaffinity(None).ok()?;
+        to_core(0);
+        Some(Guard(before))
+    }
+
     /// Keeps the calling thread on one of the cores that the process may use.
     pub(super) fn to_core(index: usize) {
         let Ok(allowed) = sched_getaffinity(None) else {
@@ -267,6 +292,12 @@ mod pin {
 #[cfg(not(target_os = "linux"))]
 mod pin {
     /// Other systems have no such call, or only hints.
+    pub(crate) struct Guard;
+
+    pub(super) fn caller() -> Option<Guard> {
+        None
+    }
+
     pub(super) fn to_core(_: usize) {}
 }
 

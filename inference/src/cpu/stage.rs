@@ -309,6 +309,7 @@ impl Stage for CpuStage {
             }
         }
         if !sound.is_empty() {
+            let _pinned = self.pool.pin_caller();
             self.run_layers(&mut sound, &mut x);
             let mut logits = self.logits(&mut sound, &x);
             for one in &mut sound {

@@ -22,6 +22,31 @@ pub fn measure(threads: Option<usize>) -> Measured {
     }
 }
 
+/// What the machine can do at most, as the kernels see it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Bytes per second, in units of 10⁹, that plain reading gets through.
+    pub memory_gb_s: f64,
+    /// Products of eight-bit integers per second, in units of 10⁹.
+    pub int8_gmac_s: f64,
+}
+
+/// Measures the limits for four tenths of a second; zeros where that is not possible.
+pub fn measure_limits(threads: Option<usize>) -> Limits {
+    let threads = threads.unwrap_or_else(cores).clamp(1, MAX_THREADS);
+    let probe = chosen_isa().ok().and_then(|isa| Probe::new(threads, isa));
+    let Some(mut probe) = probe else {
+        return Limits {
+            memory_gb_s: 0.0,
+            int8_gmac_s: 0.0,
+        };
+    };
+    Limits {
+        memory_gb_s: probe.memory_gb_s(),
+        int8_gmac_s: probe.int8_gmac_s(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
