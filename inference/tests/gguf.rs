@@ -426,6 +426,9 @@ fn damage() -> impl Strategy<Value = Damage> {
     ]
 }
 
+/// Writes what is expensive.
+type Fill = fn(&mut Writer);
+
 fn strings(count: usize, text: &str) -> Value {
     Value::Array(Array::Str(vec![text.into(); count]))
 }
@@ -433,7 +436,7 @@ fn strings(count: usize, text: &str) -> Value {
 /// Files that are as expensive as a small file can be.
 #[test]
 fn no_valid_header_takes_more_than_its_share_of_memory() {
-    let files: [(&str, fn(&mut Writer)); 8] = [
+    let files: [(&str, Fill); 8] = [
         ("empty strings", |writer| {
             writer.set("tokenizer.ggml.model", Value::Str("gpt2".into()));
             writer.set("tokenizer.ggml.tokens", strings(50_000, ""));
