@@ -57,19 +57,19 @@ pub enum SyntheticArch {
 }
 
 impl SyntheticArch {
-    /// Every architecture that the engine runs.
-    pub const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Gemma3];
-
-    /// The others: what the engine cannot run yet, or runs as a form of one in [`Self::ALL`].
-    pub const PLANNED: [Self; 11] = [
+    /// Every kind.
+    pub const ALL: [Self; 14] = [
+        Self::Llama,
         Self::LlamaLinear,
         Self::LlamaLlama3,
         Self::LlamaYarn,
         Self::Mistral,
         Self::Mixtral,
+        Self::Qwen2,
         Self::Qwen2Moe,
         Self::Qwen3,
         Self::Gemma2,
+        Self::Gemma3,
         Self::Gemma3Linear,
         Self::Phi3,
         Self::Phi3Long,

@@ -12,32 +12,6 @@ use accel_inference::{
 use serde::Deserialize;
 use std::path::Path;
 
-/// Models that the engine runs.
-const RUN: [&str; 8] = [
-    "llama",
-    "llama-linear",
-    "llama-llama3",
-    "mistral",
-    "qwen2",
-    "gemma3",
-    "gemma3-linear",
-    "llama-q8_0",
-];
-
-/// Models that it will run, and refuses until then.
-const PLANNED: [&str; 10] = [
-    "llama-yarn",
-    "mixtral",
-    "qwen2moe",
-    "qwen3",
-    "gemma2",
-    "phi3",
-    "phi3-short",
-    "phi3-long",
-    "mixtral-q8_0",
-    "phi3-q8_0",
-];
-
 /// The largest difference of a logit that passes, in standard deviations of the logits.
 ///
 /// The weights are plain floats and the data has six digits, so little tells the two apart: the
@@ -140,7 +114,7 @@ fn logits(stage: &mut dyn Stage, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> 
 #[test]
 fn the_logits_are_those_of_another_implementation() {
     let mut failures = Vec::new();
-    for name in RUN {
+    for name in MODELS.map(|model| model.name) {
         let golden = Golden::read(name);
         let model = model(name);
         let tolerance = match model.spec.quantisation {
@@ -172,22 +146,5 @@ fn the_logits_are_of_the_models_that_are_generated_today() {
             "{}: run tests/python/golden.py again",
             model.name
         );
-    }
-}
-
-#[test]
-fn every_model_is_either_run_or_planned() {
-    for model in MODELS {
-        let is_run = RUN.contains(&model.name);
-        assert_ne!(is_run, PLANNED.contains(&model.name), "{}", model.name);
-    }
-    assert_eq!(RUN.len() + PLANNED.len(), MODELS.len());
-}
-
-#[test]
-fn what_is_planned_is_refused_until_then() {
-    for name in PLANNED {
-        let outcome = load(&model(name));
-        assert!(outcome.is_err(), "{name} loads: list it in RUN");
     }
 }
