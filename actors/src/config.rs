@@ -56,6 +56,8 @@ pub struct Limits {
     pub max_sessions: usize,
     /// Requests that wait for one of them to end.
     pub max_waiting: usize,
+    /// How long a session waits for memory that other sessions hold.
+    pub memory_wait: Duration,
     /// How long an advert is believed.
     pub advert_ttl: Duration,
     /// How long the header of a model may take to arrive.
@@ -83,6 +85,7 @@ impl Default for Limits {
         Self {
             max_sessions: 8,
             max_waiting: 32,
+            memory_wait: Duration::from_secs(30),
             advert_ttl: Duration::from_secs(15),
             header_timeout: Duration::from_secs(30),
             block_timeout: Duration::from_secs(5),

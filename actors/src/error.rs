@@ -9,6 +9,9 @@ use thiserror::Error;
 use crate::models::ModelsError;
 use crate::planner::PlanError;
 
+/// The code of refusals because sessions hold the memory: it comes free when they end.
+pub(crate) const MEMORY_IN_USE: &str = "memory_in_use";
+
 /// Families of errors, as a client must react to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

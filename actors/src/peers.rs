@@ -161,6 +161,7 @@ fn kind_of(code: &str) -> crate::error::ErrorKind {
     match code {
         "content_not_found" => ErrorKind::NotFound,
         "unsupported_model" | "bad_model_file" | "bad_request" => ErrorKind::BadRequest,
+        crate::error::MEMORY_IN_USE => ErrorKind::Overloaded,
         _ => ErrorKind::Unavailable,
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! Prepare ─► header ─► reserve memory ─► fetch blocks ─► load ─► open KV ─► Ready
 //! Commit  ─► the route is known: where steps come from, where results go
-//! Step    ─► fence (epoch, position) ─► compute thread ─► outlet ─► next stage or coordinator
+//! Step    ─► fence (epoch, position) ─► batch ─► compute thread ─► outlet ─► next stage or coordinator
 //! Release, Abort, an expired lease ─► KV freed; the weights stay until memory is needed
 //! ```
 //!
@@ -15,16 +15,20 @@
 //! | `shelf.rs` | loaded stages, shared by sessions, least recently used out first |
 //! | `ledger.rs` | the memory they and their KV caches take; pure |
 //! | `fence.rs` | which steps may be applied; pure |
-//! | `engine.rs` | one compute thread per loaded stage, behind a bounded queue |
+//! | `engine.rs` | one compute thread per loaded stage, which computes batches |
+//! | `queue.rs` | what waits for it; bounded |
+//! | `batch.rs` | which steps of which sessions are computed together; pure |
 //! | `complaints.rs` | answers to steps for sessions that are not here |
 //! | `outlet.rs` | where the results of a session's steps go, and what is kept for repeats |
 
+mod batch;
 mod complaints;
 mod engine;
 mod fence;
 mod ledger;
 mod outlet;
 mod prepare;
+mod queue;
 mod seat;
 mod server;
 mod shelf;

@@ -17,6 +17,8 @@ pub(crate) struct Telemetry {
     tokens: IntCounter,
     rows: IntCounter,
     step_seconds: Histogram,
+    batch_rows: Histogram,
+    batch_sessions: Histogram,
     prepare_seconds: Histogram,
     bytes_fetched: IntCounter,
     blocks_fetched: IntCounter,
@@ -29,6 +31,7 @@ pub(crate) struct Telemetry {
 const FAST: [f64; 12] = [
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0,
 ];
+const POWERS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 const SLOW: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 300.0];
 
 impl Telemetry {
@@ -69,8 +72,18 @@ impl Telemetry {
             ),
             step_seconds: histogram(
                 "accel_stage_step_seconds",
-                "Time that a stage of this node computes one step",
+                "Time that a stage of this node computes one step: a batch of one or more sessions",
                 &FAST,
+            ),
+            batch_rows: histogram(
+                "accel_stage_batch_rows",
+                "Positions that a stage of this node computes in one step",
+                &POWERS,
+            ),
+            batch_sessions: histogram(
+                "accel_stage_batch_sessions",
+                "Sessions that a stage of this node serves in one step",
+                &POWERS,
             ),
             prepare_seconds: histogram(
                 "accel_stage_prepare_seconds",
@@ -119,8 +132,10 @@ impl Telemetry {
         self.tokens.inc();
     }
 
-    pub(crate) fn step_computed(&self, rows: u64, took: Duration) {
-        self.rows.inc_by(rows);
+    pub(crate) fn batch_computed(&self, rows: usize, sessions: usize, took: Duration) {
+        self.rows.inc_by(rows as u64);
+        self.batch_rows.observe(rows as f64);
+        self.batch_sessions.observe(sessions as f64);
         self.step_seconds.observe(took.as_secs_f64());
     }
 

@@ -4,16 +4,27 @@
 //! A file that names an architecture which is not listed is refused; none quietly becomes
 //! another.
 
+mod gemma2;
 mod gemma3;
 mod llama;
+mod phi3;
 mod qwen2;
+mod qwen2moe;
+mod qwen3;
 
-use crate::candle::{Layer, LayerWeights, RopeSpec};
+use crate::cpu::{ExpertsSpec, Gate, LayerSpec, RopeSpec};
 use crate::gguf::Gguf;
 use crate::shape::{Keys, ModelError, ModelShape};
-use crate::stage::LoadError;
 
-static ARCHITECTURES: [&dyn Architecture; 3] = [&llama::Llama, &qwen2::Qwen2, &gemma3::Gemma3];
+static ARCHITECTURES: [&dyn Architecture; 7] = [
+    &llama::Llama,
+    &qwen2::Qwen2,
+    &qwen2moe::Qwen2Moe,
+    &qwen3::Qwen3,
+    &gemma2::Gemma2,
+    &gemma3::Gemma3,
+    &phi3::Phi3,
+];
 
 /// A family of models.
 pub(crate) trait Architecture: Sync {
@@ -24,15 +35,10 @@ pub(crate) trait Architecture: Sync {
     fn hyper(&self, keys: &Keys<'_>, shape: &ModelShape) -> Result<Hyper, ModelError>;
 
     /// The tensors of a layer; a layer that has others is refused.
-    fn layer_tensors(&self, shape: &ModelShape) -> Vec<TensorSpec>;
+    fn layer_tensors(&self, shape: &ModelShape, hyper: &Hyper) -> Vec<TensorSpec>;
 
-    /// Loads one layer.
-    fn load_layer(
-        &self,
-        weights: &LayerWeights<'_>,
-        shape: &ModelShape,
-        hyper: &Hyper,
-    ) -> Result<Box<dyn Layer>, LoadError>;
+    /// How layer `layer` computes.
+    fn layer(&self, layer: u32, shape: &ModelShape, hyper: &Hyper) -> LayerSpec;
 }
 
 /// Numbers of the forward pass that are not sizes.
@@ -42,12 +48,70 @@ pub(crate) struct Hyper {
     pub rms_eps: f32,
     /// The token embedding is multiplied by this.
     pub embedding_scale: f32,
+    /// Scores of the attention are squeezed into ± this.
+    pub score_softcap: Option<f32>,
     /// Logits are squeezed into ± this.
     pub logit_softcap: Option<f32>,
     /// The kinds of rotary embedding that the layers choose from.
     pub ropes: Vec<RopeSpec>,
+    /// What takes their place in long sequences.
+    pub long: Option<LongRopes>,
     /// How many tokens back the layers with a sliding window see, the token itself included.
     pub window: Option<usize>,
+    /// Of as many layers, the last sees the whole sequence.
+    pub window_pattern: u32,
+    /// The mixture of experts.
+    pub experts: Option<ExpertsSpec>,
+}
+
+/// Rotary embeddings of long sequences.
+#[derive(Debug, Clone)]
+pub(crate) struct LongRopes {
+    /// Sequences that may grow beyond this are long.
+    pub threshold: usize,
+    /// As many as there are usual ones.
+    pub ropes: Vec<RopeSpec>,
+}
+
+impl Hyper {
+    /// What most architectures have; they set what is different in theirs.
+    fn plain(keys: &Keys<'_>, rope: RopeSpec) -> Result<Self, ModelError> {
+        Ok(Self {
+            rms_eps: keys.positive("attention.layer_norm_rms_epsilon")?,
+            embedding_scale: 1.0,
+            score_softcap: None,
+            logit_softcap: None,
+            ropes: vec![rope],
+            long: None,
+            window: None,
+            window_pattern: 1,
+            experts: None,
+        })
+    }
+
+    /// Every rotary embedding.
+    pub(crate) fn all_ropes(&self) -> impl Iterator<Item = &RopeSpec> {
+        let long = self.long.iter().flat_map(|long| &long.ropes);
+        self.ropes.iter().chain(long)
+    }
+
+    /// Whether a layer sees the whole sequence.
+    fn is_global(&self, layer: u32) -> bool {
+        (layer + 1).is_multiple_of(self.window_pattern.max(1))
+    }
+}
+
+/// A layer as most architectures have it.
+fn plain_layer(shape: &ModelShape, hyper: &Hyper) -> LayerSpec {
+    LayerSpec {
+        rope: 0,
+        window: None,
+        score_scale: 1.0 / (shape.head_dim as f32).sqrt(),
+        score_cap: hyper.score_softcap,
+        gate: Gate::Silu,
+        rms_eps: hyper.rms_eps,
+        experts: hyper.experts,
+    }
 }
 
 /// A tensor that a layer has.
@@ -79,6 +143,15 @@ impl TensorSpec {
         }
     }
 
+    /// The weight matrices of `count` experts.
+    fn matrices(name: &'static str, columns: u32, rows: u32, count: usize) -> Self {
+        Self {
+            name,
+            dims: vec![columns.into(), rows.into(), count as u64],
+            required: true,
+        }
+    }
+
     /// The same, but a layer may lack it.
     fn optional(self) -> Self {
         Self {
@@ -93,8 +166,8 @@ impl TensorSpec {
     }
 }
 
-/// The tensors that every architecture here has.
-fn common_tensors(shape: &ModelShape) -> Vec<TensorSpec> {
+/// Norms and attention with separate queries, keys and values.
+fn attention_tensors(shape: &ModelShape) -> Vec<TensorSpec> {
     let hidden = shape.hidden;
     let (queries, keys) = (shape.query_width(), shape.kv_width());
     vec![
@@ -104,10 +177,88 @@ fn common_tensors(shape: &ModelShape) -> Vec<TensorSpec> {
         TensorSpec::matrix("attn_v.weight", hidden, keys),
         TensorSpec::matrix("attn_output.weight", queries, hidden),
         TensorSpec::vector("ffn_norm.weight", hidden),
-        TensorSpec::matrix("ffn_gate.weight", hidden, shape.feed_forward),
-        TensorSpec::matrix("ffn_up.weight", hidden, shape.feed_forward),
-        TensorSpec::matrix("ffn_down.weight", shape.feed_forward, hidden),
     ]
+}
+
+/// The biases of queries, keys and values.
+fn bias_tensors(shape: &ModelShape) -> [TensorSpec; 3] {
+    [
+        TensorSpec::vector("attn_q.bias", shape.query_width()),
+        TensorSpec::vector("attn_k.bias", shape.kv_width()),
+        TensorSpec::vector("attn_v.bias", shape.kv_width()),
+    ]
+}
+
+/// The norms of single query and key heads.
+fn head_norm_tensors(shape: &ModelShape) -> [TensorSpec; 2] {
+    [
+        TensorSpec::vector("attn_q_norm.weight", shape.head_dim),
+        TensorSpec::vector("attn_k_norm.weight", shape.head_dim),
+    ]
+}
+
+/// The norms behind the two parts of a layer.
+fn post_norm_tensors(shape: &ModelShape) -> [TensorSpec; 2] {
+    [
+        TensorSpec::vector("post_attention_norm.weight", shape.hidden),
+        TensorSpec::vector("post_ffw_norm.weight", shape.hidden),
+    ]
+}
+
+/// A gated feed-forward part, or a mixture of them.
+fn feed_forward_tensors(shape: &ModelShape, hyper: &Hyper) -> Vec<TensorSpec> {
+    let hidden = shape.hidden;
+    let Some(experts) = hyper.experts else {
+        return vec![
+            TensorSpec::matrix("ffn_gate.weight", hidden, shape.feed_forward),
+            TensorSpec::matrix("ffn_up.weight", hidden, shape.feed_forward),
+            TensorSpec::matrix("ffn_down.weight", shape.feed_forward, hidden),
+        ];
+    };
+    let (count, width) = (experts.count, experts.width);
+    let mut tensors = vec![
+        TensorSpec::matrix("ffn_gate_inp.weight", hidden, count as u32),
+        TensorSpec::matrices("ffn_gate_exps.weight", hidden, width, count),
+        TensorSpec::matrices("ffn_up_exps.weight", hidden, width, count),
+        TensorSpec::matrices("ffn_down_exps.weight", width, hidden, count),
+    ];
+    if let Some(shared) = experts.shared {
+        tensors.extend([
+            TensorSpec::vector("ffn_gate_inp_shexp.weight", hidden),
+            TensorSpec::matrix("ffn_gate_shexp.weight", hidden, shared),
+            TensorSpec::matrix("ffn_up_shexp.weight", hidden, shared),
+            TensorSpec::matrix("ffn_down_shexp.weight", shared, hidden),
+        ]);
+    }
+    tensors
+}
+
+/// Most experts of a layer, far above what models have.
+const MOST_EXPERTS: u32 = 1 << 12;
+
+/// Reads how many experts there are, if any; `width` is theirs where the file does not say.
+fn read_experts(
+    keys: &Keys<'_>,
+    width: u32,
+    renormalise: bool,
+) -> Result<Option<ExpertsSpec>, ModelError> {
+    let count = keys.u32_or("expert_count", 0)?;
+    if count == 0 {
+        return Ok(None);
+    }
+    let used = keys.u32("expert_used_count")?;
+    if count > MOST_EXPERTS || used == 0 || used > count {
+        return Err(ModelError::UnsupportedFeature {
+            feature: format!("a mixture of {count} experts of which {used} are used"),
+        });
+    }
+    Ok(Some(ExpertsSpec {
+        count: count as usize,
+        used: used as usize,
+        width: keys.u32_or("expert_feed_forward_length", width)?,
+        shared: None,
+        renormalise,
+    }))
 }
 
 /// Refuses what would need another forward pass than the plain one.

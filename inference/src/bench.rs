@@ -1,6 +1,6 @@
 //! Speed of the local engine on one model file; no node is involved.
 
-use crate::candle::NUMERICS;
+use crate::cpu::NUMERICS;
 use crate::gguf::{Gguf, GgufError};
 use crate::hardware;
 use crate::layers::LayerRange;

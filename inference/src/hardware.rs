@@ -4,7 +4,7 @@ mod cpu;
 mod gpu;
 mod speed;
 
-pub use cpu::{CpuError, check_cpu, cores, isa};
+pub use cpu::{CpuError, IsaName, check_cpu, chosen_isa, cores, isa, isas};
 pub use gpu::{Gpu, GpuKind};
 pub use speed::{Measured, measure};
 

@@ -6,8 +6,8 @@
 //! 2. [`shape`] reads the sizes, refuses what cannot be run, and says which bytes of the file a
 //!    range of layers needs;
 //! 3. [`stage`] is the seam where backends meet: [`load_stage`] gives a [`Stage`] that takes
-//!    token ids or activations and gives activations or logits. The `candle` module is the CPU
-//!    backend; `arch` has one file per architecture.
+//!    token ids or activations and gives activations or logits. The `cpu` module is the
+//!    backend on our own kernels; `arch` has one file per architecture.
 //!
 //! The text side: [`tokenizer`] turns text into tokens and back, [`chat`] writes a conversation as
 //! the model wants it, [`sampler`] draws the next token, [`stop`] watches for stop texts.
@@ -17,8 +17,8 @@
 
 mod arch;
 pub mod bench;
-mod candle;
 pub mod chat;
+mod cpu;
 pub mod eval;
 pub mod gguf;
 pub mod hardware;

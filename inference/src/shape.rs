@@ -11,7 +11,7 @@ mod ranges;
 pub use error::ModelError;
 pub(crate) use keys::Keys;
 
-use crate::arch::{self, Architecture, TensorSpec};
+use crate::arch::{self, Architecture, Hyper, TensorSpec};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::layers::LayerRange;
 use crate::quant;
@@ -25,6 +25,11 @@ pub(crate) const OUTPUT_NORM: &str = "output_norm.weight";
 pub(crate) const OUTPUT: &str = "output.weight";
 /// Divisors of the rope frequencies, one per pair of dimensions; few models have them.
 pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
+/// The same for models with two sets: for usual contexts, and for long ones.
+pub(crate) const ROPE_SHORT: &str = "rope_factors_short.weight";
+pub(crate) const ROPE_LONG: &str = "rope_factors_long.weight";
+/// All of them.
+const ROPES: [&str; 3] = [ROPE_FREQS, ROPE_SHORT, ROPE_LONG];
 
 /// Letters of a model's name that are kept.
 const MAX_NAME: usize = 128;
@@ -72,8 +77,8 @@ impl ModelShape {
         let architecture = arch::of(gguf)?;
         let mut shape = Self::read_sizes(gguf, architecture)?;
         shape.check_sizes()?;
-        arch::hyper(gguf, &shape)?;
-        shape.check_tensors(gguf, architecture)?;
+        let hyper = arch::hyper(gguf, &shape)?;
+        shape.check_tensors(gguf, architecture, &hyper)?;
         shape.measure(gguf);
         Ok(shape)
     }
@@ -110,7 +115,7 @@ impl ModelShape {
             embedding_bytes: 0,
             head_bytes: 0,
             tied_embeddings: gguf.tensor(OUTPUT).is_none(),
-            kv_bytes_per_token_layer: kv_values * size_of::<f32>() as u64,
+            kv_bytes_per_token_layer: kv_values * size_of::<u16>() as u64,
             quantisation: quant::name_of(gguf),
         })
     }
@@ -143,14 +148,21 @@ impl ModelShape {
         Ok(())
     }
 
-    fn check_tensors(&self, gguf: &Gguf, arch: &dyn Architecture) -> Result<(), ModelError> {
+    fn check_tensors(
+        &self,
+        gguf: &Gguf,
+        arch: &dyn Architecture,
+        hyper: &Hyper,
+    ) -> Result<(), ModelError> {
         let hidden = u64::from(self.hidden);
         let table = [hidden, u64::from(self.vocab)];
         check(gguf, EMBEDDING, &table, true)?;
         check(gguf, OUTPUT, &table, false)?;
         check(gguf, OUTPUT_NORM, &[hidden], true)?;
-        check(gguf, ROPE_FREQS, &[u64::from(self.head_dim) / 2], false)?;
-        let specs = arch.layer_tensors(self);
+        for rope in hyper.all_ropes() {
+            check(gguf, rope.divisors, &[rope.turned as u64 / 2], false)?;
+        }
+        let specs = arch.layer_tensors(self, hyper);
         for layer in 0..self.layers {
             for spec in &specs {
                 let name = spec.full_name(layer);
@@ -163,7 +175,8 @@ impl ModelShape {
     /// A tensor that the architecture does not use means that this is not quite that
     /// architecture: computing without it would give wrong answers.
     fn refuse_strangers(&self, gguf: &Gguf, specs: &[TensorSpec]) -> Result<(), ModelError> {
-        let shared = [EMBEDDING, OUTPUT, OUTPUT_NORM, ROPE_FREQS];
+        let mut shared = vec![EMBEDDING, OUTPUT, OUTPUT_NORM];
+        shared.extend(ROPES);
         for tensor in &gguf.tensors {
             let known = match ranges::layer_of(&tensor.name) {
                 Some((layer, suffix)) => {

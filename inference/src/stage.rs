@@ -7,7 +7,7 @@ mod error;
 
 pub use error::{LoadError, StageError};
 
-use crate::candle::{CandleStage, NUMERICS};
+use crate::cpu::{CpuStage, NUMERICS};
 use crate::gguf::Gguf;
 use crate::hardware;
 use crate::layers::LayerRange;
@@ -116,6 +116,14 @@ pub trait Stage: Send {
     /// Forgets all tokens of a sequence from number `len` on.
     fn truncate(&mut self, seq: SeqId, len: usize) -> Result<(), StageError>;
 
+    /// Keys and values of some tokens of a sequence, in a form that a stage of the same layers and
+    /// numerics class takes with [`Stage::import`].
+    fn export(&self, seq: SeqId, tokens: std::ops::Range<usize>) -> Result<Vec<u8>, StageError>;
+
+    /// Appends tokens whose keys and values another stage gave. `position` must equal
+    /// [`Stage::len`].
+    fn import(&mut self, seq: SeqId, position: usize, data: &[u8]) -> Result<(), StageError>;
+
     /// Number of tokens that the sequence holds, or `None` when it is not open.
     fn len(&self, seq: SeqId) -> Option<usize>;
 
@@ -187,12 +195,12 @@ pub fn load_stage(
     range: LayerRange,
     options: &LoadOptions,
 ) -> Result<Box<dyn Stage>, LoadError> {
-    hardware::check_cpu()?;
+    let isa = hardware::chosen_isa()?;
     match options.device {
         Device::Auto | Device::Cpu => {
             let threads = options.threads.unwrap_or_else(hardware::cores);
             let threads = threads.clamp(1, MAX_THREADS);
-            let stage = CandleStage::load(path, gguf, range, threads)?;
+            let stage = CpuStage::load(path, gguf, range, threads, isa)?;
             Ok(Box::new(stage))
         }
         device => Err(LoadError::DeviceUnavailable {

@@ -4,47 +4,85 @@
 //! template), so a whole node runs on it; only its answers mean nothing. Equal specifications
 //! give equal bytes on every machine.
 
+pub mod golden;
+mod recipe;
+mod sizes;
+mod tensors;
 mod tokenizer;
 mod weights;
 
 use crate::gguf::writer::Writer;
-use crate::gguf::{GgufError, TensorType, Value};
+use crate::gguf::{GgufError, TensorType};
+use recipe::Recipe;
 use std::path::Path;
-use tokenizer::Kind;
-use weights::{Random, Rows};
 
-/// Width of one head.
-const HEAD_DIM: u32 = 16;
-/// Query heads that share a key-value head.
-const GROUP: u32 = 2;
 /// The hidden width must be a multiple of this, so that heads and quantised blocks come out even.
 const HIDDEN_STEP: u32 = 64;
 /// Largest sizes that are generated; these files are meant to be small.
 const MAX_LAYERS: u32 = 256;
 const MAX_HIDDEN: u32 = 4096;
-/// Sliding window of the generated `gemma3`, short enough to matter in a short test.
-const WINDOW: u32 = 16;
 
-/// Architectures that can be generated.
+/// Models that can be generated: one for each architecture, and one for each form of it that
+/// computes differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "each variant is named after its architecture")]
 pub enum SyntheticArch {
+    /// `llama`, with divisors of its rope frequencies.
     Llama,
+    /// `llama` with a rotary embedding that is stretched evenly.
+    LlamaLinear,
+    /// `llama` with the divisors that Llama 3 has.
+    LlamaLlama3,
+    /// `llama` with a rotary embedding stretched by YaRN.
+    LlamaYarn,
+    /// `llama` whose queries are wider than the hidden state, as in Mistral Nemo.
+    Mistral,
+    /// `llama` with a mixture of experts.
+    Mixtral,
+    /// `qwen2`.
     Qwen2,
+    /// `qwen2moe`: a mixture of experts, and one that always takes part.
+    Qwen2Moe,
+    /// `qwen3`.
+    Qwen3,
+    /// `gemma2`.
+    Gemma2,
+    /// `gemma3`.
     Gemma3,
+    /// `gemma3` whose layers without a window have a stretched rotary embedding.
+    Gemma3Linear,
+    /// `phi3`.
+    Phi3,
+    /// `phi3` with divisors for short and for long sequences, and heads that turn in part.
+    Phi3Long,
 }
 
 impl SyntheticArch {
-    /// Every architecture.
+    /// Every architecture that the engine runs.
     pub const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Gemma3];
+
+    /// The others: what the engine cannot run yet, or runs as a form of one in [`Self::ALL`].
+    pub const PLANNED: [Self; 11] = [
+        Self::LlamaLinear,
+        Self::LlamaLlama3,
+        Self::LlamaYarn,
+        Self::Mistral,
+        Self::Mixtral,
+        Self::Qwen2Moe,
+        Self::Qwen3,
+        Self::Gemma2,
+        Self::Gemma3Linear,
+        Self::Phi3,
+        Self::Phi3Long,
+    ];
 
     /// The value of `general.architecture`.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Qwen2 => "qwen2",
-            Self::Gemma3 => "gemma3",
-        }
+        Recipe::of(self).arch
+    }
+
+    /// A name of its own for each, e.g. `llama-yarn`.
+    pub fn label(self) -> &'static str {
+        Recipe::of(self).label
     }
 }
 
@@ -93,18 +131,6 @@ impl SyntheticSpec {
         }
         Err(SyntheticError::BadSpec { spec: *self })
     }
-
-    fn feed_forward(&self) -> u32 {
-        self.hidden * 2
-    }
-
-    fn heads(&self) -> u32 {
-        self.hidden / HEAD_DIM
-    }
-
-    fn kv_heads(&self) -> u32 {
-        self.heads() / GROUP
-    }
 }
 
 /// Why no file was generated.
@@ -142,137 +168,10 @@ pub fn generate_bytes(spec: &SyntheticSpec) -> Result<Vec<u8>, SyntheticError> {
 
 fn writer(spec: &SyntheticSpec) -> Result<Writer, SyntheticError> {
     spec.check()?;
+    let recipe = Recipe::of(spec.arch);
     let mut writer = Writer::new();
-    set_sizes(&mut writer, spec);
-    let kind = match spec.arch {
-        SyntheticArch::Gemma3 => Kind::SentencePiece,
-        SyntheticArch::Llama | SyntheticArch::Qwen2 => Kind::BytePairs,
-    };
-    let special = tokenizer::write(&mut writer, kind, spec.vocab);
-    add_tensors(&mut writer, spec, &special)?;
+    sizes::write(&mut writer, spec, recipe);
+    let special = tokenizer::write(&mut writer, recipe.tokenizer, spec.vocab);
+    tensors::add(&mut writer, spec, recipe, &special)?;
     Ok(writer)
-}
-
-fn set_sizes(writer: &mut Writer, spec: &SyntheticSpec) {
-    let arch = spec.arch.name();
-    writer.set("general.architecture", Value::Str(arch.to_owned()));
-    writer.set("general.type", Value::Str("model".to_owned()));
-    let name = format!("synthetic {arch} {}x{}", spec.layers, spec.hidden);
-    writer.set("general.name", Value::Str(name));
-    let sizes = [
-        ("block_count", spec.layers),
-        ("context_length", spec.context),
-        ("embedding_length", spec.hidden),
-        ("feed_forward_length", spec.feed_forward()),
-        ("attention.head_count", spec.heads()),
-        ("attention.head_count_kv", spec.kv_heads()),
-        ("attention.key_length", HEAD_DIM),
-        ("attention.value_length", HEAD_DIM),
-    ];
-    for (key, size) in sizes {
-        writer.set(format!("{arch}.{key}"), Value::U32(size));
-    }
-    let eps = format!("{arch}.attention.layer_norm_rms_epsilon");
-    writer.set(eps, Value::F32(1e-6));
-    writer.set(format!("{arch}.rope.freq_base"), Value::F32(100_000.0));
-    if spec.arch == SyntheticArch::Gemma3 {
-        let key = format!("{arch}.attention.sliding_window");
-        writer.set(key, Value::U32(WINDOW));
-    }
-}
-
-/// Adds the weights. The rows of `special` tokens are faint, so that an answer seldom ends early.
-fn add_tensors(
-    writer: &mut Writer,
-    spec: &SyntheticSpec,
-    special: &[u32],
-) -> Result<(), SyntheticError> {
-    let mut random = Random::new(spec.seed);
-    let table = Rows {
-        count: spec.vocab,
-        width: spec.hidden,
-        faint: special,
-    };
-    let mut tensors = Tensors {
-        writer,
-        random: &mut random,
-        quantisation: spec.quantisation,
-    };
-    tensors.table("token_embd.weight", &table)?;
-    for layer in 0..spec.layers {
-        add_layer(&mut tensors, spec, layer)?;
-    }
-    tensors.norm("output_norm.weight", spec.hidden);
-    if spec.arch == SyntheticArch::Llama {
-        tensors.table("output.weight", &table)?;
-        tensors.norm("rope_freqs.weight", HEAD_DIM / 2);
-    }
-    Ok(())
-}
-
-fn add_layer(
-    tensors: &mut Tensors<'_>,
-    spec: &SyntheticSpec,
-    layer: u32,
-) -> Result<(), SyntheticError> {
-    let name = |suffix: &str| format!("blk.{layer}.{suffix}");
-    let hidden = spec.hidden;
-    let (queries, keys) = (spec.heads() * HEAD_DIM, spec.kv_heads() * HEAD_DIM);
-    tensors.norm(&name("attn_norm.weight"), hidden);
-    tensors.matrix(&name("attn_q.weight"), hidden, queries)?;
-    tensors.matrix(&name("attn_k.weight"), hidden, keys)?;
-    tensors.matrix(&name("attn_v.weight"), hidden, keys)?;
-    tensors.matrix(&name("attn_output.weight"), queries, hidden)?;
-    tensors.norm(&name("ffn_norm.weight"), hidden);
-    tensors.matrix(&name("ffn_gate.weight"), hidden, spec.feed_forward())?;
-    tensors.matrix(&name("ffn_up.weight"), hidden, spec.feed_forward())?;
-    tensors.matrix(&name("ffn_down.weight"), spec.feed_forward(), hidden)?;
-    match spec.arch {
-        SyntheticArch::Llama => {}
-        SyntheticArch::Qwen2 => {
-            tensors.norm(&name("attn_q.bias"), queries);
-            tensors.norm(&name("attn_k.bias"), keys);
-            tensors.norm(&name("attn_v.bias"), keys);
-        }
-        SyntheticArch::Gemma3 => {
-            tensors.norm(&name("attn_q_norm.weight"), HEAD_DIM);
-            tensors.norm(&name("attn_k_norm.weight"), HEAD_DIM);
-            tensors.norm(&name("post_attention_norm.weight"), hidden);
-            tensors.norm(&name("post_ffw_norm.weight"), hidden);
-        }
-    }
-    Ok(())
-}
-
-/// Adds random tensors to a file.
-struct Tensors<'a> {
-    writer: &'a mut Writer,
-    random: &'a mut Random,
-    quantisation: TensorType,
-}
-
-impl Tensors<'_> {
-    /// Values around one: norm weights, biases, divisors of frequencies.
-    fn norm(&mut self, name: &str, len: u32) {
-        let bytes = weights::around_one(self.random, len);
-        self.writer
-            .tensor(name, &[len.into()], TensorType::F32, bytes);
-    }
-
-    fn matrix(&mut self, name: &str, columns: u32, rows: u32) -> Result<(), SyntheticError> {
-        let rows = Rows {
-            count: rows,
-            width: columns,
-            faint: &[],
-        };
-        self.table(name, &rows)
-    }
-
-    fn table(&mut self, name: &str, rows: &Rows<'_>) -> Result<(), SyntheticError> {
-        let values = rows.values(self.random);
-        let bytes = weights::quantise(&values, self.quantisation)?;
-        let dims = [rows.width.into(), rows.count.into()];
-        self.writer.tensor(name, &dims, self.quantisation, bytes);
-        Ok(())
-    }
 }

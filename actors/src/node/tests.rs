@@ -1,3 +1,5 @@
+mod sharing;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,6 +134,7 @@ async fn two_nodes_with_a_limit_on_layers_split_the_model_and_give_the_identical
     add_model(&whole).await;
     let expected = answer(&whole.node).await;
     let expected_long = long_answer(&whole.node).await;
+    let expected_crowd = sharing::one_by_one(&whole.node).await;
     whole.node.shutdown().await;
 
     let first = start(|config| config.max_layers = Some(5)).await;
@@ -146,6 +149,7 @@ async fn two_nodes_with_a_limit_on_layers_split_the_model_and_give_the_identical
     assert_eq!(plan.stages.len(), 2, "{plan:?}");
     assert_eq!(answer(&second.node).await, expected);
     assert_eq!(long_answer(&second.node).await, expected_long);
+    assert_eq!(sharing::all_at_once(&second.node).await, expected_crowd);
 
     let view = second.node.sessions().remove(0);
     assert_eq!(view.route.len(), 2);

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::event::{Command, Drawn, Event, Outcome, Timer};
 use super::link::Link;
-use super::machine::Machine;
+use super::machine::{CHUNK, Machine, WAITS};
 use super::pump::{self, JournalItem};
 use super::record::OpeningRecord;
 use super::show::{error_view, first_view};
@@ -32,6 +32,9 @@ const MAILBOX: usize = 128;
 /// A step may take this many times what was predicted, beyond the step timeout: other sessions
 /// share the stages.
 const PATIENCE: u64 = 20;
+/// And at every stage a step may find one chunk of another session under way, and share the batch
+/// with one more.
+const ROWS_OF_OTHERS: u64 = 2 * CHUNK as u64;
 
 /// What every session works with.
 pub(crate) struct SessionDeps {
@@ -211,11 +214,11 @@ impl SessionActor {
         let limits = &self.deps.limits;
         let within = match timer {
             Timer::Commit { .. } => limits.commit_timeout,
+            Timer::Memory { .. } => limits.memory_wait / WAITS,
             Timer::Step { rows, .. } => {
                 let token_ns = self.spec.placement.token_ns;
-                let expected = token_ns
-                    .saturating_mul(u64::from(rows))
-                    .saturating_mul(PATIENCE);
+                let rows = u64::from(rows) * PATIENCE + ROWS_OF_OTHERS;
+                let expected = token_ns.saturating_mul(rows);
                 limits.step_timeout + Duration::from_nanos(expected)
             }
         };

@@ -29,7 +29,7 @@ pub(crate) enum Event {
     /// A route to replace the one of this epoch was found.
     Planned { epoch: u64, route: Vec<RouteStage> },
     /// There is no other route.
-    NoPlan { epoch: u64 },
+    NoPlan { epoch: u64, failure: Failure },
     /// A stage is reserved, fetched and loaded.
     Prepared {
         epoch: u64,
@@ -82,6 +82,8 @@ pub(crate) struct Drawn {
 pub(crate) enum Timer {
     /// All stages to be live, once all are prepared.
     Commit { epoch: u64 },
+    /// Other sessions to give back the memory that this one needs.
+    Memory { epoch: u64 },
     /// The answer to the oldest step under way, of this many positions.
     Step { epoch: u64, step: u64, rows: u32 },
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! Opening ─► Placing ─► Committing ─► Running ─► Draining ─► Ended
 //!               ▲  │        │
-//!               └──┴────────┘  refused or lost before the first token: another route, new epoch
+//!               ├──┴────────┘  refused or lost before the first token: another route, new epoch
+//!               └─ Waiting     other sessions hold the memory: all over again, for a bounded time
 //! ```
 //!
 //! `sent` counts the tokens (prompt, then answer) that went to the stages of the live epoch. A new
@@ -23,11 +24,13 @@ use super::event::{Command, Drawn, Event, Outcome, RouteStage, StageReport, Time
 use super::text::TextPipe;
 use crate::error::Failure;
 use crate::request::FinishReason;
+pub(crate) use placement::WAITS;
 
-/// Positions per step, at most.
+/// Positions per step, at most: enough to make full use of a stage's arithmetic, and no more,
+/// because whoever shares the stage waits for as long as the step takes.
 pub(crate) const CHUNK: usize = 256;
-/// Steps under way at once: the next chunk of the prompt is computed while the last one travels.
-const STEPS_IN_FLIGHT: usize = 2;
+/// Steps under way at once, at most; the stages keep as many results for repeats.
+const STEPS_IN_FLIGHT: usize = 4;
 /// Tokens that are drawn but not yet taken by the client: a slow reader pauses its session.
 const UNREAD_TOKENS: u64 = 32;
 
@@ -45,6 +48,7 @@ pub(crate) struct Opening {
 enum Phase {
     Opening,
     Planning,
+    Waiting,
     Placing { ready: Vec<bool> },
     Committing { live: Vec<bool> },
     Running,
@@ -69,6 +73,7 @@ pub(crate) struct Machine {
     reports: BTreeMap<usize, StageReport>,
     excluded: Vec<PeerId>,
     placements: u32,
+    waits: u32,
     refusal: Option<Failure>,
     epoch: u64,
     step: u64,
@@ -92,6 +97,7 @@ impl Machine {
             reports: BTreeMap::new(),
             excluded: Vec::new(),
             placements: 0,
+            waits: 0,
             refusal: None,
             epoch: 0,
             step: 0,
@@ -121,7 +127,7 @@ impl Machine {
         match event {
             Event::Opened => self.on_opened(),
             Event::Planned { epoch, route } => self.on_planned(epoch, route),
-            Event::NoPlan { epoch } => self.on_no_plan(epoch),
+            Event::NoPlan { epoch, failure } => self.on_no_plan(epoch, failure),
             Event::Prepared {
                 epoch,
                 stage,
@@ -157,7 +163,7 @@ impl Machine {
     fn forward(&mut self) {
         let total = self.opening.prompt.len() + self.answer.len();
         let unread = self.answer.len() as u64 - self.emitted;
-        while self.sent < total && self.in_flight.len() < STEPS_IN_FLIGHT {
+        while self.sent < total && self.in_flight.len() < self.window() {
             let end = total.min(self.sent + CHUNK);
             let sample = end == total;
             if sample && unread >= UNREAD_TOKENS {
@@ -165,6 +171,12 @@ impl Machine {
             }
             self.send_step(end, sample);
         }
+    }
+
+    /// Chunks of a prompt that may be under way: one for each stage to compute, and one that
+    /// travels.
+    fn window(&self) -> usize {
+        (self.route.len() + 1).min(STEPS_IN_FLIGHT)
     }
 
     fn send_step(&mut self, end: usize, sample: bool) {
@@ -319,7 +331,11 @@ impl Machine {
         match self.phase {
             Phase::Placing { .. } | Phase::Committing { .. } => self.abort_all(),
             Phase::Running => self.release_all(),
-            Phase::Opening | Phase::Planning | Phase::Draining(_) | Phase::Ended => {}
+            Phase::Opening
+            | Phase::Planning
+            | Phase::Waiting
+            | Phase::Draining(_)
+            | Phase::Ended => {}
         }
         self.phase = Phase::Ended;
         self.out.push(Command::Close(outcome));
@@ -350,7 +366,11 @@ impl Machine {
                 self.placement_failed(peer, failure);
             }
             Phase::Running => self.fail(failure),
-            Phase::Opening | Phase::Planning | Phase::Draining(_) | Phase::Ended => {}
+            Phase::Opening
+            | Phase::Planning
+            | Phase::Waiting
+            | Phase::Draining(_)
+            | Phase::Ended => {}
         }
     }
 
@@ -359,6 +379,11 @@ impl Machine {
             Timer::Commit { epoch } => {
                 if epoch == self.epoch && matches!(self.phase, Phase::Committing { .. }) {
                     self.on_commit_timeout();
+                }
+            }
+            Timer::Memory { epoch } => {
+                if epoch == self.epoch && matches!(self.phase, Phase::Waiting) {
+                    self.place_again();
                 }
             }
             Timer::Step { epoch, step, .. } => {
@@ -404,7 +429,7 @@ impl Machine {
     /// A word for where the session stands.
     pub(crate) fn state(&self) -> &'static str {
         match &self.phase {
-            Phase::Opening | Phase::Planning => "placing",
+            Phase::Opening | Phase::Planning | Phase::Waiting => "placing",
             Phase::Placing { .. } | Phase::Committing { .. } => "placing",
             Phase::Running if self.answer.is_empty() => "prefill",
             Phase::Running | Phase::Draining(_) => "decoding",

@@ -28,7 +28,9 @@ impl SessionActor {
                 }
                 Err(error) => {
                     tracing::info!(session = %session.spec.id, %error, "no other placement");
-                    session.feed(Event::NoPlan { epoch }, context);
+                    let (code, message, hint) = (error.code(), error.to_string(), error.hint());
+                    let failure = Failure::new(error.kind(), code, message, hint);
+                    session.feed(Event::NoPlan { epoch, failure }, context);
                 }
             });
         context.spawn(done);

@@ -13,7 +13,13 @@ pub(super) enum Admission {
     Gap { have: u64 },
     /// It would exceed what was reserved.
     TooLong { limit: u64 },
+    /// It would make the steps of all other sessions wait for too long.
+    TooLarge,
 }
+
+/// The most rows of one step: twice what our own coordinators send, so that they may send more
+/// some day. Whoever shares the stage waits for as long as such a step takes.
+pub(super) const MOST_ROWS: u64 = 512;
 
 /// How far a session has come on a stage, counting steps that are still being computed.
 #[derive(Debug)]
@@ -44,6 +50,9 @@ impl Fence {
         if position != self.length {
             return Admission::Gap { have: self.length };
         }
+        if rows > MOST_ROWS {
+            return Admission::TooLarge;
+        }
         if position.saturating_add(rows) > self.limit {
             return Admission::TooLong { limit: self.limit };
         }
@@ -61,6 +70,7 @@ mod tests {
     #[test]
     fn steps_apply_in_order_and_everything_else_is_told_why_not() {
         let mut fence = Fence::new(3, 10);
+        let too_many = MOST_ROWS + 1;
         let cases = [
             ((3, 1, 0, 4), Apply, "the first"),
             ((3, 1, 0, 4), Repeat, "again"),
@@ -72,6 +82,11 @@ mod tests {
             ),
             ((3, 2, 5, 1), Gap { have: 4 }, "a row is missing"),
             ((3, 2, 3, 1), Gap { have: 4 }, "a row is there already"),
+            (
+                (3, 2, 4, too_many),
+                TooLarge,
+                "more than others can wait for",
+            ),
             ((3, 2, 4, 7), TooLong { limit: 10 }, "more than reserved"),
             ((3, 2, 4, 6), Apply, "what follows"),
             ((3, 1, 0, 4), Repeat, "long ago"),

@@ -19,6 +19,8 @@ pub(crate) struct StageKey {
 pub(crate) struct Shortage {
     pub(crate) needed: u64,
     pub(crate) free: u64,
+    /// Whether it would fit if no session held anything: then it is worth waiting.
+    pub(crate) passing: bool,
 }
 
 #[derive(Debug)]
@@ -90,7 +92,11 @@ impl Ledger {
             weights
         };
         let needed = more_weights.saturating_add(kv);
-        let evicted = self.make_room(key, needed)?;
+        let evicted = self.make_room(key, needed).map_err(|free| Shortage {
+            needed,
+            free,
+            passing: weights.saturating_add(kv) <= self.limit,
+        })?;
         let entry = self.weights.entry(key).or_insert_with(|| Weights {
             bytes: weights,
             users: HashSet::new(),
@@ -102,8 +108,9 @@ impl Ledger {
         Ok(evicted)
     }
 
-    /// Evicts unused weights, least recently used first, until `needed` bytes are free.
-    fn make_room(&mut self, keep: StageKey, needed: u64) -> Result<Vec<StageKey>, Shortage> {
+    /// Evicts unused weights, least recently used first, until `needed` bytes are free. Where
+    /// that is not enough, says how many are free then, and evicts nothing.
+    fn make_room(&mut self, keep: StageKey, needed: u64) -> Result<Vec<StageKey>, u64> {
         let mut unused: Vec<(StageKey, Instant, u64)> = self
             .weights
             .iter()
@@ -121,7 +128,7 @@ impl Ledger {
             evicted.push(key);
         }
         if free < needed {
-            return Err(Shortage { needed, free });
+            return Err(free);
         }
         for key in &evicted {
             self.weights.remove(key);
@@ -188,10 +195,21 @@ mod tests {
             shortage,
             Err(Shortage {
                 needed: 45,
-                free: 30
+                free: 30,
+                passing: true,
             })
         );
         assert_eq!(ledger.used(), 70);
+    }
+
+    #[test]
+    fn what_would_not_fit_with_all_the_memory_is_not_worth_waiting_for() {
+        let (mut ledger, now) = (Ledger::new(100), Instant::now());
+        ledger.reserve(session(1), key(0), 60, 10, now).unwrap();
+        for (weights, kv, passing) in [(60, 40, true), (60, 41, false)] {
+            let shortage = ledger.reserve(session(2), key(1), weights, kv, now);
+            assert_eq!(shortage.map_err(|shortage| shortage.passing), Err(passing));
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::peers::Peers;
 use crate::session::table::SessionTable;
 
-/// Results that are kept for repeats: more than may be under way at once.
+/// Results that are kept for repeats: as many as may be under way at once.
 const KEPT: usize = 4;
 /// Results that may wait to be sent.
 const QUEUE: usize = 16;
@@ -115,6 +115,11 @@ impl Outlet {
     /// Tells the coordinator that a step cannot be carried out.
     pub(super) fn refuse(&self, step: u64, code: &str, message: &str) {
         self.mail(self.failed(step, code, message));
+    }
+
+    /// Whether tokens come out.
+    pub(super) fn samples(&self) -> bool {
+        matches!(self.next, Next::Sample(_))
     }
 
     /// Whether results go to this peer as the next stage.

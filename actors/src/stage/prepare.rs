@@ -12,9 +12,9 @@ use cid::Cid;
 use tokio::sync::mpsc;
 
 use super::engine::Engine;
-use super::ledger::StageKey;
+use super::ledger::{Shortage, StageKey};
 use super::server::StageDeps;
-use crate::error::{ErrorKind, Failure};
+use crate::error::{ErrorKind, Failure, MEMORY_IN_USE};
 use crate::models::Header;
 use crate::planner::human_bytes;
 
@@ -109,15 +109,7 @@ async fn prepare(
         .saturating_mul(u64::from(order.layers.len()))
         .saturating_mul(u64::from(order.max_tokens));
     let cell = deps.shelf.reserve(order.session, key, weights, kv);
-    let cell = cell.map_err(|shortage| {
-        let (needed, free) = (human_bytes(shortage.needed), human_bytes(shortage.free));
-        Failure::new(
-            ErrorKind::Unavailable,
-            "insufficient_memory",
-            format!("this node needs {needed} for the stage and has {free} free"),
-            "wait for other sessions to end, or raise --memory",
-        )
-    })?;
+    let cell = cell.map_err(short_of_memory)?;
 
     let engine = cell
         .get_or_try_init(|| async {
@@ -139,6 +131,19 @@ async fn prepare(
         numerics: engine.numerics().to_owned(),
     };
     Ok(Prepared { engine, seq, reply })
+}
+
+/// Memory that sessions hold comes free; memory that the node does not give at all never does.
+fn short_of_memory(shortage: Shortage) -> Failure {
+    let (needed, free) = (human_bytes(shortage.needed), human_bytes(shortage.free));
+    let message = format!("a node needs {needed} more for the stage and has {free} free");
+    if shortage.passing {
+        let hint =
+            "try again when other sessions have ended, ask for fewer tokens, or raise --memory";
+        return Failure::new(ErrorKind::Overloaded, MEMORY_IN_USE, message, hint);
+    }
+    let hint = "ask for fewer tokens, raise --memory, or join another node";
+    Failure::unavailable("insufficient_memory", message, hint)
 }
 
 fn refusal(error: &crate::models::ModelsError) -> Failure {
@@ -228,7 +233,11 @@ async fn load(
         threads: deps.threads,
         ..LoadOptions::default()
     };
-    let loading = tokio::task::spawn_blocking(move || load_stage(&path, &gguf, layers, &options));
+    let leave = deps.shelf.leave_to_load().await;
+    let loading = tokio::task::spawn_blocking(move || {
+        let _leave = leave;
+        load_stage(&path, &gguf, layers, &options)
+    });
     let stage = match loading.await {
         Ok(Ok(stage)) => stage,
         Ok(Err(error)) => return Err(failed(error.to_string())),

@@ -10,7 +10,7 @@ use actix::SpawnHandle;
 use tokio::sync::mpsc;
 
 use super::engine::{Engine, StepWork};
-use super::fence::{Admission, Fence};
+use super::fence::{Admission, Fence, MOST_ROWS};
 use super::ledger::StageKey;
 use super::outlet::{Outlet, StepName};
 use crate::error::Failure;
@@ -69,6 +69,13 @@ pub(super) fn apply(live: &mut Live, epoch: u64, name: StepName, input: StepInpu
         Admission::TooLong { limit } => {
             let message = format!("the step exceeds the {limit} tokens reserved");
             outlet.refuse(name.step, "context_overflow", &message);
+        }
+        Admission::TooLarge => {
+            let message = format!(
+                "the step has {} rows; a stage takes {MOST_ROWS} at a time",
+                name.rows
+            );
+            outlet.refuse(name.step, "step_too_large", &message);
         }
     }
 }

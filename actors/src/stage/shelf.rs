@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use accel_inference::SeqId;
 use accel_p2p::wire::SessionId;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use super::engine::Engine;
 use super::ledger::{Ledger, Shortage, StageKey};
@@ -20,6 +20,7 @@ pub(super) type Cell = Arc<OnceCell<Arc<Engine>>>;
 pub(crate) struct Shelf {
     inner: Mutex<Inner>,
     next_seq: AtomicU64,
+    loading: Arc<Semaphore>,
 }
 
 struct Inner {
@@ -36,7 +37,15 @@ impl Shelf {
                 cells: HashMap::new(),
             }),
             next_seq: AtomicU64::new(1),
+            loading: Arc::new(Semaphore::new(1)),
         }
+    }
+
+    /// Leave to load a stage. One is loaded at a time, because a loading that nobody waits for
+    /// any more goes on to its end, with memory that the ledger does not know of.
+    pub(super) async fn leave_to_load(&self) -> OwnedSemaphorePermit {
+        let leave = Arc::clone(&self.loading).acquire_owned().await;
+        leave.expect("the semaphore is never closed")
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

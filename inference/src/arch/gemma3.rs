@@ -4,16 +4,16 @@
 //! normed per head, the embedding is scaled by the root of its width, and five of six layers see
 //! only a sliding window, with a rotary embedding of another base.
 
-use super::{Architecture, Hyper, TensorSpec, common_tensors};
-use crate::candle::{
-    Attention, FeedForward, Gate, Layer, LayerKv, LayerWeights, Norm, Pairing, Pass, RopeSpec, add,
+use super::{
+    Architecture, Hyper, TensorSpec, attention_tensors, feed_forward_tensors, head_norm_tensors,
+    plain_layer, post_norm_tensors,
 };
+use crate::cpu::{Gate, LayerSpec, Pairing, RopeSpec, Scaling};
 use crate::shape::{Keys, ModelError, ModelShape};
-use crate::stage::LoadError;
 
 /// Every sixth layer sees the whole sequence.
 const PATTERN: u32 = 6;
-/// Base of the rotary embedding in the layers with a window; no file states it.
+/// Base of the rotary embedding in the layers with a window, where the file does not state it.
 const LOCAL_ROPE_BASE: f32 = 10_000.0;
 /// Indices into [`Hyper::ropes`].
 const GLOBAL_ROPE: usize = 0;
@@ -31,79 +31,42 @@ impl Architecture for Gemma3 {
     fn hyper(&self, keys: &Keys<'_>, shape: &ModelShape) -> Result<Hyper, ModelError> {
         let global = RopeSpec::read(keys, shape, Pairing::Halves)?;
         let local = RopeSpec {
-            base: LOCAL_ROPE_BASE,
-            divisor: 1.0,
+            base: keys.positive_or("rope.freq_base_swa", LOCAL_ROPE_BASE)?,
+            scaling: Scaling::Linear(1.0),
             ..global.clone()
         };
         let window = keys.u32("attention.sliding_window")?.max(1);
         let softcap = keys.positive_or("final_logit_softcapping", f32::INFINITY)?;
+        let plain = Hyper::plain(keys, global)?;
         Ok(Hyper {
-            rms_eps: keys.positive("attention.layer_norm_rms_epsilon")?,
             embedding_scale: (shape.hidden as f32).sqrt(),
             logit_softcap: Some(softcap).filter(|cap| cap.is_finite()),
-            ropes: vec![global, local],
+            ropes: [plain.ropes, vec![local]].concat(),
             window: Some(window as usize),
+            window_pattern: PATTERN,
+            ..plain
         })
     }
 
-    fn layer_tensors(&self, shape: &ModelShape) -> Vec<TensorSpec> {
-        let mut tensors = common_tensors(shape);
-        tensors.extend([
-            TensorSpec::vector("attn_q_norm.weight", shape.head_dim),
-            TensorSpec::vector("attn_k_norm.weight", shape.head_dim),
-            TensorSpec::vector("post_attention_norm.weight", shape.hidden),
-            TensorSpec::vector("post_ffw_norm.weight", shape.hidden),
-        ]);
+    fn layer_tensors(&self, shape: &ModelShape, hyper: &Hyper) -> Vec<TensorSpec> {
+        let mut tensors = attention_tensors(shape);
+        tensors.extend(head_norm_tensors(shape));
+        tensors.extend(post_norm_tensors(shape));
+        tensors.extend(feed_forward_tensors(shape, hyper));
         tensors
     }
 
-    fn load_layer(
-        &self,
-        weights: &LayerWeights<'_>,
-        shape: &ModelShape,
-        hyper: &Hyper,
-    ) -> Result<Box<dyn Layer>, LoadError> {
-        let eps = hyper.rms_eps;
-        let is_global = (weights.layer() + 1).is_multiple_of(PATTERN);
-        let mut attention = Attention::load(weights, shape)?;
-        attention.query_norm = Some(Norm::load(weights, "attn_q_norm.weight", eps)?);
-        attention.key_norm = Some(Norm::load(weights, "attn_k_norm.weight", eps)?);
-        if is_global {
-            attention.rope = GLOBAL_ROPE;
-        } else {
-            attention.rope = LOCAL_ROPE;
-            attention.window = hyper.window;
+    fn layer(&self, layer: u32, shape: &ModelShape, hyper: &Hyper) -> LayerSpec {
+        let mut spec = plain_layer(shape, hyper);
+        spec.gate = Gate::GeluTanh;
+        spec.rope = GLOBAL_ROPE;
+        if !hyper.is_global(layer) {
+            spec.rope = LOCAL_ROPE;
+            spec.window = hyper.window;
         }
         if shape.layers == LAYERS_OF_27B {
-            attention.scale = 1.0 / (shape.hidden as f32 / shape.heads as f32).sqrt();
+            spec.score_scale = 1.0 / (shape.hidden as f32 / shape.heads as f32).sqrt();
         }
-        Ok(Box::new(Gemma3Layer {
-            attention_norm: Norm::load(weights, "attn_norm.weight", eps)?,
-            attention,
-            post_attention_norm: Norm::load(weights, "post_attention_norm.weight", eps)?,
-            feed_forward_norm: Norm::load(weights, "ffn_norm.weight", eps)?,
-            feed_forward: FeedForward::load(weights, Gate::GeluTanh)?,
-            post_feed_forward_norm: Norm::load(weights, "post_ffw_norm.weight", eps)?,
-        }))
-    }
-}
-
-struct Gemma3Layer {
-    attention_norm: Norm,
-    attention: Attention,
-    post_attention_norm: Norm,
-    feed_forward_norm: Norm,
-    feed_forward: FeedForward,
-    post_feed_forward_norm: Norm,
-}
-
-impl Layer for Gemma3Layer {
-    fn forward(&self, pass: &Pass<'_>, x: &mut [f32], kv: &mut LayerKv) {
-        let normed = self.attention_norm.apply(x);
-        let attended = self.attention.forward(pass, &normed, kv);
-        add(x, &self.post_attention_norm.apply(&attended));
-        let normed = self.feed_forward_norm.apply(x);
-        let fed = self.feed_forward.forward(&normed);
-        add(x, &self.post_feed_forward_norm.apply(&fed));
+        spec
     }
 }

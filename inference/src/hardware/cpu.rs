@@ -1,29 +1,54 @@
-//! The processor.
+//! The processor: its cores, and which of the kernels' instruction sets it has.
+
+use std::sync::OnceLock;
 
 /// The variable that forces the kernels of one instruction set.
 const ISA_VARIABLE: &str = "ACCEL_ISA";
 
-/// Why the engine cannot run on this processor.
-#[derive(Debug, thiserror::Error)]
+/// An instruction set that the kernels are compiled for. All give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum IsaName {
+    /// Plain instructions of the architecture.
+    Scalar,
+    /// x86-64: AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64: AVX-512 F, BW, DQ, VL and VNNI.
+    Avx512,
+    /// AArch64: Advanced SIMD.
+    Neon,
+}
+
+impl IsaName {
+    const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
+
+    /// The name in `ACCEL_ISA`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Neon => "neon",
+        }
+    }
+}
+
+impl std::fmt::Display for IsaName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why the engine cannot run as asked on this processor.
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum CpuError {
-    /// The kernels were compiled for instructions that the processor lacks.
-    #[error(
-        "this build needs a processor with {}, which this one lacks; build from source with \
-         RUSTFLAGS=\"-C target-cpu=native\"",
-        missing.join(" and ")
-    )]
-    MissingInstructions {
-        /// The instructions, e.g. `avx2`.
-        missing: Vec<&'static str>,
-    },
-    /// Kernels were asked for that this build does not have.
-    #[error("ACCEL_ISA={asked} is not available; this build computes with {available}")]
+    /// Kernels were asked for that this processor cannot run, or that do not exist.
+    #[error("ACCEL_ISA={asked} is not available; this machine has {}", available.join(", "))]
     IsaUnavailable {
         /// What was asked for.
         asked: String,
         /// What there is.
-        available: &'static str,
+        available: Vec<&'static str>,
     },
 }
 
@@ -32,120 +57,70 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get())
 }
 
-/// The instruction set that the kernels of this build use.
-pub fn isa() -> &'static str {
-    if cfg!(all(target_arch = "x86_64", target_feature = "avx2")) {
-        "avx2"
-    } else if cfg!(target_arch = "aarch64") {
-        "neon"
-    } else {
-        "scalar"
-    }
-}
-
-/// Refuses a processor that the kernels would crash on. Call this first thing in a program.
-pub fn check_cpu() -> Result<(), CpuError> {
-    let missing = missing_instructions();
-    if !missing.is_empty() {
-        return Err(CpuError::MissingInstructions { missing });
-    }
-    match std::env::var(ISA_VARIABLE) {
-        Ok(asked) if asked != isa() => Err(CpuError::IsaUnavailable {
-            asked,
-            available: isa(),
-        }),
-        _ => Ok(()),
-    }
+/// The instruction sets that this machine has kernels for, the best last.
+pub fn isas() -> &'static [IsaName] {
+    static FOUND: OnceLock<Vec<IsaName>> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let all = IsaName::ALL.into_iter();
+        all.filter(|isa| machine_has(*isa)).collect()
+    })
 }
 
 #[cfg(target_arch = "x86_64")]
-fn missing_instructions() -> Vec<&'static str> {
-    let mut missing = Vec::new();
-    let mut need = |compiled_in: bool, present: bool, name| {
-        if compiled_in && !present {
-            missing.push(name);
+fn machine_has(isa: IsaName) -> bool {
+    let avx2 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c");
+    match isa {
+        IsaName::Scalar => true,
+        IsaName::Avx2 => avx2,
+        IsaName::Avx512 => {
+            avx2 && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
         }
+        IsaName::Neon => false,
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn machine_has(isa: IsaName) -> bool {
+    matches!(isa, IsaName::Scalar | IsaName::Neon)
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn machine_has(isa: IsaName) -> bool {
+    isa == IsaName::Scalar
+}
+
+/// The instruction set that `ACCEL_ISA` asks for, or the best that the machine has.
+pub fn chosen_isa() -> Result<IsaName, CpuError> {
+    let best = isas().last().copied().unwrap_or(IsaName::Scalar);
+    let Some(asked) = std::env::var_os(ISA_VARIABLE) else {
+        return Ok(best);
     };
-    // `is_x86_feature_detected!` answers true at once for what the compiler was told to assume,
-    // so the processor itself is asked.
-    let found = x86_features();
-    need(cfg!(target_feature = "avx2"), found.avx2, "avx2");
-    need(cfg!(target_feature = "fma"), found.fma, "fma");
-    need(cfg!(target_feature = "f16c"), found.f16c, "f16c");
-    need(cfg!(target_feature = "bmi2"), found.bmi2, "bmi2");
-    missing
+    let found = isas().iter().find(|isa| asked == isa.name());
+    found.copied().ok_or_else(|| CpuError::IsaUnavailable {
+        asked: asked.to_string_lossy().into_owned(),
+        available: isas().iter().map(|isa| isa.name()).collect(),
+    })
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn missing_instructions() -> Vec<&'static str> {
-    Vec::new()
+/// The name of the instruction set that stages loaded now compute with.
+pub fn isa() -> &'static str {
+    chosen_isa().unwrap_or(IsaName::Scalar).name()
 }
 
-/// What the processor says of itself.
-#[cfg(target_arch = "x86_64")]
-struct X86Features {
-    avx2: bool,
-    avx512: bool,
-    fma: bool,
-    f16c: bool,
-    bmi2: bool,
-}
-
-#[cfg(target_arch = "x86_64")]
-fn x86_features() -> X86Features {
-    use std::arch::x86_64::{__cpuid, __cpuid_count};
-    let bit = |register: u32, bit: u32| register & (1 << bit) != 0;
-    let highest = __cpuid(0).eax;
-    let basic = __cpuid(1);
-    // Leaf 7 must not be asked for where it does not exist.
-    let (ebx, ecx) = if highest >= 7 {
-        let extended = __cpuid_count(7, 0);
-        (extended.ebx, extended.ecx)
-    } else {
-        (0, 0)
-    };
-    let (avx_state, avx512_state) = saved_state(bit(basic.ecx, 27));
-    let vnni = bit(ecx, 11);
-    X86Features {
-        avx2: bit(ebx, 5) && avx_state,
-        avx512: bit(ebx, 16) && bit(ebx, 30) && vnni && avx512_state,
-        fma: bit(basic.ecx, 12) && avx_state,
-        f16c: bit(basic.ecx, 29) && avx_state,
-        bmi2: bit(ebx, 8),
-    }
-}
-
-/// Whether the operating system saves the 256- and the 512-bit registers.
-#[cfg(target_arch = "x86_64")]
-fn saved_state(has_xgetbv: bool) -> (bool, bool) {
-    if !has_xgetbv {
-        return (false, false);
-    }
-    let (low, _high): (u32, u32);
-    // SAFETY: the instruction exists when the OSXSAVE bit is set, which the caller checked; it
-    // reads a register and touches nothing else.
-    unsafe {
-        std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") _high,
-            options(nomem, nostack, preserves_flags));
-    }
-    (low & 0x06 == 0x06, low & 0xe6 == 0xe6)
+/// Refuses an `ACCEL_ISA` that this processor cannot run. Call this first thing in a program.
+pub fn check_cpu() -> Result<(), CpuError> {
+    chosen_isa().map(|_| ())
 }
 
 /// The widest instruction set that the processor has.
-#[cfg(target_arch = "x86_64")]
 pub(super) fn widest_isa() -> &'static str {
-    let found = x86_features();
-    match (found.avx512, found.avx2) {
-        (true, _) => "avx512",
-        (_, true) => "avx2",
-        _ => "scalar",
-    }
-}
-
-/// The widest instruction set that the processor has.
-#[cfg(not(target_arch = "x86_64"))]
-pub(super) fn widest_isa() -> &'static str {
-    isa()
+    isas().last().map_or("scalar", |isa| isa.name())
 }
 
 #[cfg(test)]
@@ -153,7 +128,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_machine_that_runs_the_tests_can_run_the_engine() {
-        assert!(missing_instructions().is_empty());
+    fn every_machine_has_the_plain_kernels_and_the_best_come_last() {
+        assert_eq!(isas().first(), Some(&IsaName::Scalar));
+        assert_eq!(isas().last().map(|isa| isa.name()), Some(widest_isa()));
     }
 }

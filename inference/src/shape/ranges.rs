@@ -1,6 +1,6 @@
 //! Which bytes of the file a stage needs.
 
-use super::{EMBEDDING, ModelShape, OUTPUT, OUTPUT_NORM, ROPE_FREQS};
+use super::{EMBEDDING, ModelShape, OUTPUT, OUTPUT_NORM, ROPES};
 use crate::gguf::Gguf;
 use crate::layers::LayerRange;
 use std::ops::Range;
@@ -28,7 +28,7 @@ fn is_needed(shape: &ModelShape, tensor: &str, range: &LayerRange) -> bool {
     match tensor {
         EMBEDDING => range.is_first() || (is_last && shape.tied_embeddings),
         OUTPUT | OUTPUT_NORM => is_last,
-        ROPE_FREQS => true,
+        _ if ROPES.contains(&tensor) => true,
         _ => layer_of(tensor).is_some_and(|(layer, _)| range.contains(layer)),
     }
 }

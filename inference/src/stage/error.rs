@@ -46,6 +46,14 @@ pub enum LoadError {
         /// Its size.
         bytes: u64,
     },
+    /// A weight, or a scale of weights, is no finite number.
+    #[error(
+        "the tensor {tensor} holds a value that is not finite; the file is damaged, fetch it again"
+    )]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+    },
     /// The threads that compute could not be started.
     #[error("cannot start {threads} threads: {reason}; ask for fewer")]
     Threads {
@@ -99,6 +107,12 @@ pub enum StageError {
         needed: usize,
         /// Tokens that fit.
         limit: usize,
+    },
+    /// The cache behind a sliding window was given up.
+    #[error("the cache no longer holds what token {len} sees; open the sequence again and feed it from the start")]
+    Forgotten {
+        /// The token that would come next.
+        len: usize,
     },
     /// The input is not what this stage takes.
     #[error("bad input: {reason}")]

@@ -23,7 +23,7 @@ const CONTROL: i32 = 3;
 const BYTE: i32 = 6;
 
 /// Which kind of tokenizer.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// `gpt2`: merges over a byte alphabet.
     BytePairs,

@@ -46,6 +46,15 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
+    /// Rows of which none is faint.
+    pub(super) fn plain(count: u32, width: u32) -> Self {
+        Self {
+            count,
+            width,
+            faint: &[],
+        }
+    }
+
     /// Normal values that keep the size of the activations they are multiplied with.
     pub(super) fn values(&self, random: &mut Random) -> Vec<f32> {
         let scale = 1.0 / (self.width as f32).sqrt();
@@ -59,11 +68,14 @@ impl Rows<'_> {
     }
 }
 
-/// `len` floats near one, as bytes.
-pub(super) fn around_one(random: &mut Random, len: u32) -> Vec<u8> {
-    (0..len)
-        .flat_map(|_| (1.0 + 0.1 * random.uniform()).to_le_bytes())
-        .collect()
+/// `len` floats near one.
+pub(super) fn around_one(random: &mut Random, len: u32) -> Vec<f32> {
+    (0..len).map(|_| 1.0 + 0.1 * random.uniform()).collect()
+}
+
+/// `len` floats around zero. Biases far from it would drown what tells one token from another.
+pub(super) fn around_zero(random: &mut Random, len: u32) -> Vec<f32> {
+    (0..len).map(|_| 0.3 * random.normal()).collect()
 }
 
 /// Quantises values and gives the blocks' bytes.

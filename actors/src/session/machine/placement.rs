@@ -7,8 +7,10 @@ use super::{Machine, Phase};
 use crate::error::{ErrorKind, Failure};
 use crate::session::event::{Command, RouteStage, StageReport, Timer};
 
-/// Placements that are tried before a session gives up.
+/// Placements that are tried in a row before a session waits or gives up.
 const PLACEMENTS: u32 = 3;
+/// How often a session waits for memory that others hold before it gives up.
+pub(crate) const WAITS: u32 = 20;
 
 impl Machine {
     pub(super) fn on_opened(&mut self) {
@@ -24,11 +26,36 @@ impl Machine {
         }
     }
 
-    pub(super) fn on_no_plan(&mut self, epoch: u64) {
+    pub(super) fn on_no_plan(&mut self, epoch: u64, failure: Failure) {
         if matches!(self.phase, Phase::Planning) && epoch == self.epoch {
-            let refusal = self.refusal.take();
-            self.fail(refusal.unwrap_or_else(|| Failure::internal("there is no route")));
+            let refusal = self.refusal.take().unwrap_or(failure);
+            self.wait_or_fail(refusal);
         }
+    }
+
+    /// Nothing else is left to try. It holds no stage meanwhile, so that those who wait never
+    /// wait for each other.
+    fn wait_or_fail(&mut self, refusal: Failure) {
+        if refusal.kind != ErrorKind::Overloaded || self.waits >= WAITS {
+            return self.fail(refusal);
+        }
+        self.waits += 1;
+        self.phase = Phase::Waiting;
+        let epoch = self.epoch;
+        self.out.push(Command::Arm(Timer::Memory { epoch }));
+    }
+
+    /// Everyone may be asked anew: what was refused before may be granted now.
+    pub(super) fn place_again(&mut self) {
+        self.placements = 0;
+        self.excluded.clear();
+        self.phase = Phase::Planning;
+        self.plan();
+    }
+
+    fn plan(&mut self) {
+        let (epoch, excluding) = (self.epoch, self.excluded.clone());
+        self.out.push(Command::Plan { epoch, excluding });
     }
 
     /// Opens a new epoch over the route.
@@ -102,15 +129,27 @@ impl Machine {
     /// help: what is wrong with the request itself is wrong everywhere.
     pub(super) fn placement_failed(&mut self, culprit: PeerId, failure: Failure) {
         let may_help = matches!(failure.kind, ErrorKind::Unavailable | ErrorKind::Overloaded);
-        if !may_help || self.placements >= PLACEMENTS {
+        if !may_help {
             return self.fail(failure);
         }
         self.abort_all();
         self.excluded.push(culprit);
-        self.refusal.get_or_insert(failure);
         self.phase = Phase::Planning;
-        let (epoch, excluding) = (self.epoch, self.excluded.clone());
-        self.out.push(Command::Plan { epoch, excluding });
+        let refusal = self.refusal_to_tell(failure);
+        if self.placements >= PLACEMENTS {
+            return self.wait_or_fail(refusal);
+        }
+        self.refusal = Some(refusal);
+        self.plan();
+    }
+
+    /// The first refusal, unless the newest will pass and it will not: then waiting helps.
+    fn refusal_to_tell(&mut self, newest: Failure) -> Failure {
+        let passes = |refusal: &Failure| refusal.kind == ErrorKind::Overloaded;
+        match self.refusal.take() {
+            Some(first) if passes(&first) || !passes(&newest) => first,
+            _ => newest,
+        }
     }
 
     pub(super) fn abort_all(&mut self) {

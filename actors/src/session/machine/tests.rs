@@ -1,8 +1,8 @@
-use super::world::{VOCAB, World, expected, machine, oracle, peer, route};
-use super::{CHUNK, Machine};
+use super::world::{VOCAB, World, expected, machine, memory_in_use, oracle, peer, route};
+use super::{CHUNK, Machine, WAITS};
 use crate::error::Failure;
 use crate::request::FinishReason;
-use crate::session::event::{Command, Drawn, Event, Outcome, StageReport};
+use crate::session::event::{Command, Drawn, Event, Outcome, StageReport, Timer};
 
 #[test]
 fn without_faults_every_order_of_events_gives_the_same_answer() {
@@ -77,18 +77,39 @@ fn a_stop_text_ends_the_answer_before_it() {
 
 /// Drives a machine to the point where its first step is under way.
 fn running(prompt: usize) -> (Machine, Vec<Command>) {
-    let mut machine = machine(prompt, 50, 2, None);
+    running_over(2, prompt)
+}
+
+fn running_over(stages: usize, prompt: usize) -> (Machine, Vec<Command>) {
+    let mut machine = machine(prompt, 50, stages, None);
     machine.on(Event::Opened);
-    for stage in 0..2 {
+    for stage in 0..stages {
         machine.on(Event::Prepared {
             epoch: 1,
             stage,
             report: StageReport::default(),
         });
     }
-    machine.on(Event::Committed { epoch: 1, stage: 0 });
-    let commands = machine.on(Event::Committed { epoch: 1, stage: 1 });
+    let mut commands = Vec::new();
+    for stage in 0..stages {
+        commands = machine.on(Event::Committed { epoch: 1, stage });
+    }
     (machine, commands)
+}
+
+fn forwards(commands: &[Command]) -> usize {
+    let is_forward = |command: &&Command| matches!(command, Command::Forward { .. });
+    commands.iter().filter(is_forward).count()
+}
+
+#[test]
+fn of_a_long_prompt_a_bounded_number_of_chunks_is_under_way_so_that_every_stage_has_one() {
+    for (stages, expected) in [(1, 2), (2, 3), (3, 4), (5, 4)] {
+        let (mut machine, commands) = running_over(stages, 9 * CHUNK);
+        assert_eq!(forwards(&commands), expected, "{stages} stages");
+        let commands = machine.on(Event::Applied { epoch: 1, step: 1 });
+        assert_eq!(forwards(&commands), 1, "one answered, one sent");
+    }
 }
 
 fn token(step: u64, position: u64, token: u32) -> Event {
@@ -212,8 +233,46 @@ fn a_refusal_before_the_first_token_tries_another_route_under_a_new_epoch() {
         stage: 0,
         failure: failure.clone(),
     });
-    let commands = machine.on(Event::NoPlan { epoch: 2 });
+    let no_plan = Event::NoPlan {
+        epoch: 2,
+        failure: Failure::internal("told only if nobody refused"),
+    };
+    let commands = machine.on(no_plan);
     assert_eq!(commands, [Command::Close(Outcome::Failed(failure))]);
+}
+
+#[test]
+fn a_session_waits_for_memory_that_others_hold_and_holds_nothing_meanwhile() {
+    let mut machine = machine(5, 50, 2, None);
+    machine.on(Event::Opened);
+    for wait in 1..=u64::from(WAITS) + 1 {
+        let epoch = wait;
+        let commands = machine.on(Event::Refused {
+            epoch,
+            stage: 1,
+            failure: memory_in_use(),
+        });
+        let aborts = commands
+            .iter()
+            .filter(|command| matches!(command, Command::Abort { .. }));
+        assert_eq!(aborts.count(), 2, "{commands:?}");
+        let commands = machine.on(Event::NoPlan {
+            epoch,
+            failure: Failure::internal("nobody else is there"),
+        });
+        if wait > u64::from(WAITS) {
+            let failed = Outcome::Failed(memory_in_use());
+            assert_eq!(commands, [Command::Close(failed)], "not for ever");
+            return;
+        }
+        let timer = Timer::Memory { epoch };
+        assert_eq!(commands, [Command::Arm(timer)]);
+        let excluding = Vec::new();
+        let commands = machine.on(Event::Timeout(timer));
+        assert_eq!(commands, [Command::Plan { epoch, excluding }]);
+        let route = route(&[200, 201]);
+        machine.on(Event::Planned { epoch, route });
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::{CHUNK, Machine, Opening};
-use crate::error::Failure;
+use crate::error::{ErrorKind, Failure, MEMORY_IN_USE};
 use crate::session::event::{Command, Drawn, Event, Outcome, RouteStage, StageReport, Timer};
 use crate::session::text::{Piece, TextPipe};
 
@@ -181,7 +181,10 @@ impl World {
     fn plan(&mut self, epoch: u64, excluding: &[PeerId]) {
         let left: Vec<u8> = (0..5).filter(|n| !excluding.contains(&peer(*n))).collect();
         let event = match left.len() {
-            0..=2 => Event::NoPlan { epoch },
+            0..=2 => Event::NoPlan {
+                epoch,
+                failure: self.failure(),
+            },
             _ => {
                 self.route = route(&left[..2]);
                 Event::Planned {
@@ -201,7 +204,10 @@ impl World {
             true => Event::Refused {
                 epoch,
                 stage,
-                failure: self.failure(),
+                failure: match self.rng.random() {
+                    true => memory_in_use(),
+                    false => self.failure(),
+                },
             },
             false => Event::Prepared {
                 epoch,
@@ -265,6 +271,11 @@ impl World {
             false => Event::Applied { epoch, step },
         });
     }
+}
+
+pub(super) fn memory_in_use() -> Failure {
+    let message = "other sessions hold the memory";
+    Failure::new(ErrorKind::Overloaded, MEMORY_IN_USE, message, "try again")
 }
 
 pub(super) fn first_route(stages: usize) -> Vec<RouteStage> {

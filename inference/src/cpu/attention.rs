@@ -1,0 +1,212 @@
+//! Grouped-query attention over the KV cache (Ainslie et al., 2023).
+//!
+//! For one KV head and a few rows: the scores of sixteen tokens at a time (a lane is a token),
+//! then the softmax over all of them, then the weighted sum of the values (a lane is a number of
+//! the head). Tokens are always walked from the first to the last, in groups of sixteen that
+//! begin at multiples of sixteen, so neither the chunk nor the batch changes a bit.
+
+#![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
+
+use super::isa::{Isa, LANES};
+use super::kv::LayerKv;
+use super::math::{exp, softcap};
+
+/// Queries that share a load of keys or values.
+const QUERIES: usize = 4;
+
+/// What the attention of a layer needs to know.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AttentionSpec {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Scores are multiplied by this.
+    pub scale: f32,
+    /// Scores are squeezed into ± this.
+    pub cap: Option<f32>,
+    /// How many tokens back a token sees, itself included.
+    pub window: Option<usize>,
+}
+
+/// One query head of one row.
+#[derive(Clone, Copy)]
+pub(crate) struct Query {
+    /// Its `head_dim` numbers.
+    pub from: *const f32,
+    /// Where the result goes.
+    pub to: *mut f32,
+    /// Position of the row in its sequence.
+    pub position: usize,
+}
+
+/// Attends to one KV head with queries of the same sequence.
+///
+/// # Safety
+/// See [`Isa`]. The tokens up to each query's position must have been written, nobody may write
+/// them, and the results may not overlap.
+#[inline(always)]
+pub(crate) unsafe fn attend<I: Isa>(
+    spec: &AttentionSpec,
+    kv: &LayerKv,
+    kv_head: usize,
+    queries: &[Query],
+    scores: &mut Vec<f32>,
+) {
+    for queries in queries.chunks(QUERIES) {
+        let mut four = [queries[0]; QUERIES];
+        four[..queries.len()].copy_from_slice(queries);
+        match queries.len() {
+            1 => attend_few::<I, 1>(spec, kv, kv_head, [four[0]], scores),
+            2 => attend_few::<I, 2>(spec, kv, kv_head, [four[0], four[1]], scores),
+            3 => attend_few::<I, 3>(spec, kv, kv_head, [four[0], four[1], four[2]], scores),
+            _ => attend_few::<I, QUERIES>(spec, kv, kv_head, four, scores),
+        }
+    }
+}
+
+/// The tokens that a query sees.
+fn seen(spec: &AttentionSpec, query: Query) -> std::ops::Range<usize> {
+    let end = query.position + 1;
+    let start = spec.window.map_or(0, |window| end.saturating_sub(window));
+    start..end
+}
+
+#[inline(always)]
+unsafe fn attend_few<I: Isa, const N: usize>(
+    spec: &AttentionSpec,
+    kv: &LayerKv,
+    kv_head: usize,
+    queries: [Query; N],
+    scores: &mut Vec<f32>,
+) {
+    let ranges = queries.map(|query| seen(spec, query));
+    let start = ranges.iter().map(|range| range.start).min().unwrap_or(0) / LANES * LANES;
+    let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
+    let padded = (end - start).next_multiple_of(LANES);
+    if scores.len() < N * padded {
+        scores.resize(N * padded, 0.0);
+    }
+    let rows: [*mut f32; N] = std::array::from_fn(|n| scores.as_mut_ptr().add(n * padded));
+    for group in (start..end).step_by(LANES) {
+        let keys = kv.key_at(kv_head, group);
+        let products = dot_keys::<I, N>(keys, queries, spec.head_dim);
+        for n in 0..N {
+            I::store(rows[n].add(group - start), products[n]);
+        }
+    }
+    let mut factors = [0.0; N];
+    for n in 0..N {
+        let own = ranges[n].start - start..ranges[n].end - start;
+        factors[n] = 1.0 / softmax::<I>(spec, rows[n], padded, own);
+    }
+    let vectors = spec.head_dim / LANES;
+    for vector in 0..vectors {
+        let at = vector * LANES;
+        let sums = weigh_values::<I, N>(kv, kv_head, at, start..end, rows);
+        for n in 0..N {
+            let result = I::mul(sums[n], I::splat(factors[n]));
+            I::store(queries[n].to.add(at), result);
+        }
+    }
+    for at in vectors * LANES..spec.head_dim {
+        for n in 0..N {
+            *queries[n].to.add(at) = 0.0;
+        }
+        for token in start..end {
+            let value = half::f16::from_bits(*kv.value_at(kv_head, token).add(at)).to_f32();
+            for n in 0..N {
+                let to = queries[n].to.add(at);
+                *to = (*rows[n].add(token - start)).mul_add(value, *to);
+            }
+        }
+        for n in 0..N {
+            *queries[n].to.add(at) *= factors[n];
+        }
+    }
+}
+
+/// Products of the keys of sixteen tokens with each query.
+#[inline(always)]
+unsafe fn dot_keys<I: Isa, const N: usize>(
+    keys: *const u16,
+    queries: [Query; N],
+    head_dim: usize,
+) -> [I::F; N] {
+    let mut sums = [I::splat(0.0); N];
+    for index in 0..head_dim {
+        let keys = I::load_f16(keys.add(index * LANES));
+        for n in 0..N {
+            sums[n] = I::fma(I::splat(*queries[n].from.add(index)), keys, sums[n]);
+        }
+    }
+    sums
+}
+
+/// Turns the scores in `own` of a row into weights and all others into zeros; gives the sum of
+/// the weights.
+#[inline(always)]
+unsafe fn softmax<I: Isa>(
+    spec: &AttentionSpec,
+    row: *mut f32,
+    len: usize,
+    own: std::ops::Range<usize>,
+) -> f32 {
+    let mut highest = I::splat(f32::MIN);
+    for at in (0..len).step_by(LANES) {
+        let mut scores = I::mul(I::load(row.add(at)), I::splat(spec.scale));
+        if let Some(cap) = spec.cap {
+            scores = softcap::<I>(scores, cap);
+        }
+        I::store(row.add(at), scores);
+        if at < own.start || at + LANES > own.end {
+            blank(row.add(at), at, &own, f32::MIN);
+            scores = I::load(row.add(at));
+        }
+        highest = I::max(scores, highest);
+    }
+    let highest = I::splat(I::highest(highest));
+    let mut sums = I::splat(0.0);
+    for at in (0..len).step_by(LANES) {
+        let mut weights = exp::<I>(I::sub(I::load(row.add(at)), highest));
+        I::store(row.add(at), weights);
+        if at < own.start || at + LANES > own.end {
+            blank(row.add(at), at, &own, 0.0);
+            weights = I::load(row.add(at));
+        }
+        sums = I::add(sums, weights);
+    }
+    I::sum(sums)
+}
+
+/// Writes `value` to the lanes of a vector that do not lie in `own`.
+unsafe fn blank(vector: *mut f32, at: usize, own: &std::ops::Range<usize>, value: f32) {
+    for lane in 0..LANES {
+        if !own.contains(&(at + lane)) {
+            *vector.add(lane) = value;
+        }
+    }
+}
+
+/// Sums of sixteen numbers of the values, weighted by each row.
+#[inline(always)]
+unsafe fn weigh_values<I: Isa, const N: usize>(
+    kv: &LayerKv,
+    kv_head: usize,
+    at: usize,
+    tokens: std::ops::Range<usize>,
+    rows: [*mut f32; N],
+) -> [I::F; N] {
+    let mut sums = [I::splat(0.0); N];
+    let (start, head_dim) = (tokens.start, kv.head_dim());
+    for group in tokens.clone().step_by(LANES) {
+        let values = kv.value_at(kv_head, group).wrapping_add(at);
+        for lane in 0..LANES.min(tokens.end - group) {
+            let values = I::load_f16(values.add(lane * head_dim));
+            for n in 0..N {
+                let weight = I::splat(*rows[n].add(group - start + lane));
+                sums[n] = I::fma(weight, values, sums[n]);
+            }
+        }
+    }
+    sums
+}
