@@ -15,7 +15,7 @@ fn main() {
             vocab: 300,
             ..SyntheticSpec::small(arch)
         };
-        let path = dir.join(arch.name());
+        let path = dir.join(format!("{arch:?}"));
         generate(&spec, &path).expect("the model can be written");
     }
     // The same kinds of vocabulary in a few hundred bytes: mutations hit what matters.
