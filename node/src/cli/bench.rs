@@ -55,6 +55,10 @@ impl Bench {
             "decode   {:.1} tokens/s measured",
             report.decode_tok_s
         ))?;
+        terminal::line(&format!(
+            "machine  {:.1} GB/s read, {:.0} billion 8-bit products/s, measured; decode read {:.1} GB/s",
+            report.memory_gb_s, report.int8_gmac_s, report.decode_gb_s
+        ))?;
         terminal::line(&format!("load     {:.2} s measured", report.load_s))?;
         terminal::line(&format!(
             "memory   {:.0} MiB at most, measured",
