@@ -10,9 +10,7 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
 use super::activations::{Activations, Row, SUPER};
-use super::format::{
-    ActivationForm, BlockFormat, Format, Kind, SuperFormat, with_format,
-};
+use super::format::{ActivationForm, BlockFormat, Format, Kind, SuperFormat, with_format};
 use super::isa::{Isa, Kernel, LANES};
 use super::pack::{CHUNK, GROUP_BYTES, GROUPS, Pack};
 use crate::gguf::TensorType;
@@ -117,7 +115,9 @@ impl Layout {
         let mut to = scratch.as_mut_ptr();
         for block in 0..self.blocks {
             for part in 0..F::CHUNKS {
-                let from = self.quants.add(block * self.quants_step + part * self.chunk_step);
+                let from = self
+                    .quants
+                    .add(block * self.quants_step + part * self.chunk_step);
                 unroll_groups!(G, {
                     I::store_b(to.add(G * GROUP_BYTES), F::Packing::group::<I>(from, G));
                 });
@@ -217,7 +217,14 @@ unsafe fn block_tile<I: Isa, F: BlockFormat>(
         return I::call(Blocks::<F, F::Packing, 1>(packed, [row], out, PhantomData));
     }
     let layout = I::call(Unpack::<F>(packed, scratch, PhantomData));
-    in_fours!(rows, form, out, Blocks, [F, <F::Packing as Pack>::Unpacked], layout);
+    in_fours!(
+        rows,
+        form,
+        out,
+        Blocks,
+        [F, <F::Packing as Pack>::Unpacked],
+        layout
+    );
 }
 
 #[inline(always)]
@@ -234,7 +241,14 @@ unsafe fn super_tile<I: Isa, F: SuperFormat>(
         return I::call(Supers::<F, F::Packing, 1>(packed, [row], out, PhantomData));
     }
     let layout = I::call(Unpack::<F>(packed, scratch, PhantomData));
-    in_fours!(rows, form, out, Supers, [F, <F::Packing as Pack>::Unpacked], layout);
+    in_fours!(
+        rows,
+        form,
+        out,
+        Supers,
+        [F, <F::Packing as Pack>::Unpacked],
+        layout
+    );
 }
 
 /// Four bytes of a row, from value `at` on.
@@ -412,7 +426,11 @@ unsafe fn super_block<I: Isa, F: SuperFormat, P: Pack, const N: usize>(
             sums[row] = I::add_i(sums[row], scaled);
         }
         if F::OFFSET != 0 || F::HAS_MIN {
-            let factors = if F::HAS_MIN { F::mins::<I>(meta, pair) } else { scales };
+            let factors = if F::HAS_MIN {
+                F::mins::<I>(meta, pair)
+            } else {
+                scales
+            };
             for row in 0..N {
                 let own = I::splat_i(sum_pair::<F>(rows[row], block, pair));
                 corrections[row] = I::add_i(corrections[row], I::madd16(factors, own));

@@ -320,7 +320,11 @@ impl Sequence {
         }
         self.reach(position + count)?;
         let width = shape.width();
-        for (layer, rows) in self.layers.iter().zip(numbers.chunks(2 * width * count.max(1))) {
+        for (layer, rows) in self
+            .layers
+            .iter()
+            .zip(numbers.chunks(2 * width * count.max(1)))
+        {
             for (index, row) in rows.chunks_exact(2 * width).enumerate() {
                 let (keys, values) = row.split_at(width);
                 // SAFETY: the blocks were reached above, and the sequence is held exclusively.

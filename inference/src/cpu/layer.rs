@@ -185,7 +185,10 @@ impl FeedForward {
     /// Three matrices, or two where gate and up are the rows of one.
     fn load(weights: &LayerWeights<'_, '_>, width: usize) -> Result<Self, LoadError> {
         let (gate, up) = if weights.has("ffn_gate.weight") {
-            (weights.matrix("ffn_gate.weight")?, weights.matrix("ffn_up.weight")?)
+            (
+                weights.matrix("ffn_gate.weight")?,
+                weights.matrix("ffn_up.weight")?,
+            )
         } else {
             (
                 weights.rows("ffn_up.weight", 0..width)?,

@@ -127,7 +127,15 @@ impl Matrix {
         match self.kind {
             Kind::Float(dtype) => fill_floats(dtype, self.columns, stored, target),
             Kind::Quantised(dtype) => {
-                with_format!(dtype, fill_blocks, fill_blocks, [], self.columns, stored, target)
+                with_format!(
+                    dtype,
+                    fill_blocks,
+                    fill_blocks,
+                    [],
+                    self.columns,
+                    stored,
+                    target
+                )
             }
         }
     }
@@ -386,7 +394,14 @@ impl Kernel for Multiply<'_> {
                     // for a panel of results.
                     unsafe {
                         I::call(matrix.product(tile, panel, out, unpacked));
-                        write_out::<I>(part, tile, results, done..done + panel.count, self.output, self.store);
+                        write_out::<I>(
+                            part,
+                            tile,
+                            results,
+                            done..done + panel.count,
+                            self.output,
+                            self.store,
+                        );
                     }
                 }
             }

@@ -33,7 +33,10 @@ impl Norm {
         for vector in 0..vectors {
             let at = vector * LANES;
             let scaled = I::mul(I::load(from.add(at)), I::splat(scale));
-            I::store(to.add(at), I::mul(scaled, I::load(self.weights.as_ptr().add(at))));
+            I::store(
+                to.add(at),
+                I::mul(scaled, I::load(self.weights.as_ptr().add(at))),
+            );
         }
         for at in vectors * LANES..width {
             *to.add(at) = *from.add(at) * scale * self.weights[at];

@@ -234,7 +234,11 @@ impl Pack for Six {
 
     fn put(values: &[u8; CHUNK], lane: usize, chunk: &mut [u8]) {
         Four::put(values, lane, chunk);
-        Two::put(&values.map(|value| value >> 4), lane, &mut chunk[Four::BYTES..]);
+        Two::put(
+            &values.map(|value| value >> 4),
+            lane,
+            &mut chunk[Four::BYTES..],
+        );
     }
 
     fn get(chunk: &[u8], lane: usize, index: usize) -> u8 {

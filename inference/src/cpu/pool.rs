@@ -181,12 +181,9 @@ impl Shared {
             }
             let gate = self.gate.load(Ordering::Acquire);
             if gate & OPEN != 0 && gate / JOB != *last {
-                let entered = self.gate.compare_exchange(
-                    gate,
-                    gate + 1,
-                    Ordering::AcqRel,
-                    Ordering::Relaxed,
-                );
+                let entered =
+                    self.gate
+                        .compare_exchange(gate, gate + 1, Ordering::AcqRel, Ordering::Relaxed);
                 if entered.is_ok() {
                     *last = gate / JOB;
                     return true;
@@ -315,7 +312,10 @@ mod tests {
                     counts[task].fetch_add(1, Ordering::Relaxed);
                 });
                 let is_once = |count: &AtomicUsize| count.load(Ordering::Relaxed) == 1;
-                assert!(counts.iter().all(is_once), "{threads} threads, {tasks} tasks");
+                assert!(
+                    counts.iter().all(is_once),
+                    "{threads} threads, {tasks} tasks"
+                );
             }
         }
     }

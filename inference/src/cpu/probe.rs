@@ -81,7 +81,14 @@ impl Probe {
         };
         let (pool, isa) = (&mut self.pool, self.isa);
         let seconds = seconds_per_round(|| {
-            multiply(pool, isa, &parts, rows, Output::new(&mut out, ROWS), Store::Replace);
+            multiply(
+                pool,
+                isa,
+                &parts,
+                rows,
+                Output::new(&mut out, ROWS),
+                Store::Replace,
+            );
             std::hint::black_box(&out);
         });
         self.matrix.bytes() as f64 / seconds / 1e9
@@ -157,7 +164,9 @@ impl Kernel for ReadAll<'_> {
                 }
             }
         }
-        sums.iter().flatten().fold(0, |sum, part| sum ^ *part as i32)
+        sums.iter()
+            .flatten()
+            .fold(0, |sum, part| sum ^ *part as i32)
     }
 }
 

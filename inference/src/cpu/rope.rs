@@ -162,7 +162,8 @@ impl RopeTable {
         for position in known..positions {
             for frequency in &self.frequencies {
                 let angle = position as f64 * frequency;
-                self.cosines.push((libm::cos(angle) * self.magnitude) as f32);
+                self.cosines
+                    .push((libm::cos(angle) * self.magnitude) as f32);
                 self.sines.push((libm::sin(angle) * self.magnitude) as f32);
             }
         }

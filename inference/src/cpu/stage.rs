@@ -1,5 +1,6 @@
 //! A loaded stage: embedding, layers, head, and the caches of its sequences.
 
+use super::NUMERICS;
 use super::activations::Forms;
 use super::isa::{Isa, Kernel, LANES, dispatch};
 use super::kernels::Rows;
@@ -11,7 +12,6 @@ use super::norm::Norm;
 use super::pool::Pool;
 use super::rope::RopeTable;
 use super::weights::{LayerWeights, Weights};
-use super::NUMERICS;
 use crate::arch::{self, Hyper};
 use crate::gguf::Gguf;
 use crate::hardware::IsaName;
@@ -510,7 +510,12 @@ impl Kernel for Softcap<'_> {
             let mut lanes = [0.0; LANES];
             lanes[..values.len()].copy_from_slice(values);
             // SAFETY: the processor has the instruction set; the array is one vector.
-            unsafe { I::store(lanes.as_mut_ptr(), softcap::<I>(I::load(lanes.as_ptr()), self.1)) };
+            unsafe {
+                I::store(
+                    lanes.as_mut_ptr(),
+                    softcap::<I>(I::load(lanes.as_ptr()), self.1),
+                )
+            };
             values.copy_from_slice(&lanes[..values.len()]);
         }
     }

@@ -32,11 +32,7 @@ pub(crate) struct Weights<'a> {
 }
 
 impl<'a> Weights<'a> {
-    pub(crate) fn open(
-        path: &Path,
-        gguf: &'a Gguf,
-        pool: &'a mut Pool,
-    ) -> Result<Self, LoadError> {
+    pub(crate) fn open(path: &Path, gguf: &'a Gguf, pool: &'a mut Pool) -> Result<Self, LoadError> {
         let file = File::open(path).map_err(|source| LoadError::Read {
             tensor: "header".to_owned(),
             path: path.to_path_buf(),
@@ -247,7 +243,8 @@ impl<'a, 'file> LayerWeights<'a, 'file> {
     pub(crate) fn row_vector(&self, name: &str) -> Result<Matrix, LoadError> {
         let tensor = self.weights.info(&self.full(name))?;
         let columns = tensor.len() as usize;
-        self.weights.read(tensor, 0..1, columns, &self.weights.arena)
+        self.weights
+            .read(tensor, 0..1, columns, &self.weights.arena)
     }
 
     pub(crate) fn optional_vector(&self, name: &str) -> Result<Option<Vec<f32>>, LoadError> {

@@ -14,12 +14,10 @@ pub enum IsaName {
     Avx2,
     /// x86-64: AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
-    /// AArch64: Advanced SIMD.
-    Neon,
 }
 
 impl IsaName {
-    const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
+    const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
 
     /// The name in `ACCEL_ISA`.
     pub fn name(self) -> &'static str {
@@ -27,7 +25,6 @@ impl IsaName {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
-            Self::Neon => "neon",
         }
     }
 }
@@ -81,16 +78,10 @@ fn machine_has(isa: IsaName) -> bool {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni")
         }
-        IsaName::Neon => false,
     }
 }
 
-#[cfg(target_arch = "aarch64")]
-fn machine_has(isa: IsaName) -> bool {
-    matches!(isa, IsaName::Scalar | IsaName::Neon)
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[cfg(not(target_arch = "x86_64"))]
 fn machine_has(isa: IsaName) -> bool {
     isa == IsaName::Scalar
 }

@@ -109,7 +109,9 @@ pub enum StageError {
         limit: usize,
     },
     /// The cache behind a sliding window was given up.
-    #[error("the cache no longer holds what token {len} sees; open the sequence again and feed it from the start")]
+    #[error(
+        "the cache no longer holds what token {len} sees; open the sequence again and feed it from the start"
+    )]
     Forgotten {
         /// The token that would come next.
         len: usize,

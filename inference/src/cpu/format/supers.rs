@@ -298,7 +298,10 @@ impl SuperFormat for Q2K {
 
     #[inline(always)]
     unsafe fn scales<I: Isa>(meta: *const u8, pair: usize) -> I::I {
-        I::and16(I::load_u8_pairs(meta.add(Self::SCALE_BYTES + pair * PAIR)), 0x0f)
+        I::and16(
+            I::load_u8_pairs(meta.add(Self::SCALE_BYTES + pair * PAIR)),
+            0x0f,
+        )
     }
 
     #[inline(always)]

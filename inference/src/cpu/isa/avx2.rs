@@ -232,7 +232,8 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn store_i8(to: *mut i8, value: Ints) {
         // Packing works within halves of a register; the permutation puts the lanes in order.
-        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(value[0], value[1]));
+        let words =
+            _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(value[0], value[1]));
         let (low, high) = (
             _mm256_castsi256_si128(words),
             _mm256_extracti128_si256::<1>(words),
@@ -281,7 +282,10 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn acc(acc: Ints, weights: Ints, activations: i32) -> Ints {
         let activations = [_mm256_set1_epi32(activations); 2];
-        both!(_mm256_add_epi16(acc, both!(_mm256_maddubs_epi16(weights, activations))))
+        both!(_mm256_add_epi16(
+            acc,
+            both!(_mm256_maddubs_epi16(weights, activations))
+        ))
     }
 
     #[inline(always)]
@@ -293,7 +297,10 @@ impl Isa for Avx2 {
     unsafe fn acc_signed(acc: Ints, weights: Ints, activations: i32) -> Ints {
         let activations = [_mm256_set1_epi32(activations); 2];
         let signed = both!(_mm256_sign_epi8(activations, weights));
-        let products = both!(_mm256_maddubs_epi16(both!(_mm256_abs_epi8(weights)), signed));
+        let products = both!(_mm256_maddubs_epi16(
+            both!(_mm256_abs_epi8(weights)),
+            signed
+        ));
         Self::add_i(acc, Self::acc_finish(products))
     }
 

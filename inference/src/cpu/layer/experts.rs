@@ -44,7 +44,10 @@ pub(crate) struct Buffers {
 }
 
 impl Experts {
-    pub(super) fn load(weights: &LayerWeights<'_, '_>, spec: ExpertsSpec) -> Result<Self, LoadError> {
+    pub(super) fn load(
+        weights: &LayerWeights<'_, '_>,
+        spec: ExpertsSpec,
+    ) -> Result<Self, LoadError> {
         let width = spec.width as usize;
         let router = weights.matrix("ffn_gate_inp.weight")?;
         let hidden = router.columns();
@@ -77,7 +80,10 @@ impl Experts {
     }
 
     pub(super) fn input_forms(&self) -> Forms {
-        let experts = self.experts.iter().chain(self.shared.iter().map(|shared| &shared.part));
+        let experts = self
+            .experts
+            .iter()
+            .chain(self.shared.iter().map(|shared| &shared.part));
         let matrices = experts.flat_map(|expert| [&expert.gate, &expert.up]);
         let own = [&self.router].into_iter();
         let gate = self.shared.iter().map(|shared| &shared.gate);
@@ -111,13 +117,31 @@ impl Experts {
         let count = self.spec.count;
         let mixture = &mut work.mixture;
         mixture.weights.resize(step.rows * count, 0.0);
-        product(step, &self.router, &work.input, step.rows, &mut mixture.weights);
+        product(
+            step,
+            &self.router,
+            &work.input,
+            step.rows,
+            &mut mixture.weights,
+        );
         for row in mixture.weights.chunks_exact_mut(count) {
-            dispatch(step.isa, Choose { spec: self.spec, row });
+            dispatch(
+                step.isa,
+                Choose {
+                    spec: self.spec,
+                    row,
+                },
+            );
         }
         if let Some(shared) = &self.shared {
             mixture.shared_weights.resize(step.rows, 0.0);
-            product(step, &shared.gate, &work.input, step.rows, &mut mixture.shared_weights);
+            product(
+                step,
+                &shared.gate,
+                &work.input,
+                step.rows,
+                &mut mixture.shared_weights,
+            );
             for weight in &mut mixture.shared_weights {
                 dispatch(step.isa, Sigmoid(weight));
             }
@@ -185,7 +209,14 @@ fn run_expert(
         first: 0,
         count: rows,
     };
-    multiply_gated(step.pool, step.isa, (&expert.gate, &expert.up), input, output, function);
+    multiply_gated(
+        step.pool,
+        step.isa,
+        (&expert.gate, &expert.up),
+        input,
+        output,
+        function,
+    );
     let gated = &work.gated;
     for_rows(step, rows, |rows| Quantise {
         to: gated,

@@ -5,9 +5,9 @@ use super::{FeedForward, Layer, Mixing};
 use crate::cpu::activations::{Activations, Forms};
 use crate::cpu::attention::{Query, attend};
 use crate::cpu::isa::{Isa, Kernel, dispatch};
+use crate::cpu::kernels::Rows;
 use crate::cpu::kv::LayerKv;
 use crate::cpu::matrix::{Output, Store, multiply, multiply_gated};
-use crate::cpu::kernels::Rows;
 use crate::cpu::norm::Norm;
 use crate::cpu::pool::Pool;
 use crate::cpu::rope::RopeTable;
@@ -246,7 +246,9 @@ impl Kernel for Attend<'_> {
         let width = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
         let mut queries = Vec::with_capacity(self.rows.len() * group);
         for row in self.rows {
-            let to = self.attended.row(crate::cpu::format::ActivationForm::Floats, row);
+            let to = self
+                .attended
+                .row(crate::cpu::format::ActivationForm::Floats, row);
             for head in self.kv_head * group..(self.kv_head + 1) * group {
                 queries.push(Query {
                     from: self.projected.at(row * width + head * spec.head_dim),
@@ -286,7 +288,14 @@ impl Layer {
                 self.gated(step, dense, work);
                 let (output, store) = target(x, &mut work.result, hidden, behind);
                 let parts = [Layer::down(dense)];
-                multiply(step.pool, step.isa, &parts, all(&work.gated, step), output, store);
+                multiply(
+                    step.pool,
+                    step.isa,
+                    &parts,
+                    all(&work.gated, step),
+                    output,
+                    store,
+                );
             }
             Mixing::Experts(experts) => self.mix(step, experts, x, work),
         }
@@ -304,7 +313,13 @@ impl Layer {
         let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
         let width = queries + 2 * keys;
         let hidden = self.attention_norm.width();
-        prepare(step, &self.attention_norm, x, &mut work.input, self.input_forms());
+        prepare(
+            step,
+            &self.attention_norm,
+            x,
+            &mut work.input,
+            self.input_forms(),
+        );
         work.projected.resize(step.rows * width, 0.0);
         let parts = [
             self.queries.part(0),
@@ -334,7 +349,14 @@ impl Layer {
         let behind = self.post_attention_norm.as_ref();
         let (output, store) = target(x, &mut work.result, hidden, behind);
         let parts = [self.output.part(0)];
-        multiply(step.pool, step.isa, &parts, all(&work.attended, step), output, store);
+        multiply(
+            step.pool,
+            step.isa,
+            &parts,
+            all(&work.attended, step),
+            output,
+            store,
+        );
         add_normed(step, behind, x, &mut work.result);
     }
 

@@ -104,7 +104,10 @@ fn product(
 
 /// The largest error that eight-bit activations explain, and the exact result.
 fn exact(weights: &[f32], x: &[f32]) -> (f64, f64) {
-    let terms = weights.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+    let terms = weights
+        .iter()
+        .zip(x)
+        .map(|(w, x)| f64::from(*w) * f64::from(*x));
     let (mut sum, mut magnitudes) = (0.0, 0.0);
     for term in terms {
         sum += term;
@@ -178,7 +181,9 @@ fn a_value_that_is_not_finite_is_found_in_weights_and_in_activations() {
             x[5] = bad;
             for &isa in isas() {
                 let bits = product(isa, 1, &matrix, &x, 0..1);
-                let mut sound = bits.iter().filter(|bits| f32::from_bits(**bits).is_finite());
+                let mut sound = bits
+                    .iter()
+                    .filter(|bits| f32::from_bits(**bits).is_finite());
                 assert_eq!(sound.next(), None, "{} on {isa}", dtype.0);
             }
         }
