@@ -5,6 +5,10 @@
 //! the head). Tokens are always walked from the first to the last, in groups of sixteen that
 //! begin at multiples of sixteen, so neither the chunk nor the batch changes a bit.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index runs over several arrays of queries at once"
+)]
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
 use super::isa::{Isa, Kernel, LANES};

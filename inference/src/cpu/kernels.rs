@@ -7,6 +7,10 @@
 //! One row is multiplied straight out of the packed chunks. For more, the tile is unpacked once
 //! and stays in the nearest cache while the rows pass, four at a time.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index runs over several arrays of rows at once"
+)]
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
 use super::activations::{Activations, Row, SUPER};
@@ -268,7 +272,7 @@ unsafe fn dot<I: Isa, P: Pack, const FROM: usize, const TO: usize, const N: usiz
     let mut sums = [I::splat_i(0); N];
     let mut parts = [I::acc_zero(); N];
     unroll_groups!(G, {
-        if G >= FROM && G < TO {
+        if (FROM..TO).contains(&G) {
             let weights = P::group::<I>(chunk, G);
             for row in 0..N {
                 parts[row] = I::acc(parts[row], weights, four(rows[row], at + 4 * G));

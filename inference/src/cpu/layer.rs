@@ -82,7 +82,7 @@ struct FeedForward {
 
 enum Mixing {
     Dense(FeedForward),
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 /// A loaded layer.
@@ -119,7 +119,7 @@ impl Layer {
         let [queries, keys, values] = load_projections(weights, shape)?;
         let mixing = match spec.experts {
             None => Mixing::Dense(FeedForward::load(weights, shape.feed_forward as usize)?),
-            Some(experts) => Mixing::Experts(Experts::load(weights, experts)?),
+            Some(experts) => Mixing::Experts(Box::new(Experts::load(weights, experts)?)),
         };
         Ok(Self {
             spec,

@@ -121,7 +121,8 @@ mod tests {
     #[test]
     fn functions_are_close_to_the_true_ones_and_equal_on_every_instruction_set() {
         let x: Vec<f32> = (0..16_000).map(|i| (i as f32 - 8000.0) * 0.01).collect();
-        let truth: [(&str, fn(f64) -> f64, f64); 4] = [
+        type Case = (&'static str, fn(f64) -> f64, f64);
+        let truth: [Case; 4] = [
             ("exp", |x| x.exp(), 2e-7),
             ("tanh", |x| x.tanh(), 1e-6),
             ("silu", |x| x / (1.0 + (-x).exp()), 1e-6),

@@ -125,7 +125,7 @@ impl Pool {
         let number = shared.gate.load(Ordering::Relaxed) / JOB;
         shared
             .gate
-            .store((number + 1) % JOB * JOB | OPEN, Ordering::SeqCst);
+            .store(((number + 1) % JOB * JOB) | OPEN, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             let _guard = shared.bed.lock().unwrap_or_else(PoisonError::into_inner);
             shared.bell.notify_all();

@@ -526,11 +526,11 @@ fn bad_input(reason: String) -> StageError {
 }
 
 fn check_finite(values: &[f32], what: impl FnOnce() -> String) -> Result<(), StageError> {
-    // A sum of differences from itself is zero unless a value is none; the compiler makes vectors
+    // A sum of products with zero is zero unless a value is not finite; the compiler makes vectors
     // of it, which it does not of a search.
     let mut probe = 0.0;
     for value in values {
-        probe += value - value;
+        probe += value * 0.0;
     }
     if probe == 0.0 {
         return Ok(());

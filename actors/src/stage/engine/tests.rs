@@ -59,6 +59,14 @@ impl Stage for Puppet {
         Ok(())
     }
 
+    fn export(&self, seq: SeqId, _: std::ops::Range<usize>) -> Result<Vec<u8>, StageError> {
+        Err(StageError::UnknownSequence { seq })
+    }
+
+    fn import(&mut self, seq: SeqId, _: usize, _: &[u8]) -> Result<(), StageError> {
+        Err(StageError::UnknownSequence { seq })
+    }
+
     fn len(&self, _: SeqId) -> Option<usize> {
         None
     }
