@@ -81,7 +81,7 @@ struct FeedForward {
 }
 
 enum Mixing {
-    Dense(FeedForward),
+    Dense(Box<FeedForward>),
     Experts(Box<Experts>),
 }
 
@@ -118,7 +118,10 @@ impl Layer {
         };
         let [queries, keys, values] = load_projections(weights, shape)?;
         let mixing = match spec.experts {
-            None => Mixing::Dense(FeedForward::load(weights, shape.feed_forward as usize)?),
+            None => {
+                let dense = FeedForward::load(weights, shape.feed_forward as usize)?;
+                Mixing::Dense(Box::new(dense))
+            }
             Some(experts) => Mixing::Experts(Box::new(Experts::load(weights, experts)?)),
         };
         Ok(Self {
