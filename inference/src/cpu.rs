@@ -14,7 +14,7 @@
 //! * [`attention`], [`kv`], [`rope`], [`norm`], [`math`] – its parts;
 //! * [`matrix`] – products on all threads; [`kernels`] – of one tile; [`activations`] – what they
 //!   are multiplied with;
-//! * [`format`], [`pack`] – how weights lie in memory; [`weights`], [`memory`] – how they get there;
+//! * [`mod@format`], [`pack`] – how weights lie in memory; [`weights`], [`memory`] – how they get there;
 //! * [`isa`] – instruction sets; [`pool`] – threads; [`probe`] – how fast the machine is.
 
 mod activations;
