@@ -243,8 +243,9 @@ impl<'a, 'file> LayerWeights<'a, 'file> {
     pub(crate) fn row_vector(&self, name: &str) -> Result<Matrix, LoadError> {
         let tensor = self.weights.info(&self.full(name))?;
         let columns = tensor.len() as usize;
-        self.weights
-            .read(tensor, 0..1, columns, &self.weights.arena)
+        let weights = self.weights;
+        weights.bytes.set(weights.bytes.get() + 4 * columns as u64);
+        weights.read(tensor, 0..1, columns, &weights.arena)
     }
 
     pub(crate) fn optional_vector(&self, name: &str) -> Result<Option<Vec<f32>>, LoadError> {
