@@ -15,30 +15,94 @@ use half::f16;
 
 /// Values of a super-block.
 pub(crate) const SUPER: usize = 256;
-/// Sums of a super-block: of every 16 values, then of every 32.
-const SUPER_SUMS: usize = SUPER / 16 + SUPER / 32;
+/// Rows that lie side by side, block by block, where there are several.
+pub(crate) const SIDE_BY_SIDE: usize = 4;
 
-/// One row in its eight-bit form, as the kernels take it.
+/// What goes with the values of a block of 32.
 #[derive(Clone, Copy)]
-pub(crate) struct Row {
-    /// The row itself.
-    pub floats: *const f32,
-    /// Eight-bit values.
-    pub values: *const i8,
-    /// A scale per block or super-block.
-    pub scales: *const f32,
-    /// Blocks only: the scaled sum of each.
-    pub scaled_sums: *const f32,
-    /// Blocks: the sum of each. Super-blocks: see [`SUPER_SUMS`].
-    pub sums: *const i16,
+#[repr(C, align(16))]
+pub(crate) struct BlockSide {
+    pub scale: f32,
+    /// `scale` times the sum of the values, for formats with a minimum.
+    pub scaled_sum: f32,
+    /// The sum of the values.
+    pub sum: i32,
 }
 
+/// What goes with the values of a super-block.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct SuperSide {
+    pub scale: f32,
+    /// The sums of every 16 values; two neighbours are the halves of a word.
+    pub sums16: [i32; SUPER / 32],
+    /// The sums of every 32 values, likewise.
+    pub sums32: [i32; SUPER / 64],
+}
+
+/// One row, as the kernels take it. Its blocks lie `values_step` bytes and `side_step` bytes
+/// apart. The next row of the same [`SIDE_BY_SIDE`] begins a block's length after this one.
+#[derive(Clone, Copy)]
+pub(crate) struct Row<S> {
+    /// Eight-bit values.
+    pub values: *const i8,
+    /// What goes with them.
+    pub side: *const S,
+    /// Bytes from one block to the next.
+    pub step: usize,
+}
+
+impl<S> Row<S> {
+    /// What goes with block `block` of the `row`th row from this one.
+    #[inline(always)]
+    pub(crate) fn side(self, row: usize, block: usize) -> *const S {
+        self.side
+            .wrapping_add(row)
+            .wrapping_byte_add(block * self.step)
+    }
+}
+
+/// A line of the caches.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Rows in an eight-bit form: of every [`SIDE_BY_SIDE`] rows the first blocks, with all that goes
+/// with them, then the second ones, and so on.
 #[derive(Default)]
 struct Quantised {
-    values: Vec<i8>,
-    scales: Vec<f32>,
-    scaled_sums: Vec<f32>,
-    sums: Vec<i16>,
+    lines: Vec<Line>,
+    /// One, or [`SIDE_BY_SIDE`].
+    width: usize,
+}
+
+impl Quantised {
+    /// Bytes of a block of each of the rows that lie side by side.
+    fn step<S>(&self, block: usize) -> usize {
+        self.width * (block + size_of::<S>())
+    }
+
+    fn resize<S>(&mut self, rows: usize, columns: usize, block: usize) {
+        self.width = if rows == 1 { 1 } else { SIDE_BY_SIDE };
+        let bytes = rows.div_ceil(self.width) * (columns / block) * self.step::<S>(block);
+        grow(&mut self.lines, bytes.div_ceil(64), Line([0; 64]));
+    }
+
+    #[inline(always)]
+    fn row<S>(&self, row: usize, columns: usize, block: usize) -> Row<S> {
+        let (step, width) = (self.step::<S>(block), self.width.max(1));
+        let (rows, lane) = (row / width, row % width);
+        let start = self.lines.as_ptr().cast::<i8>();
+        let start = start.wrapping_add(rows * (columns / block) * step);
+        Row {
+            values: start.wrapping_add(lane * block),
+            side: start
+                .wrapping_add(width * block)
+                .cast::<S>()
+                .wrapping_add(lane),
+            step,
+        }
+    }
 }
 
 /// Rows of equal width with room for both eight-bit forms. The buffers are kept from step to
@@ -74,19 +138,12 @@ impl Activations {
     /// Makes room for `rows` rows of `columns` values. What was there is lost.
     pub(crate) fn resize(&mut self, rows: usize, columns: usize, forms: Forms) {
         self.columns = columns;
-        grow(&mut self.floats, rows * columns);
+        grow(&mut self.floats, rows * columns, 0.0);
         if forms.blocks {
-            let count = rows * (columns / CHUNK);
-            grow(&mut self.blocks.values, rows * columns);
-            grow(&mut self.blocks.scales, count);
-            grow(&mut self.blocks.scaled_sums, count);
-            grow(&mut self.blocks.sums, count);
+            self.blocks.resize::<BlockSide>(rows, columns, CHUNK);
         }
         if forms.supers {
-            let count = rows * (columns / SUPER);
-            grow(&mut self.supers.values, rows * columns);
-            grow(&mut self.supers.scales, count);
-            grow(&mut self.supers.sums, count * SUPER_SUMS);
+            self.supers.resize::<SuperSide>(rows, columns, SUPER);
         }
     }
 
@@ -100,24 +157,22 @@ impl Activations {
         self.columns
     }
 
-    /// One row in the form for blocks or floats, or in that for super-blocks.
+    /// The numbers of a row.
     #[inline(always)]
-    pub(crate) fn row(&self, form: ActivationForm, row: usize) -> Row {
-        let (from, per_row, sums) = match form {
-            ActivationForm::Supers => {
-                let count = self.columns / SUPER;
-                (&self.supers, count, count * SUPER_SUMS)
-            }
-            _ => (&self.blocks, self.columns / CHUNK, self.columns / CHUNK),
-        };
-        // Forms that were not asked for are empty: their pointers are never read.
-        Row {
-            floats: self.floats.as_ptr().wrapping_add(row * self.columns),
-            values: from.values.as_ptr().wrapping_add(row * self.columns),
-            scales: from.scales.as_ptr().wrapping_add(row * per_row),
-            scaled_sums: from.scaled_sums.as_ptr().wrapping_add(row * per_row),
-            sums: from.sums.as_ptr().wrapping_add(row * sums),
-        }
+    pub(crate) fn floats(&self, row: usize) -> *const f32 {
+        self.floats.as_ptr().wrapping_add(row * self.columns)
+    }
+
+    /// One row in the form for blocks, which it must have been brought into.
+    #[inline(always)]
+    pub(crate) fn blocks(&self, row: usize) -> Row<BlockSide> {
+        self.blocks.row(row, self.columns, CHUNK)
+    }
+
+    /// One row in the form for super-blocks, which it must have been brought into.
+    #[inline(always)]
+    pub(crate) fn supers(&self, row: usize) -> Row<SuperSide> {
+        self.supers.row(row, self.columns, SUPER)
     }
 
     /// Makes the eight-bit forms of row `row`, whose floats have been written.
@@ -126,24 +181,29 @@ impl Activations {
     /// See [`Isa`]. The rows must have been made room for with the same `forms`, and no two
     /// threads may quantise the same row.
     pub(crate) unsafe fn quantise<I: Isa>(&self, row: usize, forms: Forms) {
+        let from = self.floats(row);
         if forms.blocks {
-            let row = self.row(ActivationForm::Blocks, row);
+            let to = self.blocks(row);
             for block in 0..self.columns / CHUNK {
-                quantise_block::<I>(row, block);
+                let from = from.add(block * CHUNK);
+                let values = to.values.wrapping_add(block * to.step).cast_mut();
+                *to.side(0, block).cast_mut() = quantise_block::<I>(from, values);
             }
         }
         if forms.supers {
-            let row = self.row(ActivationForm::Supers, row);
+            let to = self.supers(row);
             for block in 0..self.columns / SUPER {
-                quantise_super::<I>(row, block);
+                let from = from.add(block * SUPER);
+                let values = to.values.wrapping_add(block * to.step).cast_mut();
+                *to.side(0, block).cast_mut() = quantise_super::<I>(from, values);
             }
         }
     }
 }
 
-fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) {
+fn grow<T: Copy>(buffer: &mut Vec<T>, len: usize, value: T) {
     if buffer.len() < len {
-        buffer.resize(len, T::default());
+        buffer.resize(len, value);
     }
 }
 
@@ -179,20 +239,19 @@ fn inverse_of(largest: f32) -> f32 {
 }
 
 #[inline(always)]
-unsafe fn quantise_block<I: Isa>(row: Row, block: usize) {
-    let from = row.floats.add(block * CHUNK);
+unsafe fn quantise_block<I: Isa>(from: *const f32, to: *mut i8) -> BlockSide {
     let largest = largest::<I>(from, CHUNK / LANES);
-    let to = row.values.add(block * CHUNK).cast_mut();
     let sum = if largest.is_finite() {
         round::<I>(from, I::splat(inverse_of(largest)), to, CHUNK / LANES)
     } else {
         0
     };
     let scale = largest / 127.0;
-    let scaled_sum = scale * sum as f32;
-    *row.scales.add(block).cast_mut() = through_f16(scale, largest);
-    *row.scaled_sums.add(block).cast_mut() = through_f16(scaled_sum, largest);
-    *row.sums.add(block).cast_mut() = sum as i16;
+    BlockSide {
+        scale: through_f16(scale, largest),
+        scaled_sum: through_f16(scale * sum as f32, largest),
+        sum,
+    }
 }
 
 /// Rounds a scale to sixteen bits. `largest` tells whether the block was sound.
@@ -205,25 +264,34 @@ fn through_f16(scale: f32, largest: f32) -> f32 {
 }
 
 #[inline(always)]
-unsafe fn quantise_super<I: Isa>(row: Row, block: usize) {
-    let from = row.floats.add(block * SUPER);
+unsafe fn quantise_super<I: Isa>(from: *const f32, to: *mut i8) -> SuperSide {
     let largest = largest::<I>(from, SUPER / LANES);
     let inverse = inverse_of(largest);
-    let to = row.values.add(block * SUPER).cast_mut();
-    let sums = row.sums.add(block * SUPER_SUMS).cast_mut();
-    let scale = row.scales.add(block).cast_mut();
+    let mut side = SuperSide {
+        scale: if inverse > 0.0 { 1.0 / inverse } else { 0.0 },
+        sums16: [0; SUPER / 32],
+        sums32: [0; SUPER / 64],
+    };
     if !largest.is_finite() || !inverse.is_finite() {
-        *scale = if largest.is_finite() { 0.0 } else { f32::NAN };
+        side.scale = if largest.is_finite() { 0.0 } else { f32::NAN };
         std::ptr::write_bytes(to, 0, SUPER);
-        std::ptr::write_bytes(sums, 0, SUPER_SUMS);
-        return;
+        return side;
     }
-    for part in 0..SUPER / 16 {
-        let sum = round::<I>(from.add(16 * part), I::splat(inverse), to.add(16 * part), 1);
-        *sums.add(part) = sum as i16;
+    let mut sums = [0; SUPER / 16];
+    for (part, sum) in sums.iter_mut().enumerate() {
+        *sum = round::<I>(from.add(16 * part), I::splat(inverse), to.add(16 * part), 1);
     }
-    for part in 0..SUPER / 32 {
-        *sums.add(SUPER / 16 + part) = *sums.add(2 * part) + *sums.add(2 * part + 1);
+    for (pair, to) in side.sums16.iter_mut().enumerate() {
+        *to = halves(sums[2 * pair], sums[2 * pair + 1]);
     }
-    *scale = if inverse > 0.0 { 1.0 / inverse } else { 0.0 };
+    for (pair, to) in side.sums32.iter_mut().enumerate() {
+        let four = &sums[4 * pair..4 * pair + 4];
+        *to = halves(four[0] + four[1], four[2] + four[3]);
+    }
+    side
+}
+
+/// Two sums, which fit, as the halves of a word.
+fn halves(low: i32, high: i32) -> i32 {
+    low & 0xffff | high << 16
 }

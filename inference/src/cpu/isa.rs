@@ -41,12 +41,21 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Signed weights are multiplied as `weight + SIGNED_OFFSET`; the kernel takes it out again.
     const SIGNED_OFFSET: i32;
 
+    /// Whether several rows are multiplied faster with signed weights in two planes of nibbles.
+    const SPLIT_SIGNED: bool;
+
     /// Runs a kernel in a function of its own. What is large and called often in the source is
     /// called so, or every caller would get a copy.
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output;
 
     /// How many products of weights of `bits` bits may be added up in one [`Isa::Acc`].
     fn groups(bits: u32) -> usize;
+
+    /// Keeps sums in registers, in the order in which they were written: the compiler may not
+    /// move what goes into them beyond this point. Left alone, it turns several rows into one
+    /// after the other and runs out of registers.
+    #[inline(always)]
+    unsafe fn pin<const N: usize>(_sums: &mut [Self::Acc; N]) {}
 
     unsafe fn splat(value: f32) -> Self::F;
     unsafe fn load(from: *const f32) -> Self::F;
@@ -85,10 +94,10 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn and16(a: Self::I, mask: i16) -> Self::I;
     /// Shifts every `i16` right by four, zeros coming in.
     unsafe fn shr16_by_four(a: Self::I) -> Self::I;
-    /// The lower `i16` of every pair, widened.
-    unsafe fn low16(a: Self::I) -> Self::I;
-    /// The upper `i16` of every pair, widened.
-    unsafe fn high16(a: Self::I) -> Self::I;
+    /// The lower `i16` of every pair, as both halves of it.
+    unsafe fn low_twice(a: Self::I) -> Self::I;
+    /// The upper `i16` of every pair, as both halves of it.
+    unsafe fn high_twice(a: Self::I) -> Self::I;
     /// `a.low * b.low + a.high * b.high` of pairs of `i16`.
     unsafe fn madd16(a: Self::I, b: Self::I) -> Self::I;
     /// Thirty-two unsigned bytes as sixteen pairs of `i16`.
@@ -103,6 +112,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Keeps the bits of `mask` in every byte.
     unsafe fn and_b(a: Self::B, mask: u8) -> Self::B;
     unsafe fn or_b(a: Self::B, b: Self::B) -> Self::B;
+    /// Turns over the bits of `mask` in every byte.
+    unsafe fn xor_b(a: Self::B, mask: u8) -> Self::B;
     /// Shifts every byte right by `N`, what crosses a byte's border being undefined.
     unsafe fn shr_b<const N: i32>(a: Self::B) -> Self::B;
     /// Shifts every byte left by `N`, what crosses a byte's border being undefined.
@@ -113,12 +124,17 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// `activations`.
     unsafe fn acc(acc: Self::Acc, weights: Self::B, activations: i32) -> Self::Acc;
     unsafe fn acc_finish(acc: Self::Acc) -> Self::I;
+    /// [`Isa::acc_finish`], times the scale that both halves of a pair of `i16` hold.
+    unsafe fn acc_scaled(acc: Self::Acc, scales: Self::I) -> Self::I;
     /// Adds, in each lane, the products of four signed bytes (plus [`Isa::SIGNED_OFFSET`]) with
     /// the four signed ones of `activations`, which must not hold -128.
     unsafe fn acc_signed(acc: Self::I, weights: Self::B, activations: i32) -> Self::I;
 
     /// Asks for the cache line at `from`; any address may be given.
     unsafe fn prefetch(from: *const u8);
+
+    /// The same, for what is needed later.
+    unsafe fn prefetch_far(from: *const u8);
 
     /// The sum of all lanes: halves are added to each other until one lane is left.
     #[inline(always)]

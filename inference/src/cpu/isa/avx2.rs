@@ -26,6 +26,10 @@ macro_rules! both {
         let (a, b) = ($a, $b);
         [$f(a[0], b[0]), $f(a[1], b[1])]
     }};
+    ($f:ident::<$n:tt>($a:expr, $b:expr)) => {{
+        let (a, b) = ($a, $b);
+        [$f::<$n>(a[0], b[0]), $f::<$n>(a[1], b[1])]
+    }};
     ($f:ident::<$n:tt>($a:expr)) => {{
         let a = $a;
         [$f::<$n>(a[0]), $f::<$n>(a[1])]
@@ -40,10 +44,27 @@ impl Isa for Avx2 {
     type Acc = Ints;
 
     const SIGNED_OFFSET: i32 = 0;
+    const SPLIT_SIGNED: bool = true;
 
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
         run(kernel)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn pin<const N: usize>(sums: &mut [Ints; N]) {
+        for [low, high] in sums {
+            // SAFETY: no instruction at all.
+            unsafe {
+                std::arch::asm!(
+                    "/* {0} {1} */",
+                    inout(ymm_reg) *low,
+                    inout(ymm_reg) *high,
+                    options(nomem, nostack, preserves_flags)
+                );
+            }
+        }
     }
 
     /// A pair of products is at most 2 · 127 · (2^bits - 1); sixteen bits hold 32767.
@@ -197,13 +218,13 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn low16(a: Ints) -> Ints {
-        both!(_mm256_srai_epi32::<16>(both!(_mm256_slli_epi32::<16>(a))))
+    unsafe fn low_twice(a: Ints) -> Ints {
+        both!(_mm256_blend_epi16::<0b1010_1010>(a, both!(_mm256_slli_epi32::<16>(a))))
     }
 
     #[inline(always)]
-    unsafe fn high16(a: Ints) -> Ints {
-        both!(_mm256_srai_epi32::<16>(a))
+    unsafe fn high_twice(a: Ints) -> Ints {
+        both!(_mm256_blend_epi16::<0b0101_0101>(a, both!(_mm256_srli_epi32::<16>(a))))
     }
 
     #[inline(always)]
@@ -265,6 +286,11 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn xor_b(a: Ints, mask: u8) -> Ints {
+        both!(_mm256_xor_si256(a, [_mm256_set1_epi8(mask as i8); 2]))
+    }
+
+    #[inline(always)]
     unsafe fn shr_b<const N: i32>(a: Ints) -> Ints {
         both!(_mm256_srli_epi16::<N>(a))
     }
@@ -291,6 +317,11 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn acc_finish(acc: Ints) -> Ints {
         both!(_mm256_madd_epi16(acc, [_mm256_set1_epi16(1); 2]))
+    }
+
+    #[inline(always)]
+    unsafe fn acc_scaled(acc: Ints, scales: Ints) -> Ints {
+        both!(_mm256_madd_epi16(acc, scales))
     }
 
     #[inline(always)]
@@ -333,5 +364,10 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(from.cast());
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_far(from: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
     }
 }

@@ -20,6 +20,7 @@ impl Isa for Avx512 {
     type Acc = __m512i;
 
     const SIGNED_OFFSET: i32 = 128;
+    const SPLIT_SIGNED: bool = false;
 
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
@@ -156,13 +157,15 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn low16(a: __m512i) -> __m512i {
-        _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(a))
+    unsafe fn low_twice(a: __m512i) -> __m512i {
+        let low = _mm512_and_si512(a, _mm512_set1_epi32(0xffff));
+        _mm512_or_si512(low, _mm512_slli_epi32::<16>(a))
     }
 
     #[inline(always)]
-    unsafe fn high16(a: __m512i) -> __m512i {
-        _mm512_srai_epi32::<16>(a)
+    unsafe fn high_twice(a: __m512i) -> __m512i {
+        let high = _mm512_srli_epi32::<16>(a);
+        _mm512_or_si512(high, _mm512_slli_epi32::<16>(high))
     }
 
     #[inline(always)]
@@ -203,6 +206,11 @@ impl Isa for Avx512 {
     #[inline(always)]
     unsafe fn or_b(a: __m512i, b: __m512i) -> __m512i {
         _mm512_or_si512(a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn xor_b(a: __m512i, mask: u8) -> __m512i {
+        _mm512_xor_si512(a, _mm512_set1_epi8(mask as i8))
     }
 
     #[inline(always)]
@@ -250,6 +258,11 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn acc_scaled(acc: __m512i, scales: __m512i) -> __m512i {
+        _mm512_mullo_epi32(acc, _mm512_srai_epi32::<16>(scales))
+    }
+
+    #[inline(always)]
     unsafe fn acc_signed(acc: __m512i, weights: __m512i, activations: i32) -> __m512i {
         let unsigned = _mm512_xor_si512(weights, _mm512_set1_epi8(i8::MIN));
         Self::acc(acc, unsigned, activations)
@@ -268,5 +281,10 @@ impl Isa for Avx512 {
     #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(from.cast());
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_far(from: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(from.cast());
     }
 }

@@ -39,6 +39,7 @@ impl Isa for Scalar {
     type Acc = Ints;
 
     const SIGNED_OFFSET: i32 = 0;
+    const SPLIT_SIGNED: bool = false;
 
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
@@ -177,13 +178,13 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn low16(a: Ints) -> Ints {
-        a.map(|pair| halves(pair).0)
+    unsafe fn low_twice(a: Ints) -> Ints {
+        a.map(|both| pair(both, both))
     }
 
     #[inline(always)]
-    unsafe fn high16(a: Ints) -> Ints {
-        a.map(|pair| halves(pair).1)
+    unsafe fn high_twice(a: Ints) -> Ints {
+        a.map(|both| pair(both >> 16, both >> 16))
     }
 
     #[inline(always)]
@@ -233,6 +234,11 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn xor_b(a: Self::B, mask: u8) -> Self::B {
+        a.map(|byte| byte ^ mask)
+    }
+
+    #[inline(always)]
     unsafe fn shr_b<const N: i32>(a: Self::B) -> Self::B {
         a.map(|byte| byte >> N)
     }
@@ -265,6 +271,11 @@ impl Isa for Scalar {
         acc
     }
 
+    #[inline(always)]
+    unsafe fn acc_scaled(acc: Ints, scales: Ints) -> Ints {
+        from_fn(|lane| acc[lane].wrapping_mul(halves(scales[lane]).0))
+    }
+
     #[inline(never)]
     unsafe fn acc_signed(acc: Ints, weights: Self::B, activations: i32) -> Ints {
         let activations = activations.to_ne_bytes();
@@ -290,4 +301,7 @@ impl Isa for Scalar {
 
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn prefetch_far(_: *const u8) {}
 }

@@ -5,7 +5,6 @@
 use super::run::{Quantise, Step, Workspace, for_rows};
 use super::{ExpertsSpec, FeedForward};
 use crate::cpu::activations::{Activations, Forms};
-use crate::cpu::format::ActivationForm;
 use crate::cpu::isa::{Isa, Kernel, LANES, dispatch};
 use crate::cpu::kernels::Rows;
 use crate::cpu::math::{Gate, exp};
@@ -189,7 +188,7 @@ fn run_expert(
     let gathered = &mut work.mixture.gathered;
     gathered.resize(rows, hidden, forms);
     for (to, row) in chosen.iter().enumerate() {
-        let from = work.input.row(ActivationForm::Floats, *row).floats;
+        let from = work.input.floats(*row);
         // SAFETY: the row was written when the input was prepared.
         let from = unsafe { std::slice::from_raw_parts(from, hidden) };
         gathered.floats_mut()[to * hidden..(to + 1) * hidden].copy_from_slice(from);

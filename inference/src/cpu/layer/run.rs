@@ -115,11 +115,11 @@ impl Kernel for Prepare<'_> {
     unsafe fn run<I: Isa>(self) {
         let width = self.norm.width();
         for row in self.rows {
-            let to = self.to.row(crate::cpu::format::ActivationForm::Floats, row);
+            let to = self.to.floats(row);
             // SAFETY: the caller made room for the rows; each is one task's.
             unsafe {
                 self.norm
-                    .apply::<I>(self.from.add(row * width), to.floats.cast_mut());
+                    .apply::<I>(self.from.add(row * width), to.cast_mut());
                 self.to.quantise::<I>(row, self.forms);
             }
         }
@@ -246,13 +246,11 @@ impl Kernel for Attend<'_> {
         let width = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
         let mut queries = Vec::with_capacity(self.rows.len() * group);
         for row in self.rows {
-            let to = self
-                .attended
-                .row(crate::cpu::format::ActivationForm::Floats, row);
+            let to = self.attended.floats(row);
             for head in self.kv_head * group..(self.kv_head + 1) * group {
                 queries.push(Query {
                     from: self.projected.at(row * width + head * spec.head_dim),
-                    to: to.floats.cast_mut().wrapping_add(head * spec.head_dim),
+                    to: to.cast_mut().wrapping_add(head * spec.head_dim),
                     position: self.item.position + (row - self.item.rows.start),
                 });
             }

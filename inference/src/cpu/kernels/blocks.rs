@@ -1,0 +1,174 @@
+//! Products with the formats of 32 values.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index runs over several arrays of rows at once"
+)]
+#![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
+
+use super::Rows;
+use super::layout::{Layout, Split, Unpack, ask_ahead, dot, dot_signed, dot_split};
+use crate::cpu::activations::{BlockSide, Row};
+use crate::cpu::format::BlockFormat;
+use crate::cpu::isa::{Isa, Kernel, LANES};
+use crate::cpu::pack::{Bytes, CHUNK, GROUPS, Pack};
+use std::marker::PhantomData;
+
+/// A nibble in each byte.
+type Nibbles = Bytes<4>;
+
+/// How the integers are multiplied.
+trait Dot<F> {
+    /// What each weight counts too much.
+    fn offset<I: Isa>() -> i32;
+    /// The products of a chunk.
+    unsafe fn dot<I: Isa, const N: usize>(chunk: *const u8, values: *const i8) -> [I::I; N];
+}
+
+/// Unsigned values in the packing `P`.
+struct Unsigned<P>(PhantomData<P>);
+
+impl<F: BlockFormat, P: Pack> Dot<F> for Unsigned<P> {
+    fn offset<I: Isa>() -> i32 {
+        F::OFFSET
+    }
+
+    #[inline(always)]
+    unsafe fn dot<I: Isa, const N: usize>(chunk: *const u8, values: *const i8) -> [I::I; N] {
+        dot::<I, P, 0, GROUPS, CHUNK, N>(chunk, values, |part| unsafe { I::acc_finish(part) })
+    }
+}
+
+/// Signed bytes.
+struct Signed;
+
+impl<F: BlockFormat> Dot<F> for Signed {
+    fn offset<I: Isa>() -> i32 {
+        I::SIGNED_OFFSET
+    }
+
+    #[inline(always)]
+    unsafe fn dot<I: Isa, const N: usize>(chunk: *const u8, values: *const i8) -> [I::I; N] {
+        dot_signed::<I, F::Packing, CHUNK, N>(chunk, values)
+    }
+}
+
+/// Signed bytes in two planes of nibbles.
+struct InPlanes;
+
+impl<F: BlockFormat> Dot<F> for InPlanes {
+    fn offset<I: Isa>() -> i32 {
+        128
+    }
+
+    #[inline(always)]
+    unsafe fn dot<I: Isa, const N: usize>(chunk: *const u8, values: *const i8) -> [I::I; N] {
+        dot_split::<I, Nibbles, CHUNK, N>(chunk, values)
+    }
+}
+
+/// Multiplies a tile with rows.
+#[inline(always)]
+pub(super) unsafe fn multiply<I: Isa, F: BlockFormat>(
+    tile: *const u8,
+    rows: Rows<'_>,
+    out: *mut f32,
+    scratch: &mut Vec<u8>,
+) {
+    let packed = Layout::packed::<F>(tile, rows.activations.columns());
+    if rows.count == 1 {
+        let row = rows.activations.blocks(rows.first);
+        if F::SIGNED {
+            I::call(Blocks::<F, Signed, 1>(packed, row, out, PhantomData));
+        } else {
+            let work = Blocks::<F, Unsigned<F::Packing>, 1>(packed, row, out, PhantomData);
+            I::call(work);
+        }
+    } else if F::SIGNED && I::SPLIT_SIGNED {
+        for part in packed.parts::<F>(2) {
+            let layout = I::call(Split::<F>(part, scratch, PhantomData));
+            pass::<I, F, InPlanes>(part, layout, rows, out);
+        }
+    } else if F::SIGNED {
+        for part in packed.parts::<F>(1) {
+            let layout = I::call(Unpack::<F>(part, scratch, PhantomData));
+            pass::<I, F, Signed>(part, layout, rows, out);
+        }
+    } else {
+        for part in packed.parts::<F>(1) {
+            let layout = I::call(Unpack::<F>(part, scratch, PhantomData));
+            pass::<I, F, Unsigned<<F::Packing as Pack>::Unpacked>>(part, layout, rows, out);
+        }
+    }
+}
+
+/// Lets all rows pass over a part of a tile.
+#[inline(always)]
+unsafe fn pass<I: Isa, F: BlockFormat, D: Dot<F>>(
+    packed: Layout,
+    layout: Layout,
+    rows: Rows<'_>,
+    out: *mut f32,
+) {
+    rows.steps(|at, count| unsafe {
+        packed.ask_for_next::<I>(at, at + count, rows.count);
+        let row = rows.activations.blocks(rows.first + at);
+        let out = out.add(at * LANES);
+        match count {
+            1 => I::call(Blocks::<F, D, 1>(layout, row, out, PhantomData)),
+            2 => I::call(Blocks::<F, D, 2>(layout, row, out, PhantomData)),
+            _ => I::call(Blocks::<F, D, 4>(layout, row, out, PhantomData)),
+        }
+    });
+}
+
+/// `out[row][lane] (+)= Σ over blocks of scale · scale' · Σ q · q' (+ min · scaled sum)` for `N`
+/// rows that lie side by side.
+struct Blocks<F, D, const N: usize>(Layout, Row<BlockSide>, *mut f32, PhantomData<(F, D)>);
+
+impl<F: BlockFormat, D: Dot<F>, const N: usize> Kernel for Blocks<F, D, N> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) {
+        let Self(layout, row, out, _) = self;
+        let offset = D::offset::<I>();
+        let mut results = [I::splat(0.0); N];
+        if layout.first > 0 {
+            for n in 0..N {
+                results[n] = I::load(out.add(n * LANES));
+            }
+        }
+        let mut values = row.values.add(layout.first * row.step);
+        let mut side = row.side(0, layout.first);
+        let (mut meta, mut chunk) = (layout.meta, layout.quants);
+        for _ in 0..layout.blocks {
+            if N == 1 {
+                ask_ahead::<I>(meta, F::TILE_BLOCK);
+            }
+            let sums = D::dot::<I, N>(chunk, values);
+            let scales = I::load_f16(meta.cast());
+            for n in 0..N {
+                let own = &*side.add(n);
+                let mut sum = sums[n];
+                if offset != 0 {
+                    let surplus = I::mul_i(I::splat_i(own.sum), I::splat_i(offset));
+                    sum = I::sub_i(sum, surplus);
+                }
+                let scale = I::mul(scales, I::splat(own.scale));
+                results[n] = I::fma(I::from_int(sum), scale, results[n]);
+                if F::HAS_MIN {
+                    let mins = I::load_f16(meta.add(2 * LANES).cast());
+                    results[n] = I::fma(mins, I::splat(own.scaled_sum), results[n]);
+                }
+            }
+            values = values.add(row.step);
+            side = side.byte_add(row.step);
+            meta = meta.add(layout.meta_step);
+            chunk = chunk.add(layout.quants_step);
+        }
+        for n in 0..N {
+            I::store(out.add(n * LANES), results[n]);
+        }
+    }
+}

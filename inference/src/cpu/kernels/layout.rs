@@ -1,0 +1,233 @@
+//! Where the parts of a tile lie, and products of the integers of a chunk.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "one index runs over several arrays of rows at once"
+)]
+#![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
+
+use super::unroll_groups;
+use crate::cpu::format::Format;
+use crate::cpu::isa::{Isa, Kernel};
+use crate::cpu::pack::{GROUP_BYTES, GROUPS, Pack};
+use std::marker::PhantomData;
+
+/// Bytes of unpacked integers that are multiplied before the next are unpacked: half of the
+/// smallest cache that we know of.
+const UNPACKED: usize = 16 << 10;
+/// Bytes of an unpacked chunk.
+const CHUNK_BYTES: usize = GROUPS * GROUP_BYTES;
+/// How far ahead of the multiplication packed weights are asked for.
+const AHEAD: usize = 2048;
+
+/// Where the parts of a tile's blocks lie: packed or unpacked.
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    pub meta: *const u8,
+    pub meta_step: usize,
+    pub quants: *const u8,
+    /// From one block to the next.
+    pub quants_step: usize,
+    /// From one chunk of a block to the next.
+    pub chunk_step: usize,
+    /// The first block, counted from the beginning of the rows.
+    pub first: usize,
+    pub blocks: usize,
+}
+
+impl Layout {
+    /// The tile as it lies in memory.
+    pub(super) fn packed<F: Format>(tile: *const u8, columns: usize) -> Self {
+        Self {
+            meta: tile,
+            meta_step: F::TILE_BLOCK,
+            quants: tile.wrapping_add(F::META),
+            quants_step: F::TILE_BLOCK,
+            chunk_step: F::Packing::BYTES,
+            first: 0,
+            blocks: columns / F::BLOCK,
+        }
+    }
+
+    /// The parts of a packed tile that are unpacked one after the other.
+    pub(super) fn parts<F: Format>(self, planes: usize) -> impl Iterator<Item = Self> {
+        let most = UNPACKED / (F::CHUNKS * planes * CHUNK_BYTES);
+        (0..self.blocks).step_by(most).map(move |first| Self {
+            meta: self.meta.wrapping_add(first * self.meta_step),
+            quants: self.quants.wrapping_add(first * self.quants_step),
+            first,
+            blocks: most.min(self.blocks - first),
+            ..self
+        })
+    }
+
+    /// The same, but with the integers, unpacked, in `scratch`.
+    fn in_scratch<F: Format>(self, planes: usize, scratch: &mut Vec<u8>) -> Self {
+        if scratch.len() < UNPACKED {
+            scratch.resize(UNPACKED, 0);
+        }
+        Self {
+            quants: scratch.as_ptr(),
+            quants_step: F::CHUNKS * planes * CHUNK_BYTES,
+            chunk_step: planes * CHUNK_BYTES,
+            ..self
+        }
+    }
+
+    /// Asks for a share of the packed bytes that follow this part: while rows `from..to` of `all`
+    /// pass, as much of them.
+    #[inline(always)]
+    pub(super) unsafe fn ask_for_next<I: Isa>(self, from: usize, to: usize, all: usize) {
+        let bytes = self.blocks * self.meta_step;
+        let next = self.meta.wrapping_add(bytes);
+        let lines = bytes.div_ceil(64);
+        for line in lines * from / all..lines * to / all {
+            I::prefetch_far(next.wrapping_add(64 * line));
+        }
+    }
+}
+
+/// Asks for the lines of the block that lies [`AHEAD`] bytes on.
+#[inline(always)]
+pub(super) unsafe fn ask_ahead<I: Isa>(block: *const u8, bytes: usize) {
+    for line in 0..bytes.div_ceil(64) {
+        I::prefetch(block.wrapping_add(AHEAD + 64 * line));
+    }
+}
+
+/// Unpacks a part of a tile into bytes.
+pub(super) struct Unpack<'a, F>(pub Layout, pub &'a mut Vec<u8>, pub PhantomData<F>);
+
+impl<F: Format> Kernel for Unpack<'_, F> {
+    type Output = Layout;
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) -> Layout {
+        let Self(packed, scratch, _) = self;
+        let layout = packed.in_scratch::<F>(1, scratch);
+        let mut to = scratch.as_mut_ptr();
+        for block in 0..packed.blocks {
+            for part in 0..F::CHUNKS {
+                let from = packed
+                    .quants
+                    .add(block * packed.quants_step + part * packed.chunk_step);
+                unroll_groups!(G, {
+                    I::store_b(to.add(G * GROUP_BYTES), F::Packing::group::<I>(from, G));
+                });
+                to = to.add(CHUNK_BYTES);
+            }
+        }
+        layout
+    }
+}
+
+/// Splits a part of a tile of signed bytes into two planes of nibbles: the lower ones, and the
+/// upper ones plus eight.
+pub(super) struct Split<'a, F>(pub Layout, pub &'a mut Vec<u8>, pub PhantomData<F>);
+
+impl<F: Format> Kernel for Split<'_, F> {
+    type Output = Layout;
+
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) -> Layout {
+        let Self(packed, scratch, _) = self;
+        let layout = packed.in_scratch::<F>(2, scratch);
+        let mut to = scratch.as_mut_ptr();
+        for block in 0..packed.blocks {
+            let from = packed.quants.add(block * packed.quants_step);
+            unroll_groups!(G, {
+                let signed = F::Packing::group::<I>(from, G);
+                let upper = I::and_b(I::shr_b::<4>(signed), 0x0f);
+                let at = to.add(G * GROUP_BYTES);
+                I::store_b(at, I::and_b(signed, 0x0f));
+                I::store_b(at.add(CHUNK_BYTES), I::xor_b(upper, 0x08));
+            });
+            to = to.add(2 * CHUNK_BYTES);
+        }
+        layout
+    }
+}
+
+/// Four bytes of a row.
+#[inline(always)]
+unsafe fn four(values: *const i8) -> i32 {
+    values.cast::<i32>().read_unaligned()
+}
+
+/// The products of groups `FROM..TO` of a chunk with the values of `N` rows, which lie `BLOCK`
+/// bytes apart; `values` are those of the first row that go with the chunk. `finish` turns what
+/// was added up into whole numbers.
+#[inline(always)]
+pub(super) unsafe fn dot<
+    I: Isa,
+    P: Pack,
+    const FROM: usize,
+    const TO: usize,
+    const BLOCK: usize,
+    const N: usize,
+>(
+    chunk: *const u8,
+    values: *const i8,
+    finish: impl Fn(I::Acc) -> I::I,
+) -> [I::I; N] {
+    let limit = I::groups(P::BITS);
+    let mut sums = [I::splat_i(0); N];
+    let mut parts = [I::acc_zero(); N];
+    unroll_groups!(G, {
+        if (FROM..TO).contains(&G) {
+            let weights = P::group::<I>(chunk, G);
+            for row in 0..N {
+                let own = four(values.add(row * BLOCK + 4 * G));
+                parts[row] = I::acc(parts[row], weights, own);
+            }
+            if N > 1 {
+                I::pin(&mut parts);
+            }
+            if (G - FROM) % limit == limit - 1 || G == TO - 1 {
+                for row in 0..N {
+                    sums[row] = I::add_i(sums[row], finish(parts[row]));
+                    parts[row] = I::acc_zero();
+                }
+            }
+        }
+    });
+    sums
+}
+
+/// The same for a whole chunk of signed bytes.
+#[inline(always)]
+pub(super) unsafe fn dot_signed<I: Isa, P: Pack, const BLOCK: usize, const N: usize>(
+    chunk: *const u8,
+    values: *const i8,
+) -> [I::I; N] {
+    let mut sums = [I::splat_i(0); N];
+    unroll_groups!(G, {
+        let weights = P::group::<I>(chunk, G);
+        for row in 0..N {
+            let own = four(values.add(row * BLOCK + 4 * G));
+            sums[row] = I::acc_signed(sums[row], weights, own);
+        }
+    });
+    sums
+}
+
+/// The same for a whole chunk of signed bytes that was taken apart by [`Split`]. Every weight
+/// counts as `weight + 128`.
+#[inline(always)]
+pub(super) unsafe fn dot_split<I: Isa, P: Pack, const BLOCK: usize, const N: usize>(
+    chunk: *const u8,
+    values: *const i8,
+) -> [I::I; N] {
+    let sixteen = I::splat_i(16 << 16 | 16);
+    let upper = chunk.add(CHUNK_BYTES);
+    let mut sums = dot::<I, P, 0, 8, BLOCK, N>(chunk, values, |part| unsafe {
+        I::acc_finish(part)
+    });
+    let others = dot::<I, P, 0, 8, BLOCK, N>(upper, values, |part| unsafe {
+        I::acc_scaled(part, sixteen)
+    });
+    for row in 0..N {
+        sums[row] = I::add_i(sums[row], others[row]);
+    }
+    sums
+}
