@@ -16,7 +16,7 @@ use super::kv::LayerKv;
 use super::math::{exp, softcap};
 
 /// Queries that share a load of keys or values.
-const QUERIES: usize = 4;
+const QUERIES: usize = 6;
 
 /// What the attention of a layer needs to know.
 #[derive(Debug, Clone, Copy)]
@@ -57,13 +57,16 @@ pub(crate) unsafe fn attend<I: Isa>(
     scores: &mut Vec<f32>,
 ) {
     for queries in queries.chunks(QUERIES) {
-        let mut four = [queries[0]; QUERIES];
-        four[..queries.len()].copy_from_slice(queries);
+        let mut all = [queries[0]; QUERIES];
+        all[..queries.len()].copy_from_slice(queries);
+        let [a, b, c, d, e, f] = all;
         match queries.len() {
-            1 => I::call(Few(spec, kv, kv_head, [four[0]], scores)),
-            2 => I::call(Few(spec, kv, kv_head, [four[0], four[1]], scores)),
-            3 => I::call(Few(spec, kv, kv_head, [four[0], four[1], four[2]], scores)),
-            _ => I::call(Few(spec, kv, kv_head, four, scores)),
+            1 => I::call(Few(spec, kv, kv_head, [a], scores)),
+            2 => I::call(Few(spec, kv, kv_head, [a, b], scores)),
+            3 => I::call(Few(spec, kv, kv_head, [a, b, c], scores)),
+            4 => I::call(Few(spec, kv, kv_head, [a, b, c, d], scores)),
+            5 => I::call(Few(spec, kv, kv_head, [a, b, c, d, e], scores)),
+            _ => I::call(Few(spec, kv, kv_head, [a, b, c, d, e, f], scores)),
         }
     }
 }

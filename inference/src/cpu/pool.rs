@@ -2,7 +2,8 @@
 //!
 //! A step is hundreds of short operators, each cut into tasks. Waking a sleeping thread takes
 //! longer than most of them, so the workers spin for a short while after each operator and only
-//! then go to sleep. The caller works too. A worker that comes late finds the job closed and
+//! then go to sleep. The caller works too. Each thread begins with a share of its own, so that it
+//! reads on where it was; who is done takes from the others' shares. A worker that comes late finds the job closed and
 //! waits for the next one: nobody waits for a thread that the system has not given a core.
 
 use std::any::Any;
@@ -29,12 +30,18 @@ struct Job {
     tasks: usize,
 }
 
+/// A counter with a line of the cache to itself.
+#[derive(Default)]
+#[repr(align(64))]
+struct Taken(AtomicUsize);
+
 struct Shared {
     /// See [`JOB`]. A worker enters a job by adding one while it is open.
     gate: AtomicU64,
     /// Written by the caller while the gate is closed and nobody works.
     job: UnsafeCell<Option<Job>>,
-    next: AtomicUsize,
+    /// How many tasks were taken of each thread's share.
+    taken: Box<[Taken]>,
     stop: AtomicBool,
     sleepers: AtomicUsize,
     bed: Mutex<()>,
@@ -61,7 +68,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             gate: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            taken: (0..threads.max(1)).map(|_| Taken::default()).collect(),
             stop: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
             bed: Mutex::new(()),
@@ -84,7 +91,7 @@ impl Pool {
                     if is_pinned {
                         pin::to_core(worker);
                     }
-                    shared.work();
+                    shared.work(worker);
                 });
             // Dropping the pool ends those that were started before a failure.
             pool.workers.push(started?);
@@ -121,7 +128,9 @@ impl Pool {
         let job = Job { function, tasks };
         // SAFETY: the gate is closed and nobody is inside; see `Shared`.
         unsafe { *shared.job.get() = Some(job) };
-        shared.next.store(0, Ordering::Relaxed);
+        for taken in &shared.taken {
+            taken.0.store(0, Ordering::Relaxed);
+        }
         let number = shared.gate.load(Ordering::Relaxed) / JOB;
         shared
             .gate
@@ -130,7 +139,7 @@ impl Pool {
             let _guard = shared.bed.lock().unwrap_or_else(PoisonError::into_inner);
             shared.bell.notify_all();
         }
-        shared.take_tasks(job);
+        shared.take_tasks(job, 0);
         shared.gate.fetch_and(!OPEN, Ordering::Relaxed);
         let mut turns = 0;
         while shared.gate.load(Ordering::Acquire) & WORKING != 0 {
@@ -160,13 +169,13 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn work(&self) {
+    fn work(&self, worker: usize) {
         let mut last = self.gate.load(Ordering::Acquire) / JOB;
         while self.wait_for_job(&mut last) {
             // SAFETY: this worker has entered the job, so the caller does not write.
             let job = unsafe { *self.job.get() };
             if let Some(job) = job {
-                self.take_tasks(job);
+                self.take_tasks(job, worker);
             }
             self.gate.fetch_sub(1, Ordering::Release);
         }
@@ -219,21 +228,29 @@ impl Shared {
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }
 
-    fn take_tasks(&self, job: Job) {
+    /// Takes the tasks of the own share, then what is left of the others'.
+    fn take_tasks(&self, job: Job, thread: usize) {
         // SAFETY: the caller of `run` keeps the function alive until all have left the job.
         let function = unsafe { &*job.function };
+        let threads = self.taken.len();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let task = self.next.fetch_add(1, Ordering::Relaxed);
-                if task >= job.tasks {
-                    break;
+            for owner in (thread..threads).chain(0..thread) {
+                let start = job.tasks * owner / threads;
+                let end = job.tasks * (owner + 1) / threads;
+                loop {
+                    let task = start + self.taken[owner].0.fetch_add(1, Ordering::Relaxed);
+                    if task >= end {
+                        break;
+                    }
+                    function(task);
                 }
-                function(task);
             }
         }));
         if let Err(panic) = outcome {
             // Nobody takes another task of this job.
-            self.next.store(job.tasks, Ordering::Relaxed);
+            for taken in &self.taken {
+                taken.0.store(job.tasks, Ordering::Relaxed);
+            }
             let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
             first.get_or_insert(panic);
         }

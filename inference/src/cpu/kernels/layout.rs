@@ -18,7 +18,7 @@ const UNPACKED: usize = 16 << 10;
 /// Bytes of an unpacked chunk.
 const CHUNK_BYTES: usize = GROUPS * GROUP_BYTES;
 /// How far ahead of the multiplication packed weights are asked for.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// Where the parts of a tile's blocks lie: packed or unpacked.
 #[derive(Clone, Copy)]
