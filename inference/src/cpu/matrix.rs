@@ -140,6 +140,17 @@ impl Matrix {
         }
     }
 
+    /// Fills tile `tile`, not the first, with what the first one holds.
+    ///
+    /// # Safety
+    /// The first tile must have been filled, and no other thread may use this one at the time.
+    pub(crate) unsafe fn copy_first_tile(&self, tile: usize) {
+        assert!(0 < tile && tile < self.tiles());
+        let target = self.tile(tile).cast_mut();
+        // SAFETY: both tiles lie within what was taken from the arena, and do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(self.tile(0), target, self.tile_bytes) };
+    }
+
     /// Writes row `row`, which must be below `rows`, as floats to `out`.
     pub(crate) fn restore_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.columns);

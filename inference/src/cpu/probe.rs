@@ -11,9 +11,9 @@ use crate::hardware::IsaName;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Sizes of the matrix: large enough to come from memory rather than from a cache, small enough
-/// to be made in no time.
-const ROWS: usize = 16_384;
+/// Sizes of the matrix: 150 MB, several times what the caches of most machines hold, for a smaller
+/// one is read from there in part and looks faster than memory.
+const ROWS: usize = 65_536;
 const COLUMNS: usize = 4_096;
 /// How long each measurement lasts.
 const DURATION: Duration = Duration::from_millis(200);
@@ -49,10 +49,12 @@ impl Probe {
         let matrix = Matrix::reserve(&Arc::new(Arena::default()), dtype, ROWS, COLUMNS)?;
         // Blocks of ones as far as the kernels care: scale and nibbles are small, finite numbers.
         let stored = vec![0x11; dtype.bytes_of((LANES * COLUMNS) as u64)? as usize];
-        pool.run(matrix.tiles(), &|tile| {
-            // SAFETY: each tile is filled by one task.
-            let filled = unsafe { matrix.fill_tile(tile, &stored) };
-            filled.expect("the scales are finite");
+        // SAFETY: nobody else has the matrix yet.
+        let filled = unsafe { matrix.fill_tile(0, &stored) };
+        filled.expect("the scales are finite");
+        pool.run(matrix.tiles() - 1, &|tile| {
+            // SAFETY: each tile is written by one task; the first one only read.
+            unsafe { matrix.copy_first_tile(tile + 1) };
         });
         let forms = Forms::of([matrix.form()]);
         let mut vector = Activations::default();
@@ -134,11 +136,14 @@ impl Kernel for Products {
         // SAFETY: the processor has the instruction set, and the array is one group.
         unsafe {
             let weights = I::load_b(std::hint::black_box([1u8; 64]).as_ptr());
+            // Each product has an activation of its own, or the compiler would make only one.
+            let activations = std::hint::black_box([0x0101_0101; 64 + CHAINS]);
             let mut sums = [I::acc_zero(); CHAINS];
             for turn in 0..self.0 {
-                for sum in &mut sums {
-                    *sum = I::acc(*sum, weights, turn as i32);
+                for (chain, sum) in sums.iter_mut().enumerate() {
+                    *sum = I::acc(*sum, weights, activations[turn % 64 + chain]);
                 }
+                I::pin(&mut sums);
             }
             let mut total = 0i32;
             for sum in sums {
