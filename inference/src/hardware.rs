@@ -16,7 +16,7 @@ pub struct Hardware {
     /// Cores that this process may use.
     pub cores: usize,
     /// The widest instruction set of the processor that matters to the kernels: `avx512`,
-    /// `avx2` or `scalar`.
+    /// `avx2`, `neon` or `scalar`.
     pub isa: String,
     /// Memory of the machine in bytes.
     pub memory_bytes: u64,
@@ -48,6 +48,6 @@ mod tests {
         let hardware = probe();
         assert!(hardware.cores >= 1);
         assert!(hardware.memory_bytes >= hardware.memory_available_bytes);
-        assert!(["avx512", "avx2", "scalar"].contains(&hardware.isa.as_str()));
+        assert!(["avx512", "avx2", "neon", "scalar"].contains(&hardware.isa.as_str()));
     }
 }

@@ -16,7 +16,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
+#[cfg(test)]
+mod tests;
 
 use crate::hardware::IsaName;
 
@@ -185,6 +189,8 @@ pub(crate) fn dispatch<K: Kernel>(isa: IsaName, kernel: K) -> K::Output {
             IsaName::Avx2 => avx2::run(kernel),
             #[cfg(target_arch = "x86_64")]
             IsaName::Avx512 => avx512::run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            IsaName::Neon => neon::run(kernel),
             _ => scalar::run(kernel),
         }
     }

@@ -14,10 +14,12 @@ pub enum IsaName {
     Avx2,
     /// x86-64: AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
+    /// AArch64: NEON, and the dot products of ARMv8.2 where the processor has them.
+    Neon,
 }
 
 impl IsaName {
-    const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
 
     /// The name in `ACCEL_ISA`.
     pub fn name(self) -> &'static str {
@@ -25,6 +27,7 @@ impl IsaName {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Neon => "neon",
         }
     }
 }
@@ -78,10 +81,20 @@ fn machine_has(isa: IsaName) -> bool {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni")
         }
+        IsaName::Neon => false,
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn machine_has(isa: IsaName) -> bool {
+    match isa {
+        IsaName::Scalar => true,
+        IsaName::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+        IsaName::Avx2 | IsaName::Avx512 => false,
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn machine_has(isa: IsaName) -> bool {
     isa == IsaName::Scalar
 }
