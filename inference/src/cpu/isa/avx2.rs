@@ -59,8 +59,8 @@ impl Isa for Avx2 {
             unsafe {
                 std::arch::asm!(
                     "/* {0} {1} */",
-                    inout(ymm_reg) *low,
-                    inout(ymm_reg) *high,
+                    inout(ymm_reg) * low,
+                    inout(ymm_reg) * high,
                     options(nomem, nostack, preserves_flags)
                 );
             }
@@ -219,12 +219,18 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     unsafe fn low_twice(a: Ints) -> Ints {
-        both!(_mm256_blend_epi16::<0b1010_1010>(a, both!(_mm256_slli_epi32::<16>(a))))
+        both!(_mm256_blend_epi16::<0b1010_1010>(
+            a,
+            both!(_mm256_slli_epi32::<16>(a))
+        ))
     }
 
     #[inline(always)]
     unsafe fn high_twice(a: Ints) -> Ints {
-        both!(_mm256_blend_epi16::<0b0101_0101>(a, both!(_mm256_srli_epi32::<16>(a))))
+        both!(_mm256_blend_epi16::<0b0101_0101>(
+            a,
+            both!(_mm256_srli_epi32::<16>(a))
+        ))
     }
 
     #[inline(always)]

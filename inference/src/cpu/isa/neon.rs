@@ -56,13 +56,13 @@ macro_rules! each {
             $f$(::<$n>)?(a[3]),
         ]
     }};
-    ($f:ident($a:expr, $b:expr)) => {{
+    ($f:ident $(::<$n:tt>)? ($a:expr, $b:expr)) => {{
         let (a, b) = ($a, $b);
         [
-            $f(a[0], b[0]),
-            $f(a[1], b[1]),
-            $f(a[2], b[2]),
-            $f(a[3], b[3]),
+            $f$(::<$n>)?(a[0], b[0]),
+            $f$(::<$n>)?(a[1], b[1]),
+            $f$(::<$n>)?(a[2], b[2]),
+            $f$(::<$n>)?(a[3], b[3]),
         ]
     }};
     ($f:ident($a:expr, $b:expr, $c:expr)) => {{
@@ -116,6 +116,7 @@ impl<D: Dot> Isa for Neon<D> {
     type Acc = D::Acc;
 
     const SIGNED_OFFSET: i32 = 0;
+    const SPLIT_SIGNED: bool = false;
 
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
@@ -264,13 +265,13 @@ impl<D: Dot> Isa for Neon<D> {
     }
 
     #[inline(always)]
-    unsafe fn low16(a: Ints) -> Ints {
-        each!(vshrq_n_s32::<16>(each!(vshlq_n_s32::<16>(a))))
+    unsafe fn low_twice(a: Ints) -> Ints {
+        each!(vsliq_n_s32::<16>(a, a))
     }
 
     #[inline(always)]
-    unsafe fn high16(a: Ints) -> Ints {
-        each!(vshrq_n_s32::<16>(a))
+    unsafe fn high_twice(a: Ints) -> Ints {
+        each!(vsriq_n_s32::<16>(a, a))
     }
 
     #[inline(always)]
@@ -334,6 +335,11 @@ impl<D: Dot> Isa for Neon<D> {
     }
 
     #[inline(always)]
+    unsafe fn xor_b(a: Bytes, mask: u8) -> Bytes {
+        each!(veorq_u8(a, [vdupq_n_u8(mask); 4]))
+    }
+
+    #[inline(always)]
     unsafe fn shr_b<const N: i32>(a: Bytes) -> Bytes {
         each!(vshrq_n_u8::<N>(a))
     }
@@ -360,6 +366,11 @@ impl<D: Dot> Isa for Neon<D> {
     }
 
     #[inline(always)]
+    unsafe fn acc_scaled(acc: D::Acc, scales: Ints) -> Ints {
+        Self::mul_i(D::finish(acc), each!(vshrq_n_s32::<16>(scales)))
+    }
+
+    #[inline(always)]
     unsafe fn acc_signed(acc: Ints, weights: Bytes, activations: i32) -> Ints {
         let activations = vreinterpretq_s8_s32(vdupq_n_s32(activations));
         D::add_signed(acc, each!(vreinterpretq_s8_u8(weights)), activations)
@@ -379,6 +390,15 @@ impl<D: Dot> Isa for Neon<D> {
     unsafe fn prefetch(from: *const u8) {
         asm!(
             "prfm pldl1keep, [{from}]",
+            from = in(reg) from.addr(),
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch_far(from: *const u8) {
+        asm!(
+            "prfm pldl2keep, [{from}]",
             from = in(reg) from.addr(),
             options(nomem, nostack, preserves_flags),
         );

@@ -49,12 +49,22 @@ unsafe fn float_bits<I: Isa>(value: I::F) -> [u32; LANES] {
 
 /// Through halves, since only small integers are exact as `f32`.
 unsafe fn int_bits<I: Isa>(value: I::I) -> [u32; LANES] {
-    let high = float_bits::<I>(I::from_int(I::high16(value)));
-    let low = float_bits::<I>(I::from_int(I::low16(value)));
+    let high = float_bits::<I>(I::from_int(high16::<I>(value)));
+    let low = float_bits::<I>(I::from_int(low16::<I>(value)));
     std::array::from_fn(|lane| {
         let half = |bits: u32| f32::from_bits(bits) as i32 as u32 & 0xffff;
         half(high[lane]) << 16 | half(low[lane])
     })
+}
+
+/// The lower `i16` of every pair.
+unsafe fn low16<I: Isa>(pairs: I::I) -> I::I {
+    I::madd16(pairs, I::splat_i(1))
+}
+
+/// The upper `i16` of every pair.
+unsafe fn high16<I: Isa>(pairs: I::I) -> I::I {
+    I::madd16(pairs, I::splat_i(1 << 16))
 }
 
 /// The other way round.
@@ -165,7 +175,7 @@ unsafe fn integers<I: Isa>(results: &mut Results) {
     values[1] = 0x7fff_8000;
     for pair in values.chunks(2 * LANES) {
         let (a, b) = (ints::<I>(&pair[..LANES]), ints::<I>(&pair[LANES..]));
-        let small = I::high16(I::shr16_by_four(I::shr16_by_four(a)));
+        let small = high16::<I>(I::shr16_by_four(I::shr16_by_four(a)));
         for (name, value) in [
             ("add_i", I::add_i(a, b)),
             ("sub_i", I::sub_i(a, b)),
@@ -173,8 +183,8 @@ unsafe fn integers<I: Isa>(results: &mut Results) {
             ("mul_i", I::mul_i(a, b)),
             ("and16", I::and16(a, 0x5ff5)),
             ("shr16_by_four", I::shr16_by_four(a)),
-            ("low16", I::low16(a)),
-            ("high16", I::high16(a)),
+            ("low_twice", I::low_twice(a)),
+            ("high_twice", I::high_twice(a)),
             ("madd16", I::madd16(a, b)),
             ("madd16 of equals", I::madd16(a, a)),
             ("load_u8_pairs", I::load_u8_pairs(pair.as_ptr().cast())),
@@ -204,6 +214,7 @@ unsafe fn bytes<I: Isa>(results: &mut Results) {
         ("load_b", a),
         ("and_b", I::and_b(a, 0xa5)),
         ("or_b", I::or_b(a, b)),
+        ("xor_b", I::xor_b(a, 0xa5)),
         ("shr_b", I::and_b(I::shr_b::<1>(a), 0x7f)),
         ("shr_b", I::and_b(I::shr_b::<4>(a), 0x0f)),
         ("shr_b", I::and_b(I::shr_b::<6>(a), 0x03)),
@@ -221,6 +232,12 @@ fn activations(bits: u32) -> (i32, i32) {
     (i32::from_ne_bytes(bytes.map(|byte| byte as u8)), sum)
 }
 
+/// A signed byte in both halves.
+fn small_twice(bits: &u32) -> u32 {
+    let small = *bits as i8 as i16 as u16;
+    u32::from(small) << 16 | u32::from(small)
+}
+
 unsafe fn products<I: Isa>(results: &mut Results) {
     let extremes = [0x7f7f_7f7f, 0x8181_8181, 0x7f81_7f81];
     let mut cases = noise(64, 9);
@@ -236,13 +253,18 @@ unsafe fn products<I: Isa>(results: &mut Results) {
                     vec![!0; LANES]
                 };
                 let weights = I::and_b(I::load_b(weights.as_ptr().cast()), mask);
-                let mut sum = I::splat_i(0);
+                let (mut sum, mut scaled) = (I::splat_i(0), I::splat_i(0));
+                let scales =
+                    ints::<I>(&noise(LANES, 12).iter().map(small_twice).collect::<Vec<_>>());
                 for part in groups.chunks(I::groups(bits)) {
                     let add = |acc, case: &u32| I::acc(acc, weights, activations(*case).0);
-                    let acc = part.iter().fold(I::acc_zero(), add);
-                    sum = I::add_i(sum, I::acc_finish(acc));
+                    let mut acc = [part.iter().fold(I::acc_zero(), add)];
+                    I::pin(&mut acc);
+                    sum = I::add_i(sum, I::acc_finish(acc[0]));
+                    scaled = I::add_i(scaled, I::acc_scaled(acc[0], scales));
                 }
                 results.push(("acc", int_bits::<I>(sum).to_vec()));
+                results.push(("acc_scaled", int_bits::<I>(scaled).to_vec()));
             }
         }
     }

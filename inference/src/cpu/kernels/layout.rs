@@ -220,9 +220,8 @@ pub(super) unsafe fn dot_split<I: Isa, P: Pack, const BLOCK: usize, const N: usi
 ) -> [I::I; N] {
     let sixteen = I::splat_i(16 << 16 | 16);
     let upper = chunk.add(CHUNK_BYTES);
-    let mut sums = dot::<I, P, 0, 8, BLOCK, N>(chunk, values, |part| unsafe {
-        I::acc_finish(part)
-    });
+    let mut sums =
+        dot::<I, P, 0, 8, BLOCK, N>(chunk, values, |part| unsafe { I::acc_finish(part) });
     let others = dot::<I, P, 0, 8, BLOCK, N>(upper, values, |part| unsafe {
         I::acc_scaled(part, sixteen)
     });
