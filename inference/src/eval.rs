@@ -191,7 +191,8 @@ impl Sums {
     }
 }
 
-fn log_sum_exp(logits: &[f32]) -> f64 {
+/// The logarithm of the sum of all exponentials, by which logits become log-probabilities.
+pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let highest = f64::from(highest);
     let sum: f64 = logits

@@ -13,7 +13,8 @@
 //! the model wants it, [`sampler`] draws the next token, [`stop`] watches for stop texts.
 //!
 //! Around it: [`hardware`] tells what the machine has, [`mod@bench`] how fast the engine is on it,
-//! [`eval`] how close it is to another engine; [`synthetic`] makes small models for tests.
+//! [`eval`] how close it is to another engine, [`mod@perplexity`] how well a model predicts a text;
+//! [`synthetic`] makes small models for tests.
 
 mod arch;
 pub mod bench;
@@ -23,6 +24,7 @@ pub mod eval;
 pub mod gguf;
 pub mod hardware;
 pub mod layers;
+pub mod perplexity;
 mod quant;
 pub mod sampler;
 pub mod shape;

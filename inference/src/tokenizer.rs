@@ -163,7 +163,7 @@ impl Tokenizer {
 
     /// What goes before and after a whole text.
     fn affixes(&self, add_special: bool) -> (Option<u32>, Option<u32>) {
-        let first = self.bos.filter(|_| add_special && self.add_bos);
+        let first = self.first().filter(|_| add_special);
         let last = self.eos.filter(|_| add_special && self.add_eos);
         (first, last)
     }
@@ -216,6 +216,11 @@ impl Tokenizer {
     /// Every token that ends an answer.
     pub fn ends(&self) -> impl Iterator<Item = u32> + '_ {
         self.ends.iter().copied()
+    }
+
+    /// The token that the model wants in front of every text: BOS, or none.
+    pub fn first(&self) -> Option<u32> {
+        self.bos.filter(|_| self.add_bos)
     }
 
     /// The token that begins a sequence.

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use accel_inference::synthetic::{SyntheticArch, SyntheticSpec, generate};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -92,6 +93,51 @@ fn a_swarm_key_is_made_once() {
         "exists",
     );
     assert_eq!(std::fs::read(home.path().join("key")).unwrap(), key);
+}
+
+#[test]
+fn a_text_is_scored_or_refused_with_the_reason() {
+    let home = TempDir::new().unwrap();
+    let spec = SyntheticSpec::small(SyntheticArch::Llama);
+    generate(&spec, &home.path().join("model.gguf")).unwrap();
+    let score = |text: &[u8], more: &[&str]| {
+        std::fs::write(home.path().join("text"), text).unwrap();
+        let args = ["eval", "model.gguf", "--text", "text", "--json"];
+        run(home.path(), &[&args[..], more].concat())
+    };
+    let words = "what a node can do is measured ".repeat(40);
+
+    let scored = score(words.as_bytes(), &["--chunk", "100", "--threads", "2"]);
+    assert!(scored.status.success(), "{scored:?}");
+    let report: Value = serde_json::from_slice(&scored.stdout).unwrap();
+    let keys: Vec<_> = report.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["tokens", "chunks", "nll", "perplexity"]);
+    let chunks = report["chunks"].as_u64().unwrap();
+    assert!(chunks >= 2, "{report}");
+    assert_eq!(report["tokens"], chunks * 49, "{report}");
+    let nll = report["nll"].as_f64().unwrap();
+    let perplexity = report["perplexity"].as_f64().unwrap();
+    assert!((nll.exp() / perplexity - 1.0).abs() < 1e-9, "{report}");
+
+    let cases: [(&[u8], &[&str], &str); 5] = [
+        (b"short", &[], "one chunk needs 512"),
+        (b"", &[], "text is empty"),
+        (b"\xff\xfe", &[], "not UTF-8"),
+        (words.as_bytes(), &["--chunk", "2"], "choose another size"),
+        (words.as_bytes(), &["--threads", "0"], "threads"),
+    ];
+    for (text, more, about) in cases {
+        let refused = score(text, more);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && refused.stdout.is_empty());
+        assert!(
+            said.starts_with("error: ") && said.contains(about),
+            "{said}"
+        );
+    }
+    let missing = run(home.path(), &["eval", "model.gguf", "--text", "gone"]);
+    let said = String::from_utf8_lossy(&missing.stderr);
+    assert!(said.contains("cannot read gone"), "{said}");
 }
 
 /// A running node; killed when a test fails.

@@ -94,4 +94,4 @@ def json_of(finished: Finished, program: str):
 
 
 def say(message: str) -> None:
-    print(f"bench-llama-cpp: {message}", file=sys.stderr, flush=True)
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)

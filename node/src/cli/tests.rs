@@ -29,6 +29,7 @@ fn every_command_of_the_contract_is_understood() {
         "key --data D",
         "bench MODEL --prompt 1 --gen 1 --threads 1 --batch 1 --json",
         "eval MODEL --reference F --threads 1 --json",
+        "eval MODEL --text F --chunk 256 --threads 1 --json",
         "demo",
     ];
     for line in lines {
@@ -47,6 +48,9 @@ fn what_contradicts_itself_is_refused() {
         "up --threads -1",
         "run MODEL",
         "swarm init",
+        "eval MODEL",
+        "eval MODEL --reference F --text F",
+        "eval MODEL --reference F --chunk 256",
         "fly",
     ] {
         let words = std::iter::once("accel").chain(line.split_whitespace());

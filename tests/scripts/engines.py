@@ -1,0 +1,149 @@
+"""The two engines that are compared, the models they are compared on, and what those comparisons share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from programs import Failure, run
+
+SCRIPTS = Path(__file__).resolve().parent
+REPOSITORY = SCRIPTS.parents[1]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model, and how many times llama.cpp's speed accel is to reach on it."""
+
+    name: str
+    title: str
+    file: str
+    decode_goal: float
+    prefill_goal: float
+    batch_goal: float
+
+
+MODELS = (
+    Model("smollm2", "SmolLM2 135M Q4_1", "SmolLM2-135M-Instruct.Q4_1.gguf", 2.0, 5.0, 5.0),
+    Model("gemma3", "Gemma 3 270M Q4_K_M", "gemma-3-270m-q4_k_m.gguf", 1.6, 3.0, 4.0),
+    Model("qwen2", "Qwen2.5 0.5B Q4_K_M", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", 1.6, 3.0, 4.0),
+)
+
+
+# --- the engines ------------------------------------------------------------------------------------------
+
+
+def llama_programs(chosen: Path | None, jobs: int, needed: str) -> Path:
+    """The directory of llama.cpp's programs, built first if they are not there."""
+    if chosen is None:
+        return build_llama(jobs)
+    if not (chosen / needed).is_file():
+        raise Failure(f"{chosen} lacks {needed}", "leave --llama-bin out, and llama.cpp is built")
+    return chosen
+
+
+def build_llama(jobs: int) -> Path:
+    # Not through `run`: what it says on the way is for the person who waits for it.
+    built = subprocess.run([SCRIPTS / "build-llama-cpp", "--jobs", str(jobs)], stdout=subprocess.PIPE, text=True)
+    if built.returncode != 0:
+        raise Failure("llama.cpp could not be built", "see above; or name a build of it with --llama-bin")
+    return Path(built.stdout.strip())
+
+
+def accel_binary(path: Path) -> Path:
+    if not path.is_file():
+        raise Failure(f"{path} is not there", "build it: cargo build --release --bin accel; or name one with --accel")
+    return path.resolve()
+
+
+def require_flags(accel: Path, command: str, flags: tuple[str, ...]) -> None:
+    known = set(re.findall(r"--[a-z][a-z-]*", run([accel, command, "--help"]).stdout))
+    lacking = [flag for flag in flags if flag not in known]
+    if lacking:
+        raise Failure(f"`{accel} {command}` does not know {', '.join(lacking)}", "build accel from this tree")
+
+
+def chosen_models(only: list[str] | None, directory: Path) -> list[tuple[Model, Path]]:
+    wanted = [model for model in MODELS if not only or model.name in only]
+    pairs = [(model, directory / model.file) for model in wanted]
+    for model, path in pairs:
+        if not path.is_file():
+            raise Failure(f"{path} is not there", f"tests/scripts/get-models --dir {directory} {model.name}")
+    return pairs
+
+
+# --- showing ----------------------------------------------------------------------------------------------
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table: the first column is words, the others are figures."""
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *rows])
+
+
+def shown(value: float | None, form: str, unit: str = "") -> str:
+    return "n/a" if value is None else format(value, form) + unit
+
+
+def ratio(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def write_json(path: Path | None, results: list[dict]) -> None:
+    if path:
+        path.write_text(json.dumps({"tag": "measured", "results": results}, indent=1) + "\n", "utf-8")
+
+
+# --- the command line -------------------------------------------------------------------------------------
+
+
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """A parser that knows what every comparison takes."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).name, description=description, formatter_class=form)
+    add = parser.add_argument
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    models = os.environ.get("ACCEL_MODELS") or cache / "accel" / "models"
+    names = [model.name for model in MODELS]
+    binary = REPOSITORY / "target" / "release" / "accel"
+    add("--accel", type=Path, metavar="PATH", default=binary, help="binary (default: target/release/accel)")
+    add("--models", type=Path, metavar="DIR", default=models, help="directory (default: where get-models puts them)")
+    add("--llama-bin", type=Path, metavar="DIR", help="directory of another build of llama.cpp's programs")
+    add("--only", action="append", choices=names, help="this model only; may be given again")
+    add("--threads", type=positive, metavar="N", default=2, help="threads of either engine (default: 2)")
+    add("--json", type=Path, metavar="FILE", help="write every figure there, too")
+    cores = os.cpu_count() or 1
+    add("--jobs", type=positive, metavar="N", default=cores, help="compilers at once, if llama.cpp is built")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    options = parser.parse_args()
+    if options.json and not options.json.absolute().parent.is_dir():
+        parser.error(f"{options.json.parent} is not a directory; --json cannot write there")
+    return options
+
+
+def positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def exit_with(main: Callable[[], None]) -> None:
+    """Runs a script to its end; a failure is told with its hint."""
+    try:
+        main()
+    except Failure as failure:
+        hint = f"\nhint: {failure.hint}" if failure.hint else ""
+        sys.exit(f"{Path(sys.argv[0]).name}: {failure}{hint}")
+    except KeyboardInterrupt:
+        sys.exit(130)
