@@ -3,7 +3,9 @@
 
 use super::*;
 use crate::cpu::activations::{Activations, Forms};
-use crate::hardware::isas;
+use crate::cpu::isa::{Isa, Kernel, dispatch};
+use crate::cpu::pool::Pool;
+use crate::hardware::{IsaName, isas};
 use candle_core::quantized::GgmlDType;
 use proptest::prelude::*;
 
