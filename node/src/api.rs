@@ -44,6 +44,9 @@ const MAX_CONNECTIONS: usize = 512;
 /// Seconds that answers may take to reach their clients once the node has stopped.
 const FLUSH: u64 = 2;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may idle. Longer than clients keep theirs (five seconds in Python's), or
+/// they would send a request into one that is being closed.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// All endpoints.
 fn routes(config: &mut web::ServiceConfig) {
@@ -82,6 +85,7 @@ impl Api {
         .workers(WORKERS)
         .max_connections(MAX_CONNECTIONS)
         .client_request_timeout(HEAD_TIMEOUT)
+        .keep_alive(KEEP_ALIVE)
         // Each token is a small packet that should leave at once.
         .tcp_nodelay(true)
         .shutdown_timeout(FLUSH)

@@ -1,5 +1,7 @@
 //! What the tests ask a node over HTTP.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
@@ -105,7 +107,11 @@ pub struct Answer {
 impl Client {
     /// A client of the API at `host:port`.
     pub fn new(api: &str) -> Result<Self> {
-        let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
+        let http = reqwest::Client::builder()
+            .timeout(PATIENCE)
+            // Sooner than a node closes it, or a request may meet a connection that is being closed.
+            .pool_idle_timeout(Duration::from_secs(5))
+            .build()?;
         let base = match api.starts_with("http") {
             true => api.trim_end_matches('/').to_owned(),
             false => format!("http://{api}"),
