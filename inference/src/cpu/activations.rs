@@ -180,6 +180,7 @@ impl Activations {
     /// # Safety
     /// See [`Isa`]. The rows must have been made room for with the same `forms`, and no two
     /// threads may quantise the same row.
+    #[inline(always)]
     pub(crate) unsafe fn quantise<I: Isa>(&self, row: usize, forms: Forms) {
         let from = self.floats(row);
         if forms.blocks {

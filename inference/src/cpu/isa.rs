@@ -7,7 +7,9 @@
 //! order is fixed. So a kernel gives the same bits everywhere by construction.
 //!
 //! [`dispatch`] picks the instruction set once and calls a kernel in a function that is compiled
-//! for it; this is how one ordinary build serves every machine.
+//! for it; this is how one ordinary build serves every machine. Whatever is generic over [`Isa`]
+//! must be `#[inline(always)]` down to there: a function of its own would be compiled for the
+//! oldest processor, with a call for every operation. It would be right, and ten times as slow.
 
 // A kernel's operations are all unsafe for one reason, stated at the trait.
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the trait's safety section")]

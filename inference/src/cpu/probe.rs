@@ -32,6 +32,7 @@ struct Ramp<'a>(&'a mut Activations, Forms);
 impl Kernel for Ramp<'_> {
     type Output = ();
 
+    #[inline(always)]
     unsafe fn run<I: Isa>(self) {
         for (index, value) in self.0.floats_mut().iter_mut().enumerate() {
             *value = index as f32 / COLUMNS as f32;

@@ -244,6 +244,7 @@ struct Choose<'a> {
 impl Kernel for Choose<'_> {
     type Output = ();
 
+    #[inline(always)]
     unsafe fn run<I: Isa>(self) {
         let highest = self.row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mut sum = 0.0;
@@ -274,6 +275,7 @@ struct Sigmoid<'a>(&'a mut f32);
 impl Kernel for Sigmoid<'_> {
     type Output = ();
 
+    #[inline(always)]
     unsafe fn run<I: Isa>(self) {
         // SAFETY: the processor has the instruction set.
         *self.0 = 1.0 / (1.0 + unsafe { exp_one::<I>(-*self.0) });

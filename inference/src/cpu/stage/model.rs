@@ -213,6 +213,7 @@ struct Softcap<'a>(&'a mut [f32], f32);
 impl Kernel for Softcap<'_> {
     type Output = ();
 
+    #[inline(always)]
     unsafe fn run<I: Isa>(self) {
         for values in self.0.chunks_mut(LANES) {
             let mut lanes = [0.0; LANES];
