@@ -214,9 +214,7 @@ fn highest(output: &StageOutput) -> u32 {
     let StageOutput::Logits { data, .. } = output else {
         return 0;
     };
-    let logits = data.iter().enumerate();
-    let best = logits.max_by(|a, b| a.1.total_cmp(b.1));
-    best.map_or(0, |(token, _)| token as u32)
+    crate::sampler::highest(data).map_or(0, |(token, _)| token)
 }
 
 /// The peak where the system tells it (Linux), else what the process has now.

@@ -12,6 +12,7 @@
 //! * [`stage`] – the loaded stage: embedding, layers, head, sequences;
 //! * [`layer`] – one layer over all rows of a batch; `layer/experts` – mixtures of experts;
 //! * [`attention`], [`kv`], [`rope`], [`norm`], [`math`] – its parts;
+//! * [`softmax`] – the weights of a vocabulary, for sampling;
 //! * [`matrix`] – products on all threads; [`kernels`] – of one tile; [`activations`] – what they
 //!   are multiplied with;
 //! * [`mod@format`], [`pack`] – how weights lie in memory; [`weights`], [`memory`] – how they get there;
@@ -32,6 +33,7 @@ mod pack;
 mod pool;
 mod probe;
 mod rope;
+mod softmax;
 mod stage;
 mod weights;
 
@@ -41,6 +43,7 @@ pub(crate) use layer::{ExpertsSpec, LayerSpec};
 pub(crate) use math::Gate;
 pub(crate) use probe::Probe;
 pub(crate) use rope::{Pairing, RopeSpec, Scaling};
+pub(crate) use softmax::Softmax;
 pub(crate) use stage::CpuStage;
 
 /// The numerics class.

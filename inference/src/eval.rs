@@ -15,6 +15,7 @@ pub use reference::{Completion, Reference};
 
 use crate::gguf::{Gguf, GgufError};
 use crate::layers::LayerRange;
+use crate::sampler::highest;
 use crate::shape::{ModelError, ModelShape};
 use crate::stage::{
     LoadError, LoadOptions, Logits, Stage, StageError, StageInput, StageOutput, load_stage,
@@ -166,7 +167,7 @@ impl Sums {
         self.positions += 1;
         self.nll -= logprob_of(token);
         if let Some((top, expected)) = listed.first() {
-            if most_likely(logits) == Some(*top) {
+            if highest(logits).is_ok_and(|(token, _)| token == *top) {
                 self.agreed += 1;
             }
             let diff = (logprob_of(*top) - expected).abs();
@@ -200,17 +201,6 @@ pub(crate) fn log_sum_exp(logits: &[f32]) -> f64 {
         .map(|logit| libm::exp(f64::from(*logit) - highest))
         .sum();
     highest + libm::log(sum)
-}
-
-/// The token with the highest logit; of equals the lowest.
-fn most_likely(logits: &[f32]) -> Option<u32> {
-    let mut best: Option<(u32, f32)> = None;
-    for (token, &logit) in logits.iter().enumerate() {
-        if best.is_none_or(|(_, highest)| logit > highest) {
-            best = Some((token as u32, logit));
-        }
-    }
-    best.map(|(token, _)| token)
 }
 
 #[cfg(test)]

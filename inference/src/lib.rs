@@ -40,8 +40,8 @@ pub use layers::LayerRange;
 pub use sampler::{SampleError, Sampled, SamplingParams, sample};
 pub use shape::{ModelError, ModelShape};
 pub use stage::{
-    Device, LoadError, LoadOptions, Logits, MAX_THREADS, SeqId, Stage, StageError, StageInput,
-    StageOutput, StepRequest, load_stage, numerics,
+    Device, LoadError, LoadOptions, LogitRows, Logits, MAX_THREADS, SeqId, Stage, StageError,
+    StageInput, StageOutput, StepRequest, load_stage, numerics,
 };
 pub use stop::{StopError, StopMatcher, StopOutcome};
 pub use tokenizer::{StreamDecoder, TokenKind, Tokenizer, TokenizerData, TokenizerError};

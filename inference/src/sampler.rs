@@ -2,9 +2,11 @@
 //! logits, the parameters and the position, so any machine draws the same one.
 //!
 //! The order is llama.cpp's: top-k, top-p, min-p, then temperature. Top-p and min-p look at the
-//! distribution as the model gave it; the temperature shapes only what they leave. All arithmetic
-//! is in f64 in a fixed order, with `libm`'s functions instead of the platform's.
+//! distribution as the model gave it; the temperature shapes only what they leave. Weights are the
+//! engine's own exponentials, which have the same bits on every instruction set; they are added in
+//! f64 in a fixed order.
 
+mod highest;
 mod params;
 mod philox;
 mod ranked;
@@ -13,6 +15,8 @@ mod tests;
 
 pub use params::{MAX_TOP_LOGPROBS, SampleError, SamplingParams, TEMPERATURES};
 
+use crate::cpu::{LANES, Softmax};
+pub(crate) use highest::highest;
 use ranked::Ranked;
 
 /// A token that was drawn.
@@ -63,21 +67,8 @@ struct Distribution<'a> {
 impl<'a> Distribution<'a> {
     /// Minus infinity is a fine logit (a token that cannot be), as long as another is finite.
     fn new(logits: &'a [f32]) -> Result<Self, SampleError> {
-        let mut best = None;
-        for (token, &value) in (0u32..).zip(logits) {
-            if value.is_nan() || value == f32::INFINITY {
-                return Err(SampleError::BadLogit { token, value });
-            }
-            if best.is_none_or(|(_, highest)| value > highest) {
-                best = Some((token, value));
-            }
-        }
-        let best = best.ok_or(SampleError::NoLogits)?;
-        if best.1 == f32::NEG_INFINITY {
-            let (token, value) = best;
-            return Err(SampleError::BadLogit { token, value });
-        }
-        let mass = logits.iter().map(|&logit| weight(logit, best.1, 1.0)).sum();
+        let best = highest(logits)?;
+        let mass = softmax(best.1, 1.0).mass(logits);
         Ok(Self {
             logits,
             best,
@@ -91,17 +82,17 @@ impl<'a> Distribution<'a> {
     }
 }
 
-/// `exp((logit - highest) / temperature)`: never above 1.
-fn weight(logit: f32, highest: f32, temperature: f32) -> f64 {
-    let below = f64::from(logit) - f64::from(highest);
-    libm::exp(below / f64::from(temperature))
+fn softmax(highest: f32, temperature: f32) -> Softmax {
+    Softmax {
+        highest,
+        temperature,
+    }
 }
 
 /// What is left to draw from: the `count` most likely tokens, shaped by a temperature.
 struct Truncated {
     count: usize,
-    temperature: f32,
-    highest: f32,
+    softmax: Softmax,
     /// Sum of the weights of these tokens.
     mass: f64,
 }
@@ -109,7 +100,7 @@ struct Truncated {
 impl Truncated {
     fn new(whole: &Distribution<'_>, ranked: &mut Ranked<'_>, params: &SamplingParams) -> Self {
         let vocab = whole.logits.len();
-        let (highest, temperature) = (whole.best.1, params.temperature);
+        let softmax = softmax(whole.best.1, params.temperature);
         let mut count = match params.top_k {
             0 => vocab,
             top_k => vocab.min(top_k as usize),
@@ -122,19 +113,17 @@ impl Truncated {
         }
         // The whole vocabulary is added up as it lies, without sorting it.
         let mass = if count < vocab {
-            ranked_weights(ranked, count, highest, temperature).sum()
-        } else if temperature == 1.0 {
+            ranked_weights(ranked, count, softmax)
+                .map(|(_, weight)| weight)
+                .sum()
+        } else if softmax.temperature == 1.0 {
             whole.mass
         } else {
-            let weights = whole.logits.iter();
-            weights
-                .map(|&logit| weight(logit, highest, temperature))
-                .sum()
+            softmax.mass(whole.logits)
         };
         Self {
             count,
-            temperature,
-            highest,
+            softmax,
             mass,
         }
     }
@@ -144,14 +133,10 @@ impl Truncated {
         let target = uniform * self.mass;
         let mut sum = 0.0;
         let mut last = None;
-        for rank in 0..self.count {
-            let Some((token, logit)) = ranked.get(rank) else {
-                break;
-            };
-            let weight = weight(logit, self.highest, self.temperature);
+        for (drawn, weight) in ranked_weights(ranked, self.count, self.softmax) {
             // Rounding may leave the target beyond the sum: then the last possible one is it.
             if weight > 0.0 {
-                last = Some((token, logit));
+                last = Some(drawn);
             }
             sum += weight;
             if sum > target {
@@ -162,27 +147,34 @@ impl Truncated {
     }
 }
 
+/// The `count` most likely tokens with their logits, and their weights.
 fn ranked_weights(
     ranked: &mut Ranked<'_>,
     count: usize,
-    highest: f32,
-    temperature: f32,
-) -> impl Iterator<Item = f64> {
-    let logits = (0..count).map_while(|rank| ranked.get(rank));
-    logits.map(move |(_, logit)| weight(logit, highest, temperature))
+    softmax: Softmax,
+) -> impl Iterator<Item = ((u32, f32), f64)> {
+    (0..count).step_by(LANES).flat_map(move |first| {
+        let ranks = first..count.min(first + LANES);
+        let tokens: Vec<_> = ranks.map_while(|rank| ranked.get(rank)).collect();
+        let logits: Vec<_> = tokens.iter().map(|(_, logit)| *logit).collect();
+        let weights = softmax.weights(&logits).map(f64::from);
+        tokens.into_iter().zip(weights)
+    })
 }
 
 /// Top-p: the fewest of the `count` most likely tokens that have the share `top_p` of their mass.
 fn keep_mass(whole: &Distribution<'_>, ranked: &mut Ranked<'_>, count: usize, top_p: f32) -> usize {
-    let highest = whole.best.1;
+    let softmax = softmax(whole.best.1, 1.0);
     let mass = if count == whole.logits.len() {
         whole.mass
     } else {
-        ranked_weights(ranked, count, highest, 1.0).sum()
+        ranked_weights(ranked, count, softmax)
+            .map(|(_, weight)| weight)
+            .sum()
     };
     let enough = f64::from(top_p) * mass;
     let mut sum = 0.0;
-    for (kept, weight) in (1..).zip(ranked_weights(ranked, count, highest, 1.0)) {
+    for (kept, (_, weight)) in (1..).zip(ranked_weights(ranked, count, softmax)) {
         sum += weight;
         if sum >= enough {
             return kept;
@@ -199,7 +191,7 @@ fn keep_likely(
     count: usize,
     min_p: f32,
 ) -> usize {
-    let weights = ranked_weights(ranked, count, whole.best.1, 1.0);
-    let likely = weights.take_while(|&weight| weight >= f64::from(min_p));
+    let weights = ranked_weights(ranked, count, softmax(whole.best.1, 1.0));
+    let likely = weights.take_while(|(_, weight)| *weight >= f64::from(min_p));
     likely.count().max(1)
 }

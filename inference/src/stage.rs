@@ -4,8 +4,10 @@
 //! knows only this trait and [`load_stage`].
 
 mod error;
+mod logits;
 
 pub use error::{LoadError, StageError};
+pub use logits::LogitRows;
 
 use crate::cpu::{CpuStage, NUMERICS};
 use crate::gguf::Gguf;
@@ -46,7 +48,7 @@ pub enum StageOutput {
         /// Number of rows: one for [`Logits::Last`], all of the step for [`Logits::All`].
         rows: usize,
         /// The rows, one after the other, each as wide as the vocabulary.
-        data: Vec<f32>,
+        data: LogitRows,
     },
     /// The last stage was asked for no logits.
     Nothing,

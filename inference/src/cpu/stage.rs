@@ -13,12 +13,13 @@ use crate::hardware::IsaName;
 use crate::layers::LayerRange;
 use crate::shape::ModelShape;
 use crate::stage::{
-    LoadError, Logits, SeqId, Stage, StageError, StageInput, StageOutput, StepRequest,
+    LoadError, LogitRows, Logits, SeqId, Stage, StageError, StageInput, StageOutput, StepRequest,
 };
 use model::{Model, Ropes, bad_input, check_finite};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A stage on the engine's own kernels.
 pub(crate) struct CpuStage {
@@ -29,6 +30,8 @@ pub(crate) struct CpuStage {
     sequences: HashMap<SeqId, Sequence>,
     pool: Pool,
     work: Workspace,
+    /// The logits of the last batch, whose memory is used again when nobody looks at them.
+    logits: Arc<Vec<f32>>,
     weights_bytes: u64,
 }
 
@@ -75,6 +78,7 @@ impl CpuStage {
             sequences: HashMap::new(),
             pool,
             work: Workspace::default(),
+            logits: Arc::default(),
             weights_bytes,
         })
     }
@@ -133,7 +137,7 @@ impl CpuStage {
     }
 
     /// The logits that the steps want, all in one product.
-    fn logits(&mut self, sound: &mut [Sound], x: &[f32]) -> HashMap<usize, Vec<f32>> {
+    fn logits(&mut self, sound: &mut [Sound], x: &[f32]) -> HashMap<usize, LogitRows> {
         let (Some(head), hidden) = (&self.model.head, self.model.hidden) else {
             return HashMap::new();
         };
@@ -156,12 +160,17 @@ impl CpuStage {
             isa: self.isa,
             rows: wanted.len() / hidden,
         };
-        let logits = head.logits(&mut step, &wanted, &mut self.work);
+        if Arc::get_mut(&mut self.logits).is_none() {
+            self.logits = Arc::default();
+        }
+        let logits = Arc::get_mut(&mut self.logits).expect("nobody else has them");
+        head.logits(&mut step, &wanted, &mut self.work, logits);
         let width = head.matrix.rows();
         let mut from = 0;
         let mut all = HashMap::new();
         for (index, rows) in counts {
-            all.insert(index, logits[from..from + rows * width].to_vec());
+            let own = from..from + rows * width;
+            all.insert(index, LogitRows::new(Arc::clone(&self.logits), own));
             from += rows * width;
         }
         for one in sound.iter_mut() {
@@ -177,7 +186,7 @@ impl CpuStage {
         &mut self,
         one: &mut Sound,
         x: &[f32],
-        logits: Option<Vec<f32>>,
+        logits: Option<LogitRows>,
     ) -> Result<StageOutput, StageError> {
         let sequence = self.sequences.get_mut(&one.seq);
         let sequence = sequence.expect("sequences are not closed during a step");

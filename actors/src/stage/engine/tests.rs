@@ -79,7 +79,7 @@ fn output(request: &StepRequest) -> StageOutput {
         Logits::None => StageOutput::Nothing,
         _ => StageOutput::Logits {
             rows: 1,
-            data: vec![0.0, 1.0],
+            data: vec![0.0, 1.0].into(),
         },
     }
 }

@@ -183,12 +183,19 @@ impl Head {
         })
     }
 
-    pub(super) fn logits(&self, step: &mut Step<'_>, x: &[f32], work: &mut Workspace) -> Vec<f32> {
+    /// Fills `logits` with a row for each row of `x`.
+    pub(super) fn logits(
+        &self,
+        step: &mut Step<'_>,
+        x: &[f32],
+        work: &mut Workspace,
+        logits: &mut Vec<f32>,
+    ) {
         let forms = Forms::of([self.matrix.form()]);
         let input = work.input_mut();
         prepare(step, &self.norm, x, input, forms);
         let width = self.matrix.rows();
-        let mut logits = vec![0.0; step.rows * width];
+        logits.resize(step.rows * width, 0.0);
         let parts = [Part {
             matrix: &self.matrix,
             bias: None,
@@ -199,12 +206,11 @@ impl Head {
             first: 0,
             count: step.rows,
         };
-        let output = Output::new(&mut logits, width);
+        let output = Output::new(logits, width);
         multiply(step.pool, step.isa, &parts, rows, output, Store::Replace);
         if let Some(cap) = self.softcap {
-            dispatch(step.isa, Softcap(&mut logits, cap));
+            dispatch(step.isa, Softcap(logits, cap));
         }
-        logits
     }
 }
 
@@ -238,13 +244,17 @@ pub(super) fn check_finite(
     values: &[f32],
     what: impl FnOnce() -> String,
 ) -> Result<(), StageError> {
-    // A sum of products with zero is zero unless a value is not finite; the compiler makes vectors
-    // of it, which it does not of a search.
-    let mut probe = 0.0;
-    for value in values {
-        probe += value * 0.0;
+    // A sum of products with zero is zero unless a value is not finite; of several sums the
+    // compiler makes vectors, which it does not of one, nor of a search.
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut sums = [0.0; LANES];
+    for chunk in chunks {
+        for (sum, value) in sums.iter_mut().zip(chunk) {
+            *sum += value * 0.0;
+        }
     }
-    if probe == 0.0 {
+    let rest = rest.iter().map(|value| value * 0.0);
+    if sums.into_iter().chain(rest).sum::<f32>() == 0.0 {
         return Ok(());
     }
     Err(StageError::NonFinite { what: what() })
