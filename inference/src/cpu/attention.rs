@@ -16,7 +16,7 @@ use super::kv::LayerKv;
 use super::math::{exp, softcap};
 
 /// Queries that share a load of keys or values.
-const QUERIES: usize = 6;
+pub(super) const QUERIES: usize = 6;
 
 /// What the attention of a layer needs to know.
 #[derive(Debug, Clone, Copy)]

@@ -3,7 +3,7 @@
 use super::experts::Experts;
 use super::{FeedForward, Layer, Mixing};
 use crate::cpu::activations::{Activations, Forms};
-use crate::cpu::attention::{Query, attend};
+use crate::cpu::attention::{QUERIES, Query, attend};
 use crate::cpu::isa::{Isa, Kernel, dispatch};
 use crate::cpu::kernels::Rows;
 use crate::cpu::kv::LayerKv;
@@ -16,7 +16,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 /// Queries that one task of the attention takes at least, if there are as many.
-const TASK_QUERIES: usize = 8;
+const TASK_QUERIES: usize = 12;
 /// Rows that are prepared by one task.
 const TASK_ROWS: usize = 8;
 
@@ -368,7 +368,7 @@ impl Layer {
     ) {
         let spec = &self.attention;
         let group = spec.heads / spec.kv_heads;
-        let per_task = TASK_QUERIES.div_ceil(group);
+        let per_task = rows_per_task(group);
         let mut tasks = Vec::new();
         for item in items {
             for start in item.rows.clone().step_by(per_task) {
@@ -423,6 +423,16 @@ impl Layer {
             }
         }
     }
+}
+
+/// Rows whose queries, `group` of each, one task of the attention takes: in whole numbers of what
+/// shares a load, if that is not too many.
+fn rows_per_task(group: usize) -> usize {
+    let least = TASK_QUERIES.div_ceil(group);
+    let mut several = least..least + QUERIES;
+    several
+        .find(|rows| (rows * group).is_multiple_of(QUERIES))
+        .unwrap_or(least)
 }
 
 /// Norms all rows of `x` into `to`.

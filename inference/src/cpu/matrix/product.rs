@@ -197,29 +197,41 @@ unsafe fn write_out<I: Isa>(
 ) {
     let first = tile * LANES;
     let lanes = LANES.min(part.matrix.rows - first);
-    for (row, results) in rows.zip(results.chunks_exact(LANES)) {
-        let mut own = [0.0; LANES];
-        own.copy_from_slice(results);
-        if let Some(bias) = part.bias {
-            for (own, bias) in own.iter_mut().zip(&bias[first..first + lanes]) {
-                *own += bias;
-            }
-        }
-        // SAFETY: tiles write different columns, and each tile is one thread's.
-        unsafe {
+    let mut biases = [0.0; LANES];
+    if let Some(bias) = part.bias {
+        biases[..lanes].copy_from_slice(&bias[first..first + lanes]);
+    }
+    // SAFETY: tiles write different columns, and each tile is one thread's.
+    unsafe {
+        let biases = I::load(biases.as_ptr());
+        for (row, results) in rows.zip(results.chunks_exact(LANES)) {
             let to = output.at(row, part.column + first);
-            if lanes == LANES {
-                let mut value = I::load(own.as_ptr());
-                if store == Store::Add {
-                    value = I::add(I::load(to), value);
-                }
-                I::store(to, value);
-            } else {
-                for (lane, own) in own.iter().enumerate().take(lanes) {
-                    let to = to.add(lane);
-                    *to = if store == Store::Add { *to + own } else { *own };
-                }
+            let mut value = I::load(results.as_ptr());
+            if part.bias.is_some() {
+                value = I::add(value, biases);
             }
+            if lanes < LANES {
+                store_some::<I>(to, value, lanes, store);
+                continue;
+            }
+            if store == Store::Add {
+                value = I::add(I::load(to), value);
+            }
+            I::store(to, value);
+        }
+    }
+}
+
+/// Stores the first lanes of a vector.
+#[inline(always)]
+unsafe fn store_some<I: Isa>(to: *mut f32, value: I::F, lanes: usize, store: Store) {
+    let mut own = [0.0; LANES];
+    // SAFETY: promised by the caller; the array is a vector.
+    unsafe {
+        I::store(own.as_mut_ptr(), value);
+        for (lane, own) in own.iter().enumerate().take(lanes) {
+            let to = to.add(lane);
+            *to = if store == Store::Add { *to + own } else { *own };
         }
     }
 }
