@@ -10,7 +10,8 @@
 //! * a row of a batch is computed from that row and its own cache alone.
 //!
 //! * [`stage`] – the loaded stage: embedding, layers, head, sequences;
-//! * [`layer`] – one layer over all rows of a batch; `layer/experts` – mixtures of experts;
+//! * [`layer`] – one layer over all rows of a batch; `layer/attending` – its attention part,
+//!   `layer/experts` – mixtures of experts;
 //! * [`attention`], [`kv`], [`rope`], [`norm`], [`math`] – its parts;
 //! * [`softmax`] – the weights of a vocabulary, for sampling;
 //! * [`matrix`] – products on all threads; [`kernels`] – of one tile; [`activations`] – what they

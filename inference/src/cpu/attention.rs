@@ -60,19 +60,20 @@ pub(crate) unsafe fn attend<I: Isa>(
         let mut all = [queries[0]; QUERIES];
         all[..queries.len()].copy_from_slice(queries);
         let [a, b, c, d, e, f] = all;
+        // Few queries take several vectors at once, or each sum would wait for its last addition.
         match queries.len() {
-            1 => I::call(Few(spec, kv, kv_head, [a], scores)),
-            2 => I::call(Few(spec, kv, kv_head, [a, b], scores)),
-            3 => I::call(Few(spec, kv, kv_head, [a, b, c], scores)),
-            4 => I::call(Few(spec, kv, kv_head, [a, b, c, d], scores)),
-            5 => I::call(Few(spec, kv, kv_head, [a, b, c, d, e], scores)),
-            _ => I::call(Few(spec, kv, kv_head, [a, b, c, d, e, f], scores)),
+            1 => I::call(Few::<1, 4>(spec, kv, kv_head, [a], scores)),
+            2 => I::call(Few::<2, 2>(spec, kv, kv_head, [a, b], scores)),
+            3 => I::call(Few::<3, 2>(spec, kv, kv_head, [a, b, c], scores)),
+            4 => I::call(Few::<4, 1>(spec, kv, kv_head, [a, b, c, d], scores)),
+            5 => I::call(Few::<5, 1>(spec, kv, kv_head, [a, b, c, d, e], scores)),
+            _ => I::call(Few::<6, 1>(spec, kv, kv_head, [a, b, c, d, e, f], scores)),
         }
     }
 }
 
-/// [`attend_few`] as a kernel.
-struct Few<'a, const N: usize>(
+/// [`attend_few`] as a kernel, for `N` queries and `G` vectors at once.
+struct Few<'a, const N: usize, const G: usize>(
     &'a AttentionSpec,
     &'a LayerKv,
     usize,
@@ -80,12 +81,12 @@ struct Few<'a, const N: usize>(
     &'a mut Vec<f32>,
 );
 
-impl<const N: usize> Kernel for Few<'_, N> {
+impl<const N: usize, const G: usize> Kernel for Few<'_, N, G> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        attend_few::<I, N>(self.0, self.1, self.2, self.3, self.4);
+        attend_few::<I, N, G>(self.0, self.1, self.2, self.3, self.4);
     }
 }
 
@@ -97,7 +98,7 @@ fn seen(spec: &AttentionSpec, query: Query) -> std::ops::Range<usize> {
 }
 
 #[inline(always)]
-unsafe fn attend_few<I: Isa, const N: usize>(
+unsafe fn attend_few<I: Isa, const N: usize, const G: usize>(
     spec: &AttentionSpec,
     kv: &LayerKv,
     kv_head: usize,
@@ -112,11 +113,16 @@ unsafe fn attend_few<I: Isa, const N: usize>(
         scores.resize(N * padded, 0.0);
     }
     let rows: [*mut f32; N] = std::array::from_fn(|n| scores.as_mut_ptr().add(n * padded));
-    for group in (start..end).step_by(LANES) {
-        let keys = kv.key_at(kv_head, group);
-        let products = dot_keys::<I, N>(keys, queries, spec.head_dim);
-        for n in 0..N {
-            I::store(rows[n].add(group - start), products[n]);
+    for groups in (start..end).step_by(G * LANES) {
+        // Beyond the end the last group is taken again.
+        let group: [usize; G] = std::array::from_fn(|g| (groups + g * LANES).min(end - 1));
+        let keys = group.map(|group| kv.key_at(kv_head, group / LANES * LANES).cast_const());
+        let products = dot_keys::<I, N, G>(keys, queries, spec.head_dim);
+        for g in 0..G {
+            let at = group[g] / LANES * LANES - start;
+            for n in 0..N {
+                I::store(rows[n].add(at), products[g][n]);
+            }
         }
     }
     let mut factors = [0.0; N];
@@ -125,12 +131,16 @@ unsafe fn attend_few<I: Isa, const N: usize>(
         factors[n] = 1.0 / softmax::<I>(spec, rows[n], padded, own);
     }
     let vectors = spec.head_dim / LANES;
-    for vector in 0..vectors {
+    let mut vector = 0;
+    while vector < vectors {
         let at = vector * LANES;
-        let sums = weigh_values::<I, N>(kv, kv_head, at, start..end, rows);
-        for n in 0..N {
-            let result = I::mul(sums[n], I::splat(factors[n]));
-            I::store(queries[n].to.add(at), result);
+        let to = queries.map(|query| query.to.add(at));
+        if vector + G <= vectors {
+            weigh_values::<I, N, G>(kv, kv_head, at, start..end, rows, factors, to);
+            vector += G;
+        } else {
+            weigh_values::<I, N, 1>(kv, kv_head, at, start..end, rows, factors, to);
+            vector += 1;
         }
     }
     for at in vectors * LANES..spec.head_dim {
@@ -150,18 +160,20 @@ unsafe fn attend_few<I: Isa, const N: usize>(
     }
 }
 
-/// Products of the keys of sixteen tokens with each query.
+/// Products of the keys of `G` times sixteen tokens with each query.
 #[inline(always)]
-unsafe fn dot_keys<I: Isa, const N: usize>(
-    keys: *const u16,
+unsafe fn dot_keys<I: Isa, const N: usize, const G: usize>(
+    keys: [*const u16; G],
     queries: [Query; N],
     head_dim: usize,
-) -> [I::F; N] {
-    let mut sums = [I::splat(0.0); N];
+) -> [[I::F; N]; G] {
+    let mut sums = [[I::splat(0.0); N]; G];
     for index in 0..head_dim {
-        let keys = I::load_f16(keys.add(index * LANES));
-        for n in 0..N {
-            sums[n] = I::fma(I::splat(*queries[n].from.add(index)), keys, sums[n]);
+        for g in 0..G {
+            let keys = I::load_f16(keys[g].add(index * LANES));
+            for n in 0..N {
+                sums[g][n] = I::fma(I::splat(*queries[n].from.add(index)), keys, sums[g][n]);
+            }
         }
     }
     sums
@@ -212,26 +224,36 @@ unsafe fn blank(vector: *mut f32, at: usize, own: &std::ops::Range<usize>, value
     }
 }
 
-/// Sums of sixteen numbers of the values, weighted by each row.
+/// Sums of `G` times sixteen numbers of the values, weighted by each row and then multiplied with
+/// its factor.
 #[inline(always)]
-unsafe fn weigh_values<I: Isa, const N: usize>(
+unsafe fn weigh_values<I: Isa, const N: usize, const G: usize>(
     kv: &LayerKv,
     kv_head: usize,
     at: usize,
     tokens: std::ops::Range<usize>,
     rows: [*mut f32; N],
-) -> [I::F; N] {
-    let mut sums = [I::splat(0.0); N];
+    factors: [f32; N],
+    to: [*mut f32; N],
+) {
+    let mut sums = [[I::splat(0.0); N]; G];
     let (start, head_dim) = (tokens.start, kv.head_dim());
     for group in tokens.clone().step_by(LANES) {
         let values = kv.value_at(kv_head, group).wrapping_add(at);
         for lane in 0..LANES.min(tokens.end - group) {
-            let values = I::load_f16(values.add(lane * head_dim));
-            for n in 0..N {
-                let weight = I::splat(*rows[n].add(group - start + lane));
-                sums[n] = I::fma(weight, values, sums[n]);
+            for g in 0..G {
+                let values = I::load_f16(values.add(lane * head_dim + g * LANES));
+                for n in 0..N {
+                    let weight = I::splat(*rows[n].add(group - start + lane));
+                    sums[g][n] = I::fma(weight, values, sums[g][n]);
+                }
             }
         }
     }
-    sums
+    for g in 0..G {
+        for n in 0..N {
+            let result = I::mul(sums[g][n], I::splat(factors[n]));
+            I::store(to[n].add(g * LANES), result);
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! One transformer layer: attention and feed-forward part, each with a norm before it and, in
 //! some architectures, one behind it.
 
+mod attending;
 mod experts;
 mod run;
 

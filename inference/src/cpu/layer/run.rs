@@ -3,7 +3,6 @@
 use super::experts::Experts;
 use super::{FeedForward, Layer, Mixing};
 use crate::cpu::activations::{Activations, Forms};
-use crate::cpu::attention::{QUERIES, Query, attend};
 use crate::cpu::isa::{Isa, Kernel, dispatch};
 use crate::cpu::kernels::Rows;
 use crate::cpu::kv::LayerKv;
@@ -12,11 +11,8 @@ use crate::cpu::norm::Norm;
 use crate::cpu::pool::Pool;
 use crate::cpu::rope::RopeTable;
 use crate::hardware::IsaName;
-use std::cell::RefCell;
 use std::ops::Range;
 
-/// Queries that one task of the attention takes at least, if there are as many.
-const TASK_QUERIES: usize = 12;
 /// Rows that are prepared by one task.
 const TASK_ROWS: usize = 8;
 
@@ -45,9 +41,9 @@ pub(crate) struct Workspace {
     /// Normed rows: what goes into queries, keys, values, gate and up.
     pub(super) input: Activations,
     /// (rows, queries ‖ keys ‖ values)
-    projected: Vec<f32>,
+    pub(super) projected: Vec<f32>,
     /// Results of the attention.
-    attended: Activations,
+    pub(super) attended: Activations,
     /// What a part of the layer gives, where a norm comes before it is added.
     pub(super) result: Vec<f32>,
     /// (rows, feed-forward width)
@@ -61,10 +57,6 @@ impl Workspace {
     pub(crate) fn input_mut(&mut self) -> &mut Activations {
         &mut self.input
     }
-}
-
-thread_local! {
-    static SCORES: RefCell<(Vec<f32>, Vec<u16>)> = RefCell::default();
 }
 
 /// A pointer that threads share; each uses its own part of what it points to.
@@ -172,96 +164,6 @@ impl Kernel for AddNormed<'_> {
     }
 }
 
-/// Norms and turns queries and keys of rows, and appends keys and values to the cache.
-struct Turn<'a> {
-    layer: &'a Layer,
-    items: &'a [Item<'a>],
-    projected: Shared,
-    rows: Range<usize>,
-}
-
-impl Kernel for Turn<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<I: Isa>(self) {
-        let spec = &self.layer.attention;
-        let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let width = queries + 2 * keys;
-        for item in self.items {
-            let start = self.rows.start.max(item.rows.start);
-            for row in start..self.rows.end.min(item.rows.end) {
-                let position = item.position + (row - item.rows.start);
-                // SAFETY: the row lies within the buffer and is this task's.
-                let projected = unsafe {
-                    std::slice::from_raw_parts_mut(self.projected.at(row * width), width)
-                };
-                let (own_queries, rest) = projected.split_at_mut(queries);
-                let (own_keys, own_values) = rest.split_at_mut(keys);
-                // SAFETY: the norms are as wide as a head.
-                unsafe {
-                    norm_heads::<I>(self.layer.query_norm.as_ref(), own_queries, spec.head_dim);
-                    norm_heads::<I>(self.layer.key_norm.as_ref(), own_keys, spec.head_dim);
-                }
-                let rope = &item.ropes[self.layer.spec.rope];
-                rope.turn(position, own_queries, spec.head_dim);
-                rope.turn(position, own_keys, spec.head_dim);
-                SCORES.with_borrow_mut(|(_, rounded)| {
-                    // SAFETY: the token was reached before the step, and its row is this task's.
-                    unsafe { item.kv.append::<I>(position, own_keys, own_values, rounded) }
-                });
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn norm_heads<I: Isa>(norm: Option<&Norm>, heads: &mut [f32], head_dim: usize) {
-    let Some(norm) = norm else {
-        return;
-    };
-    for head in heads.chunks_exact_mut(head_dim) {
-        // SAFETY: promised by the caller.
-        unsafe { norm.apply::<I>(head.as_ptr(), head.as_mut_ptr()) };
-    }
-}
-
-/// A few rows of one sequence with one KV head.
-struct Attend<'a> {
-    layer: &'a Layer,
-    item: &'a Item<'a>,
-    rows: Range<usize>,
-    kv_head: usize,
-    projected: Shared,
-    attended: &'a Activations,
-}
-
-impl Kernel for Attend<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<I: Isa>(self) {
-        let spec = &self.layer.attention;
-        let group = spec.heads / spec.kv_heads;
-        let width = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
-        let mut queries = Vec::with_capacity(self.rows.len() * group);
-        for row in self.rows {
-            let to = self.attended.floats(row);
-            for head in self.kv_head * group..(self.kv_head + 1) * group {
-                queries.push(Query {
-                    from: self.projected.at(row * width + head * spec.head_dim),
-                    to: to.cast_mut().wrapping_add(head * spec.head_dim),
-                    position: self.item.position + (row - self.item.rows.start),
-                });
-            }
-        }
-        SCORES.with_borrow_mut(|(scores, _)| {
-            // SAFETY: all rows of the step were appended before; heads write disjoint parts.
-            unsafe { attend::<I>(spec, self.item.kv, self.kv_head, &queries, scores) }
-        });
-    }
-}
-
 impl Layer {
     /// Replaces the rows `x` (rows, hidden) by the layer's output, and appends keys and values to
     /// the caches, which must have been reached.
@@ -300,97 +202,6 @@ impl Layer {
         add_normed(step, behind, x, &mut work.result);
     }
 
-    fn attention_part(
-        &self,
-        step: &mut Step<'_>,
-        items: &[Item<'_>],
-        x: &mut [f32],
-        work: &mut Workspace,
-    ) {
-        let spec = &self.attention;
-        let (queries, keys) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
-        let width = queries + 2 * keys;
-        let hidden = self.attention_norm.width();
-        prepare(
-            step,
-            &self.attention_norm,
-            x,
-            &mut work.input,
-            self.input_forms(),
-        );
-        work.projected.resize(step.rows * width, 0.0);
-        let parts = [
-            self.queries.part(0),
-            self.keys.part(queries),
-            self.values.part(queries + keys),
-        ];
-        let output = Output::new(&mut work.projected, width);
-        let input = all(&work.input, step);
-        multiply(step.pool, step.isa, &parts, input, output, Store::Replace);
-        let projected = Shared(work.projected.as_mut_ptr());
-        for_rows(step, step.rows, |rows| Turn {
-            layer: self,
-            items,
-            projected,
-            rows,
-        });
-        let forms = Forms::of([self.output.matrix.form()]);
-        work.attended.resize(step.rows, queries, forms);
-        self.attend(step, items, projected, &work.attended);
-        let attended = &work.attended;
-        for_rows(step, step.rows, |rows| Quantise {
-            to: attended,
-            forms,
-            rows,
-        });
-        work.result.resize(step.rows * hidden, 0.0);
-        let behind = self.post_attention_norm.as_ref();
-        let (output, store) = target(x, &mut work.result, hidden, behind);
-        let parts = [self.output.part(0)];
-        multiply(
-            step.pool,
-            step.isa,
-            &parts,
-            all(&work.attended, step),
-            output,
-            store,
-        );
-        add_normed(step, behind, x, &mut work.result);
-    }
-
-    /// Every KV head of every few rows is one task.
-    fn attend(
-        &self,
-        step: &mut Step<'_>,
-        items: &[Item<'_>],
-        projected: Shared,
-        attended: &Activations,
-    ) {
-        let spec = &self.attention;
-        let group = spec.heads / spec.kv_heads;
-        let per_task = rows_per_task(group);
-        let mut tasks = Vec::new();
-        for item in items {
-            for start in item.rows.clone().step_by(per_task) {
-                let rows = start..(start + per_task).min(item.rows.end);
-                tasks.extend((0..spec.kv_heads).map(|head| (item, rows.clone(), head)));
-            }
-        }
-        let isa = step.isa;
-        step.pool.run(tasks.len(), &|task| {
-            let (item, rows, kv_head) = &tasks[task];
-            let work = Attend {
-                layer: self,
-                item,
-                rows: rows.clone(),
-                kv_head: *kv_head,
-                projected,
-                attended,
-            };
-            dispatch(isa, work);
-        });
-    }
-
     fn down(dense: &FeedForward) -> crate::cpu::matrix::Part<'_> {
         crate::cpu::matrix::Part {
             matrix: &dense.down,
@@ -425,16 +236,6 @@ impl Layer {
     }
 }
 
-/// Rows whose queries, `group` of each, one task of the attention takes: in whole numbers of what
-/// shares a load, if that is not too many.
-fn rows_per_task(group: usize) -> usize {
-    let least = TASK_QUERIES.div_ceil(group);
-    let mut several = least..least + QUERIES;
-    several
-        .find(|rows| (rows * group).is_multiple_of(QUERIES))
-        .unwrap_or(least)
-}
-
 /// Norms all rows of `x` into `to`.
 pub(crate) fn prepare(
     step: &mut Step<'_>,
@@ -455,7 +256,7 @@ pub(crate) fn prepare(
 }
 
 /// All rows of a step.
-fn all<'a>(activations: &'a Activations, step: &Step<'_>) -> Rows<'a> {
+pub(super) fn all<'a>(activations: &'a Activations, step: &Step<'_>) -> Rows<'a> {
     Rows {
         activations,
         first: 0,
@@ -465,7 +266,7 @@ fn all<'a>(activations: &'a Activations, step: &Step<'_>) -> Rows<'a> {
 
 /// Where a part of the layer writes: right onto the residual stream, or into a buffer when a norm
 /// comes in between.
-fn target(
+pub(super) fn target(
     x: &mut [f32],
     result: &mut [f32],
     hidden: usize,
@@ -477,7 +278,12 @@ fn target(
     }
 }
 
-fn add_normed(step: &mut Step<'_>, norm: Option<&Norm>, x: &mut [f32], result: &mut [f32]) {
+pub(super) fn add_normed(
+    step: &mut Step<'_>,
+    norm: Option<&Norm>,
+    x: &mut [f32],
+    result: &mut [f32],
+) {
     let Some(norm) = norm else {
         return;
     };
