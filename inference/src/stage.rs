@@ -9,7 +9,7 @@ pub use error::{LoadError, StageError};
 
 use crate::cpu::{CpuStage, NUMERICS};
 use crate::gguf::Gguf;
-use crate::hardware;
+use crate::hardware::{self, IsaName};
 use crate::layers::LayerRange;
 use std::path::Path;
 use std::str::FromStr;
@@ -185,6 +185,9 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// Where to compute.
     pub device: Device,
+    /// Whose kernels compute; `None` takes what `ACCEL_ISA` asks for, or the best of the machine.
+    /// The results are the same.
+    pub isa: Option<IsaName>,
 }
 
 /// Loads the layers `range` of the model file at `path`, whose header is `gguf`. Only the
@@ -195,7 +198,11 @@ pub fn load_stage(
     range: LayerRange,
     options: &LoadOptions,
 ) -> Result<Box<dyn Stage>, LoadError> {
-    let isa = hardware::chosen_isa()?;
+    let isa = match options.isa {
+        // A name says nothing of the machine: kernels that it cannot run would be unsound.
+        Some(isa) => hardware::available(isa.name())?,
+        None => hardware::chosen_isa()?,
+    };
     match options.device {
         Device::Auto | Device::Cpu => {
             let threads = options.threads.unwrap_or_else(hardware::cores);
