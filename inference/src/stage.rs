@@ -9,7 +9,7 @@ pub use error::{LoadError, StageError};
 
 use crate::cpu::{CpuStage, NUMERICS};
 use crate::gguf::Gguf;
-use crate::hardware::{self, IsaName};
+use crate::hardware::IsaName;
 use crate::layers::LayerRange;
 use std::path::Path;
 use std::str::FromStr;
@@ -188,6 +188,9 @@ pub struct LoadOptions {
     /// Whose kernels compute; `None` takes what `ACCEL_ISA` asks for, or the best of the machine.
     /// The results are the same.
     pub isa: Option<IsaName>,
+    /// Memory that the KV caches of all sequences together may take; a step that needs more is
+    /// refused. `None` is no bound.
+    pub kv_bytes: Option<u64>,
 }
 
 /// Loads the layers `range` of the model file at `path`, whose header is `gguf`. Only the
@@ -198,16 +201,9 @@ pub fn load_stage(
     range: LayerRange,
     options: &LoadOptions,
 ) -> Result<Box<dyn Stage>, LoadError> {
-    let isa = match options.isa {
-        // A name says nothing of the machine: kernels that it cannot run would be unsound.
-        Some(isa) => hardware::available(isa.name())?,
-        None => hardware::chosen_isa()?,
-    };
     match options.device {
         Device::Auto | Device::Cpu => {
-            let threads = options.threads.unwrap_or_else(hardware::cores);
-            let threads = threads.clamp(1, MAX_THREADS);
-            let stage = CpuStage::load(path, gguf, range, threads, isa)?;
+            let stage = CpuStage::load(path, gguf, range, options)?;
             Ok(Box::new(stage))
         }
         device => Err(LoadError::DeviceUnavailable {

@@ -2,6 +2,8 @@
 
 #[path = "stages/isas.rs"]
 mod isas;
+#[path = "stages/memory.rs"]
+mod memory;
 #[path = "stages/model.rs"]
 mod model;
 

@@ -37,7 +37,7 @@ pub struct Model {
 }
 
 impl Model {
-    fn generate(spec: &SyntheticSpec) -> Self {
+    pub fn generate(spec: &SyntheticSpec) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model.gguf");
         generate(spec, &path).unwrap();
