@@ -4,6 +4,7 @@ mod cpu;
 mod gpu;
 mod speed;
 
+pub(crate) use cpu::available;
 pub use cpu::{CpuError, IsaName, check_cpu, chosen_isa, cores, isa, isas};
 pub use gpu::{Gpu, GpuKind};
 pub use speed::{Limits, Measured, measure, measure_limits};

@@ -11,7 +11,7 @@ pub use logits::LogitRows;
 
 use crate::cpu::{CpuStage, NUMERICS};
 use crate::gguf::Gguf;
-use crate::hardware;
+use crate::hardware::IsaName;
 use crate::layers::LayerRange;
 use std::path::Path;
 use std::str::FromStr;
@@ -187,6 +187,12 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// Where to compute.
     pub device: Device,
+    /// Whose kernels compute; `None` takes what `ACCEL_ISA` asks for, or the best of the machine.
+    /// The results are the same.
+    pub isa: Option<IsaName>,
+    /// Memory that the KV caches of all sequences together may take; a step that needs more is
+    /// refused. `None` is no bound.
+    pub kv_bytes: Option<u64>,
 }
 
 /// Loads the layers `range` of the model file at `path`, whose header is `gguf`. Only the
@@ -197,12 +203,9 @@ pub fn load_stage(
     range: LayerRange,
     options: &LoadOptions,
 ) -> Result<Box<dyn Stage>, LoadError> {
-    let isa = hardware::chosen_isa()?;
     match options.device {
         Device::Auto | Device::Cpu => {
-            let threads = options.threads.unwrap_or_else(hardware::cores);
-            let threads = threads.clamp(1, MAX_THREADS);
-            let stage = CpuStage::load(path, gguf, range, threads, isa)?;
+            let stage = CpuStage::load(path, gguf, range, options)?;
             Ok(Box::new(stage))
         }
         device => Err(LoadError::DeviceUnavailable {

@@ -15,8 +15,11 @@
 //! that fall otherwise when the order of operations is changed.
 //! `tests/scripts/agreement-llama-cpp` measures all of this.
 
-use accel_inference::LoadOptions;
 use accel_inference::eval::evaluate;
+use accel_inference::hardware::{IsaName, isas};
+use accel_inference::{
+    Gguf, LayerRange, LoadOptions, Logits, ModelShape, StageInput, StageOutput, load_stage,
+};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -101,9 +104,10 @@ fn is_set(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| value == "1")
 }
 
-/// Compares a model with both yardsticks, or says why not.
-fn check(model: &RealModel, is_required: bool) {
-    let Some(path) = find(model) else {
+/// The model's file; without it, says why a test is skipped.
+fn find_or_tell(model: &RealModel, is_required: bool) -> Option<PathBuf> {
+    let found = find(model);
+    if found.is_none() {
         let notice = format!(
             "SKIPPED: {} is in neither ACCEL_MODELS nor ~/.cache/accel/models; get it from {}",
             model.file, model.source
@@ -111,6 +115,13 @@ fn check(model: &RealModel, is_required: bool) {
         assert!(!is_required, "{notice}");
         // Unlike eprintln, this is seen when the test passes.
         writeln!(std::io::stderr(), "{notice}").expect("stderr can be written");
+    }
+    found
+}
+
+/// Compares a model with both yardsticks, or says why not.
+fn check(model: &RealModel, is_required: bool) {
+    let Some(path) = find_or_tell(model, is_required) else {
         return;
     };
     let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/reference");
@@ -132,10 +143,43 @@ fn compare(model: &Path, reference: &Path, bounds: &Bounds) {
     );
 }
 
+fn needs_smollm2() -> bool {
+    is_set("ACCEL_REQUIRE_MODEL") || is_set("ACCEL_REQUIRE_MODELS")
+}
+
+/// The bits of all logits of a few tokens.
+fn logits(path: &Path, isa: IsaName) -> Vec<u32> {
+    const TOKENS: u32 = 12;
+    let gguf = Gguf::open(path).expect("the model has a header");
+    let shape = ModelShape::from_gguf(&gguf).expect("the engine knows the model");
+    let options = LoadOptions {
+        isa: Some(isa),
+        ..LoadOptions::default()
+    };
+    let range = LayerRange::whole(shape.layers);
+    let mut stage = load_stage(path, &gguf, range, &options).expect("the model can be loaded");
+    stage.open(1, TOKENS as usize).expect("there is room");
+    let input = StageInput::Tokens((0..TOKENS).map(|i| 1 + i * i * 97).collect());
+    match stage.step(1, 0, input, Logits::All) {
+        Ok(StageOutput::Logits { data, .. }) => data.iter().map(|logit| logit.to_bits()).collect(),
+        other => panic!("logits were asked for, not {other:?}"),
+    }
+}
+
 #[test]
 fn smollm2_agrees_with_llama_cpp_and_exact_arithmetic() {
-    let is_required = is_set("ACCEL_REQUIRE_MODEL") || is_set("ACCEL_REQUIRE_MODELS");
-    check(&SMOLLM2, is_required);
+    check(&SMOLLM2, needs_smollm2());
+}
+
+#[test]
+fn smollm2_has_the_same_logits_on_every_instruction_set() {
+    let Some(path) = find_or_tell(&SMOLLM2, needs_smollm2()) else {
+        return;
+    };
+    let expected = logits(&path, IsaName::Scalar);
+    for &isa in isas().iter().filter(|isa| **isa != IsaName::Scalar) {
+        assert!(logits(&path, isa) == expected, "{isa} differs");
+    }
 }
 
 #[test]

@@ -1,114 +1,18 @@
 //! Behaviour of stages on small generated models of every architecture.
 
-use accel_inference::synthetic::{SyntheticArch, SyntheticSpec, generate};
+#[path = "stages/isas.rs"]
+mod isas;
+#[path = "stages/memory.rs"]
+mod memory;
+#[path = "stages/model.rs"]
+mod model;
+
+use accel_inference::synthetic::SyntheticArch;
 use accel_inference::{
-    Gguf, LayerRange, LoadError, LoadOptions, Logits, ModelShape, Stage, StageError, StageInput,
-    StageOutput, StepRequest, load_stage,
+    Gguf, LayerRange, LoadError, LoadOptions, Logits, Stage, StageError, StageInput, StageOutput,
+    StepRequest, load_stage,
 };
-use std::path::PathBuf;
-use tempfile::TempDir;
-
-const SEQ: u64 = 7;
-
-/// A generated model file, removed at the end of the test.
-struct Model {
-    _dir: TempDir,
-    path: PathBuf,
-    gguf: Gguf,
-    shape: ModelShape,
-}
-
-impl Model {
-    fn generate(spec: &SyntheticSpec) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("model.gguf");
-        generate(spec, &path).unwrap();
-        let gguf = Gguf::open(&path).unwrap();
-        let shape = ModelShape::from_gguf(&gguf).unwrap();
-        Self {
-            _dir: dir,
-            path,
-            gguf,
-            shape,
-        }
-    }
-
-    fn small(arch: SyntheticArch) -> Self {
-        Self::generate(&SyntheticSpec::small(arch))
-    }
-
-    fn load(&self, range: LayerRange, threads: usize) -> Box<dyn Stage> {
-        let options = LoadOptions {
-            threads: Some(threads),
-            ..LoadOptions::default()
-        };
-        load_stage(&self.path, &self.gguf, range, &options).unwrap()
-    }
-
-    fn whole(&self) -> Box<dyn Stage> {
-        self.load(LayerRange::whole(self.shape.layers), 2)
-    }
-}
-
-/// Tokens that cover the vocabulary unevenly.
-fn tokens(count: usize) -> Vec<u32> {
-    (0..count as u32).map(|i| (i * i * 31 + 7) % 512).collect()
-}
-
-/// Feeds `chunk` through stages that together are the whole model; gives the logits' bits.
-fn feed(stages: &mut [Box<dyn Stage>], position: usize, chunk: &[u32]) -> Vec<u32> {
-    let mut input = StageInput::Tokens(chunk.to_vec());
-    for stage in stages {
-        match stage.step(SEQ, position, input, Logits::All).unwrap() {
-            StageOutput::Hidden { rows, data } => input = StageInput::Hidden { rows, data },
-            StageOutput::Logits { rows, data } => {
-                assert_eq!(rows, chunk.len());
-                return data.iter().map(|logit| logit.to_bits()).collect();
-            }
-            StageOutput::Nothing => panic!("logits were asked for"),
-        }
-    }
-    panic!("the last stage gives logits");
-}
-
-/// A prompt in two chunks and then single tokens, as a session feeds them.
-fn answer(stages: &mut [Box<dyn Stage>]) -> Vec<u32> {
-    for stage in stages.iter_mut() {
-        stage.open(SEQ, 64).unwrap();
-    }
-    let all = tokens(32);
-    let mut logits = feed(stages, 0, &all[..20]);
-    logits.extend(feed(stages, 20, &all[20..29]));
-    for position in 29..32 {
-        logits.extend(feed(stages, position, &all[position..position + 1]));
-    }
-    for stage in stages.iter_mut() {
-        stage.close(SEQ);
-    }
-    logits
-}
-
-/// Every way of cutting `total` layers into one to four parts.
-fn cuts(total: u32) -> Vec<Vec<LayerRange>> {
-    let mut all = vec![vec![LayerRange::whole(total)]];
-    for a in 1..total {
-        all.push(parts(&[0, a, total]));
-        for b in a + 1..total {
-            all.push(parts(&[0, a, b, total]));
-            for c in b + 1..total {
-                all.push(parts(&[0, a, b, c, total]));
-            }
-        }
-    }
-    all
-}
-
-fn parts(borders: &[u32]) -> Vec<LayerRange> {
-    let pairs = borders.windows(2);
-    pairs
-        .map(|pair| LayerRange::new(pair[0], pair[1]))
-        .collect()
-}
+use model::{Model, QUANTISATIONS, SEQ, answer, cuts, feed, parts, tokens};
 
 #[test]
 fn every_cut_into_up_to_four_stages_gives_the_bits_of_the_whole() {
@@ -154,29 +58,8 @@ fn neither_threads_nor_chunks_change_a_bit() {
 
 #[test]
 fn every_supported_quantisation_runs_and_splits() {
-    use accel_inference::gguf::TensorType;
-    let types = [
-        TensorType::F32,
-        TensorType::F16,
-        TensorType::BF16,
-        TensorType::Q4_0,
-        TensorType::Q4_1,
-        TensorType::Q5_0,
-        TensorType::Q5_1,
-        TensorType::Q8_0,
-        TensorType::Q2_K,
-        TensorType::Q3_K,
-        TensorType::Q4_K,
-        TensorType::Q5_K,
-        TensorType::Q6_K,
-    ];
-    for quantisation in types {
-        let model = Model::generate(&SyntheticSpec {
-            hidden: 256,
-            layers: 2,
-            quantisation,
-            ..SyntheticSpec::small(SyntheticArch::Qwen2)
-        });
+    for quantisation in QUANTISATIONS {
+        let model = Model::quantised(quantisation);
         let whole = answer(&mut [model.whole()]);
         let mut stages: Vec<_> = parts(&[0, 1, 2])
             .into_iter()

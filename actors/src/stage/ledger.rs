@@ -52,6 +52,11 @@ impl Ledger {
         Self::new(self.limit)
     }
 
+    /// Memory that there is.
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
     /// Memory that is taken, weights without users included.
     pub(crate) fn used(&self) -> u64 {
         let weights: u64 = self.weights.values().map(|weights| weights.bytes).sum();

@@ -231,6 +231,8 @@ async fn load(
     let (gguf, layers) = (Arc::clone(&header.gguf), order.layers);
     let options = LoadOptions {
         threads: deps.threads,
+        // A second line of defence: what is reserved for sessions stays below it.
+        kv_bytes: Some(deps.shelf.limit()),
         ..LoadOptions::default()
     };
     let leave = deps.shelf.leave_to_load().await;

@@ -105,6 +105,11 @@ impl Shelf {
         inner.cells.clear();
     }
 
+    /// Memory that there is for models.
+    pub(super) fn limit(&self) -> u64 {
+        self.lock().ledger.limit()
+    }
+
     /// Memory that is taken: in all, and by sessions.
     pub(crate) fn memory(&self) -> (u64, u64) {
         let inner = self.lock();

@@ -5,10 +5,16 @@
 //! second product is one of their numbers. Blocks are taken when they are reached. A layer with
 //! a sliding window gives up the blocks that no later token can see.
 
+mod budget;
+mod sequence;
+
+pub(crate) use budget::Budget;
+pub(crate) use sequence::Sequence;
+
 use super::isa::LANES;
-use crate::stage::StageError;
+use budget::Share;
 use std::cell::UnsafeCell;
-use std::collections::VecDeque;
+use std::collections::{TryReserveError, VecDeque};
 
 /// Tokens of a block.
 pub(crate) const TOKENS: usize = 64;
@@ -32,10 +38,19 @@ impl KvShape {
     pub(crate) fn token_bytes(self) -> usize {
         2 * self.width() * size_of::<u16>()
     }
+
+    /// Bytes of a block.
+    fn block_bytes(self) -> usize {
+        TOKENS * self.token_bytes()
+    }
 }
 
 /// Keys, then values, of all heads.
-struct Block(Box<[UnsafeCell<u16>]>);
+struct Block {
+    numbers: Box<[UnsafeCell<u16>]>,
+    /// Given back with the block.
+    _share: Share,
+}
 
 // SAFETY: threads write different tokens and read only tokens that were written before; see
 // `LayerKv::key_at` and `LayerKv::value_at`.
@@ -60,14 +75,24 @@ impl LayerKv {
         }
     }
 
+    /// Bytes of the blocks that tokens below `len` need besides those that are there.
+    fn missing_bytes(&self, len: usize) -> u64 {
+        let blocks = len.div_ceil(TOKENS);
+        let missing = blocks.saturating_sub(self.first + self.blocks.len());
+        (missing * self.shape.block_bytes()) as u64
+    }
+
     /// Takes blocks for tokens below `len`.
-    fn reach(&mut self, len: usize) -> Result<(), std::collections::TryReserveError> {
-        let numbers = 2 * TOKENS * self.shape.width();
-        while (self.first + self.blocks.len()) * TOKENS < len {
-            let mut block = Vec::new();
-            block.try_reserve_exact(numbers)?;
-            block.resize_with(numbers, || UnsafeCell::new(0));
-            self.blocks.push_back(Block(block.into_boxed_slice()));
+    fn reach(&mut self, len: usize, budget: &Budget) -> Result<(), TryReserveError> {
+        let bytes = self.shape.block_bytes();
+        while self.missing_bytes(len) > 0 {
+            let mut numbers = Vec::new();
+            numbers.try_reserve_exact(bytes / size_of::<u16>())?;
+            numbers.resize_with(bytes / size_of::<u16>(), || UnsafeCell::new(0));
+            self.blocks.push_back(Block {
+                numbers: numbers.into_boxed_slice(),
+                _share: budget.take(bytes as u64),
+            });
         }
         Ok(())
     }
@@ -103,7 +128,7 @@ impl LayerKv {
     #[inline(always)]
     fn block(&self, token: usize) -> *mut u16 {
         let block = &self.blocks[token / TOKENS - self.first];
-        UnsafeCell::raw_get(block.0.as_ptr())
+        UnsafeCell::raw_get(block.numbers.as_ptr())
     }
 
     /// The first number of the key of `head` for sixteen tokens from `token` on, a multiple of
@@ -202,136 +227,5 @@ unsafe fn round_to_half<I: super::isa::Isa>(from: &[f32], to: &mut [u16]) {
             };
             I::store_f16(to.as_mut_ptr(), values);
         }
-    }
-}
-
-/// The cache of a sequence over all layers of a stage.
-pub(crate) struct Sequence {
-    /// Tokens that have gone through all layers.
-    pub len: usize,
-    /// Tokens that may be held.
-    pub limit: usize,
-    /// One cache per layer of the stage.
-    pub layers: Vec<LayerKv>,
-}
-
-impl Sequence {
-    /// An empty cache for at most `limit` tokens; one window, or none, per layer.
-    pub(crate) fn new(
-        limit: usize,
-        shape: KvShape,
-        windows: impl Iterator<Item = Option<usize>>,
-    ) -> Self {
-        Self {
-            len: 0,
-            limit,
-            layers: windows.map(|window| LayerKv::new(shape, window)).collect(),
-        }
-    }
-
-    /// Takes memory for tokens below `len`.
-    pub(crate) fn reach(&mut self, len: usize) -> Result<(), StageError> {
-        let layers = self.layers.len();
-        for layer in &mut self.layers {
-            layer.reach(len).map_err(|_| StageError::OutOfMemory {
-                tokens: len,
-                bytes: (len * layers * layer.shape.token_bytes()) as u64,
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Takes over the tokens below `len` as part of the sequence.
-    pub(crate) fn commit(&mut self, len: usize) {
-        self.len = len;
-        for layer in &mut self.layers {
-            layer.trim(len);
-        }
-    }
-
-    /// Forgets everything from token number `len` on, also what an unfinished step has left.
-    pub(crate) fn truncate(&mut self, len: usize) -> Result<(), StageError> {
-        let len = self.len.min(len);
-        if !self.layers.iter().all(|layer| layer.covers(len)) {
-            return Err(StageError::Forgotten { len });
-        }
-        self.len = len;
-        for layer in &mut self.layers {
-            layer.truncate(len);
-        }
-        Ok(())
-    }
-
-    /// The rows of `tokens`, layer after layer: keys and values of each token as `f16`, little
-    /// endian.
-    pub(crate) fn export(&self, tokens: std::ops::Range<usize>) -> Result<Vec<u8>, StageError> {
-        if tokens.end > self.len || tokens.start > tokens.end {
-            return Err(StageError::PositionGap {
-                have: self.len,
-                got: tokens.end,
-            });
-        }
-        let is_there = |layer: &LayerKv| layer.first * TOKENS <= tokens.start;
-        if !self.layers.iter().all(is_there) {
-            return Err(StageError::Forgotten { len: tokens.start });
-        }
-        let mut numbers = Vec::new();
-        for layer in &self.layers {
-            layer.read(tokens.clone(), &mut numbers);
-        }
-        Ok(numbers.iter().flat_map(|bits| bits.to_le_bytes()).collect())
-    }
-
-    /// Appends rows that [`Self::export`] gave on a stage of the same layers.
-    pub(crate) fn import(&mut self, position: usize, data: &[u8]) -> Result<(), StageError> {
-        let Some(shape) = self.layers.first().map(|layer| layer.shape) else {
-            return Ok(());
-        };
-        let per_token = shape.token_bytes() * self.layers.len();
-        if position != self.len {
-            return Err(StageError::PositionGap {
-                have: self.len,
-                got: position,
-            });
-        }
-        if !data.len().is_multiple_of(per_token) {
-            return Err(StageError::BadInput {
-                reason: format!("{} bytes are not rows of {per_token}", data.len()),
-            });
-        }
-        let count = data.len() / per_token;
-        if position + count > self.limit {
-            return Err(StageError::ContextOverflow {
-                needed: position + count,
-                limit: self.limit,
-            });
-        }
-        let numbers: Vec<u16> = data
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|bytes| u16::from_le_bytes(*bytes))
-            .collect();
-        let is_finite = |bits: &u16| half::f16::from_bits(*bits).is_finite();
-        if !numbers.iter().all(is_finite) {
-            return Err(StageError::NonFinite {
-                what: "the imported cache".to_owned(),
-            });
-        }
-        self.reach(position + count)?;
-        let width = shape.width();
-        for (layer, rows) in self
-            .layers
-            .iter()
-            .zip(numbers.chunks(2 * width * count.max(1)))
-        {
-            for (index, row) in rows.chunks_exact(2 * width).enumerate() {
-                let (keys, values) = row.split_at(width);
-                // SAFETY: the blocks were reached above, and the sequence is held exclusively.
-                unsafe { layer.write(position + index, keys, values) };
-            }
-        }
-        self.commit(position + count);
-        Ok(())
     }
 }

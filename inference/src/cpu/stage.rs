@@ -3,17 +3,18 @@
 mod model;
 
 use super::NUMERICS;
-use super::kv::Sequence;
+use super::kv::{Budget, Sequence};
 use super::layer::{Item, Layer, Step, Workspace};
 use super::pool::Pool;
 use super::weights::Weights;
 use crate::arch;
 use crate::gguf::Gguf;
-use crate::hardware::IsaName;
+use crate::hardware::{self, IsaName};
 use crate::layers::LayerRange;
 use crate::shape::ModelShape;
 use crate::stage::{
-    LoadError, LogitRows, Logits, SeqId, Stage, StageError, StageInput, StageOutput, StepRequest,
+    LoadError, LoadOptions, LogitRows, Logits, MAX_THREADS, SeqId, Stage, StageError, StageInput,
+    StageOutput, StepRequest,
 };
 use model::{Model, Ropes, bad_input, check_finite};
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ pub(crate) struct CpuStage {
     model: Model,
     ropes: Ropes,
     sequences: HashMap<SeqId, Sequence>,
+    budget: Budget,
     pool: Pool,
     work: Workspace,
     /// The logits of the last batch, whose memory is used again when nobody looks at them.
@@ -51,9 +53,13 @@ impl CpuStage {
         path: &Path,
         gguf: &Gguf,
         range: LayerRange,
-        threads: usize,
-        isa: IsaName,
+        options: &LoadOptions,
     ) -> Result<Self, LoadError> {
+        let isa = match options.isa {
+            // A name says nothing of the machine: kernels that it cannot run would be unsound.
+            Some(isa) => hardware::available(isa.name())?,
+            None => hardware::chosen_isa()?,
+        };
         let shape = ModelShape::from_gguf(gguf)?;
         if range.is_empty() || range.end > shape.layers {
             return Err(LoadError::BadRange {
@@ -62,6 +68,8 @@ impl CpuStage {
             });
         }
         let hyper = arch::hyper(gguf, &shape)?;
+        let threads = options.threads.unwrap_or_else(hardware::cores);
+        let threads = threads.clamp(1, MAX_THREADS);
         let mut pool = Pool::new(threads).map_err(|error| LoadError::Threads {
             threads,
             reason: error.to_string(),
@@ -76,6 +84,7 @@ impl CpuStage {
             model,
             ropes,
             sequences: HashMap::new(),
+            budget: Budget::new(options.kv_bytes),
             pool,
             work: Workspace::default(),
             logits: Arc::default(),
@@ -235,7 +244,7 @@ impl Stage for CpuStage {
             });
         }
         let windows = self.model.layers.iter().map(Layer::window);
-        let sequence = Sequence::new(max_tokens, self.model.kv, windows);
+        let sequence = Sequence::new(max_tokens, self.model.kv, windows, &self.budget);
         self.sequences.insert(seq, sequence);
         Ok(())
     }

@@ -43,7 +43,10 @@ impl std::fmt::Display for IsaName {
 #[non_exhaustive]
 pub enum CpuError {
     /// Kernels were asked for that this processor cannot run, or that do not exist.
-    #[error("ACCEL_ISA={asked} is not available; this machine has {}", available.join(", "))]
+    #[error(
+        "the instruction set {asked} (ACCEL_ISA) is not available; this machine has {}",
+        available.join(", ")
+    )]
     IsaUnavailable {
         /// What was asked for.
         asked: String,
@@ -101,13 +104,17 @@ fn machine_has(isa: IsaName) -> bool {
 
 /// The instruction set that `ACCEL_ISA` asks for, or the best that the machine has.
 pub fn chosen_isa() -> Result<IsaName, CpuError> {
-    let best = isas().last().copied().unwrap_or(IsaName::Scalar);
-    let Some(asked) = std::env::var_os(ISA_VARIABLE) else {
-        return Ok(best);
-    };
+    match std::env::var_os(ISA_VARIABLE) {
+        Some(asked) => available(&asked.to_string_lossy()),
+        None => Ok(isas().last().copied().unwrap_or(IsaName::Scalar)),
+    }
+}
+
+/// The instruction set of this name, if the machine has it.
+pub(crate) fn available(asked: &str) -> Result<IsaName, CpuError> {
     let found = isas().iter().find(|isa| asked == isa.name());
     found.copied().ok_or_else(|| CpuError::IsaUnavailable {
-        asked: asked.to_string_lossy().into_owned(),
+        asked: asked.to_owned(),
         available: isas().iter().map(|isa| isa.name()).collect(),
     })
 }

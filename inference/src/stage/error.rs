@@ -148,4 +148,17 @@ pub enum StageError {
         /// Bytes that they take in this stage.
         bytes: u64,
     },
+    /// The KV caches of the stage may not take more memory.
+    #[error(
+        "the cache needs {needed} bytes more, and {held} of the {allowed} that are allowed are \
+         held; try again when other sequences have ended, or allow more memory"
+    )]
+    KvLimit {
+        /// Bytes that the request needs besides those that are held.
+        needed: u64,
+        /// Bytes that all caches of the stage hold.
+        held: u64,
+        /// Bytes that they may hold.
+        allowed: u64,
+    },
 }
