@@ -11,8 +11,9 @@
 //! there is a second yardstick, `tests/data/reference/exact`: what the weights say in single
 //! precision. llama.cpp's distances from it, by how it is run, stand beside the bounds: accel is
 //! among them on Gemma, nearer in log-probability on Qwen, and on SmolLM2 one position and 0.0015
-//! farther. accel's bits are the same on every machine; the bounds leave room for a few near-ties
-//! that fall otherwise when the order of operations is changed.
+//! farther (over 1680 positions of a text it is not). accel's bits are the same on every machine;
+//! the bounds leave room for a few near-ties that fall otherwise when the order of operations is
+//! changed.
 //! `tests/scripts/agreement-llama-cpp` measures all of this.
 
 use accel_inference::eval::evaluate;
