@@ -160,7 +160,31 @@ fn check_tensors(
             return Err(corrupt(format!("the tensor {name:?} appears twice")));
         }
     }
+    check_order(tensors, data_offset, alignment)?;
     Ok(index)
+}
+
+/// Checks that tensors follow each other with nothing but padding in between, as ggml demands of a
+/// file: a wrong offset, or a type of another size, would give weights that are not meant.
+fn check_order(tensors: &[TensorInfo], data_offset: u64, alignment: u64) -> Result<(), GgufError> {
+    let mut in_order: Vec<&TensorInfo> = tensors.iter().collect();
+    in_order.sort_by_key(|tensor| tensor.offset);
+    let mut expected = 0;
+    for tensor in in_order {
+        if tensor.offset != expected {
+            let (name, found) = (&tensor.name, tensor.offset);
+            return Err(GgufError::Corrupt {
+                offset: data_offset,
+                what: format!(
+                    "tensor {name:?} begins at {found} of the data, where {expected} is expected; \
+                     its offset, or the type or size of the tensor before it, is wrong"
+                ),
+            });
+        }
+        let end = tensor.offset.saturating_add(tensor.bytes);
+        expected = end.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
+    }
+    Ok(())
 }
 
 /// A cursor over the prefix that knows how long the whole file is.
@@ -325,5 +349,46 @@ impl<'a> Reader<'a> {
             values.push(self.string("bytes in a string", MAX_STRING_BYTES)?);
         }
         Ok(values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str, offset: u64, dtype: u32) -> TensorInfo {
+        let dtype = TensorType::from_id(dtype).expect("a type of ggml");
+        let dims = vec![64, 3];
+        TensorInfo {
+            name: name.to_owned(),
+            bytes: bytes_of(&dims, dtype).expect("whole blocks"),
+            dims,
+            dtype,
+            offset,
+        }
+    }
+
+    #[test]
+    fn tensors_follow_each_other_in_any_order_without_overlap_or_hole() {
+        const F32: u32 = 0;
+        const Q4_1: u32 = 3;
+        const Q5_1: u32 = 7;
+        // 120, 768 and 144 bytes.
+        let sound = [
+            tensor("b", 128, F32),
+            tensor("a", 0, Q4_1),
+            tensor("c", 896, Q5_1),
+        ];
+        assert!(check_order(&sound, 0, 32).is_ok());
+        let refused = [
+            [tensor("b", 0, F32), tensor("a", 0, Q4_1)],
+            [tensor("b", 96, F32), tensor("a", 0, Q4_1)],
+            [tensor("b", 128, F32), tensor("a", 0, Q5_1)],
+            [tensor("b", 160, F32), tensor("a", 32, Q4_1)],
+        ];
+        for tensors in refused {
+            let error = check_order(&tensors, 0, 32);
+            assert!(matches!(error, Err(GgufError::Corrupt { .. })), "{error:?}");
+        }
     }
 }
