@@ -241,7 +241,9 @@ async fn ask_both(
 
 async fn ask(node: &Node, request: Value, show: Show<'_>) -> Result<Heard, Failure> {
     let heard = answer::listen(&node.client, "/v1/chat/completions", request, show).await;
-    heard.map_err(|failure| failure.while_doing(node.name))
+    let mut heard = heard.map_err(|failure| failure.while_doing(node.name))?;
+    heard.ask_for_speed(&node.client).await?;
+    Ok(heard)
 }
 
 /// Who computed which layers, and how much of the file each node has.

@@ -1,4 +1,4 @@
-//! When to stop: Ctrl-C, SIGTERM.
+//! When to stop: Ctrl-C, SIGTERM, a terminal that is closed.
 
 use std::io;
 
@@ -7,9 +7,11 @@ use std::io;
 pub async fn stop_requested() -> io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     tokio::select! {
         interrupted = tokio::signal::ctrl_c() => interrupted,
         _ = terminate.recv() => Ok(()),
+        _ = hangup.recv() => Ok(()),
     }
 }
 

@@ -68,6 +68,8 @@ pub fn bytes_bar(total: u64, what: &str) -> ProgressBar {
 /// A spinner for work of unknown length; invisible unless stderr is a terminal.
 pub fn spinner(what: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, target());
+    let style = ProgressStyle::with_template("{spinner} {msg} ({elapsed})");
+    bar.set_style(style.expect("the template is a constant that parses"));
     bar.set_message(what.to_owned());
     if io::stderr().is_terminal() {
         bar.enable_steady_tick(Duration::from_millis(120));

@@ -21,11 +21,25 @@ pub struct Heard {
     pub first_token_s: f64,
     /// From the first token to the last, as this client measured it.
     pub decode_s: f64,
+    /// Tokens per second after the first as the node measured them, once it was asked.
+    pub node_tokens_per_s: Option<f64>,
 }
 
 impl Heard {
+    /// Asks the node how fast the session was: a client that has to wait for its turn to run reads
+    /// several tokens at once.
+    pub async fn ask_for_speed(&mut self, client: &Client) -> Result<(), Failure> {
+        let session = client.get(&format!("/api/v1/sessions/{}", self.session));
+        let speed = session.await?.pointer("/tokens_per_s/value").cloned();
+        self.node_tokens_per_s = speed.as_ref().and_then(Value::as_f64);
+        Ok(())
+    }
+
     /// Tokens per second after the first; absent when there was no second one.
     pub fn tokens_per_s(&self) -> Option<f64> {
+        if self.node_tokens_per_s.is_some() {
+            return self.node_tokens_per_s;
+        }
         let more = self
             .token_ids
             .len()
@@ -157,5 +171,7 @@ mod tests {
         heard.token_ids = vec![1, 2, 3];
         heard.decode_s = 0.5;
         assert_eq!(heard.tokens_per_s(), Some(4.0));
+        heard.node_tokens_per_s = Some(3.0);
+        assert_eq!(heard.tokens_per_s(), Some(3.0));
     }
 }
