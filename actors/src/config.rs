@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::tolerance::FaultTolerance;
+
 /// What a node is started with.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
@@ -27,6 +29,8 @@ pub struct NodeConfig {
     pub memory_limit: Option<u64>,
     /// The most layers of one model that this node takes.
     pub max_layers: Option<u32>,
+    /// How much a request survives that does not say so itself.
+    pub fault_tolerance: FaultTolerance,
     /// Bounds and times.
     pub limits: Limits,
 }
@@ -44,6 +48,7 @@ impl NodeConfig {
             threads: None,
             memory_limit: None,
             max_layers: None,
+            fault_tolerance: FaultTolerance::default(),
             limits: Limits::default(),
         }
     }
@@ -58,6 +63,8 @@ pub struct Limits {
     pub max_waiting: usize,
     /// How long a session waits for memory that other sessions hold.
     pub memory_wait: Duration,
+    /// How long a session that lost a peer waits for one that can take over.
+    pub peer_wait: Duration,
     /// How long an advert is believed.
     pub advert_ttl: Duration,
     /// How long the header of a model may take to arrive.
@@ -86,6 +93,7 @@ impl Default for Limits {
             max_sessions: 8,
             max_waiting: 32,
             memory_wait: Duration::from_secs(30),
+            peer_wait: Duration::from_secs(30),
             advert_ttl: Duration::from_secs(15),
             header_timeout: Duration::from_secs(30),
             block_timeout: Duration::from_secs(5),

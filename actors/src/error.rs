@@ -12,6 +12,9 @@ use crate::planner::PlanError;
 /// The code of refusals because sessions hold the memory: it comes free when they end.
 pub(crate) const MEMORY_IN_USE: &str = "memory_in_use";
 
+/// The code of failures because a peer does not answer a call.
+pub(crate) const PEER_SILENT: &str = "peer_silent";
+
 /// Families of errors, as a client must react to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::directory::{Directory, Heard, tell};
 use crate::session::table::SessionTable;
-use crate::stage::{Control, StageServer, Step};
+use crate::stage::{Control, NextLost, StageServer, Step};
 use crate::supervisor::ActorRef;
 
 /// How long the stage server may take to take a message.
@@ -38,11 +38,18 @@ impl Pump {
                 self.sessions.peer_lost(peer);
                 self.hear(Heard::Disconnected(peer)).await;
             }
-            NetworkEvent::Advert(advert) => self.hear(Heard::Advert(advert)).await,
+            NetworkEvent::Advert(advert) => {
+                let peer = advert.peer;
+                self.hear(Heard::Advert(advert)).await;
+                self.sessions.peer_heard(peer);
+            }
             NetworkEvent::PeerExpired(peer) => self.hear(Heard::Gone(peer)).await,
             NetworkEvent::TensorLost { peer, reason } => {
-                tracing::info!(%peer, reason, "the tensor plane lost a peer");
+                tracing::info!(%peer, %reason, "the tensor plane lost a peer");
                 self.sessions.peer_lost(peer);
+                if let Err(error) = self.stage.ask(NextLost { peer, reason }, WITHIN).await {
+                    tracing::warn!(%error, "the stage server did not hear of a lost peer");
+                }
             }
             NetworkEvent::Control(incoming) => self.control(incoming).await,
             NetworkEvent::Tensor { peer, frame } => self.frame(peer, frame).await,

@@ -14,7 +14,7 @@
 //! | `router` | actor | admission: how many sessions run and wait; starts them |
 //! | `directory` | actor | what the peers say of themselves, until it expires |
 //! | `planner` | pure | who computes which layers |
-//! | `session` | pure machine + actor | one request: two-phase placement, steps, journal, emission |
+//! | `session` | pure machine + actor | one request: two-phase placement, steps, journal, emission, recovery |
 //! | `stage` | actor + compute threads | the layers that this node computes, for itself and others |
 //! | `models` | | from a name, CID or path to header, tokenizer and template |
 //! | `supervisor` | | restarts units of actors that fail; handles that stay good |
@@ -43,6 +43,7 @@ mod swarm;
 mod telemetry;
 #[cfg(test)]
 mod testing;
+pub mod tolerance;
 pub mod views;
 
 pub use config::{Limits, NodeConfig};
@@ -52,7 +53,8 @@ pub use node::{NodeHandle, Progress};
 pub use planner::PlanError;
 pub use request::{FinishReason, GenEvent, GenerateRequest, Generation, Input, TopToken};
 pub use swarm::DEFAULT_SWARM;
+pub use tolerance::{FaultTolerance, ToleranceError};
 pub use views::{
     Figure, GpuView, ModelDetail, ModelView, OfferView, PeerView, PlanStageView, PlanView,
-    RouteView, SessionErrorView, SessionView, Tag,
+    RecoveryView, RouteView, SessionErrorView, SessionView, Tag,
 };

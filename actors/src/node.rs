@@ -26,7 +26,7 @@ use crate::directory::{Directory, snapshot};
 use crate::error::{ErrorKind, Failure, GenerateError, StartError};
 use crate::models::{Models, ModelsError};
 use crate::own::Own;
-use crate::placement::Placer;
+use crate::placement::{Placer, Wanted};
 use crate::request::{GenerateRequest, Generation};
 use crate::router::{Admission, Generate, Router};
 use crate::session::table::SessionTable;
@@ -112,7 +112,7 @@ impl NodeHandle {
         let placement = self
             .inner
             .placer
-            .place(&card.model, shape, tokens, &[])
+            .place(&card.model, shape, tokens, &Wanted::default())
             .await?;
         Ok(views::plan(
             &card.model,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use accel_p2p::wire::{ControlReply, ControlRequest, PeerEndpoint, TensorFrame};
-use accel_p2p::{FetchError, Network, PeerId};
+use accel_p2p::{ControlError, FetchError, Network, NetworkError, PeerId};
 use accel_storage::{BlockSource, BlockSourceError};
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use cid::Cid;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
-use crate::error::Failure;
+use crate::error::{Failure, PEER_SILENT};
 
 /// Replies to a control call; the last one is final. Dropping them ends the call.
 pub(crate) type Replies = BoxStream<'static, Result<ControlReply, Failure>>;
@@ -56,6 +56,15 @@ fn unreachable(peer: PeerId, reason: impl std::fmt::Display) -> Failure {
     )
 }
 
+/// Why a call came to nothing: a peer that says nothing may hang.
+fn unanswered(peer: PeerId, error: &ControlError) -> Failure {
+    let mut failure = unreachable(peer, error);
+    if matches!(error, ControlError::Network(NetworkError::TimedOut { .. })) {
+        PEER_SILENT.clone_into(&mut failure.code);
+    }
+    failure
+}
+
 #[async_trait]
 impl Peers for NetworkPeers {
     fn endpoint(&self) -> PeerEndpoint {
@@ -67,10 +76,10 @@ impl Peers for NetworkPeers {
 
     async fn control(&self, peer: PeerId, request: ControlRequest) -> Result<Replies, Failure> {
         let called = self.network.control(peer, request).await;
-        let call = called.map_err(|error| unreachable(peer, error))?;
+        let call = called.map_err(|error| unanswered(peer, &error))?;
         let replies = futures::stream::unfold(call, move |mut call| async move {
             let reply = call.next().await?;
-            Some((reply.map_err(|error| unreachable(peer, error)), call))
+            Some((reply.map_err(|error| unanswered(peer, &error)), call))
         });
         Ok(replies.boxed())
     }
@@ -128,7 +137,7 @@ pub(crate) async fn finish(
         let reply = tokio::time::timeout(silence, replies.next()).await;
         let Ok(reply) = reply else {
             return Err(Failure::unavailable(
-                "peer_silent",
+                PEER_SILENT,
                 format!("a peer said nothing for {} s", silence.as_secs()),
                 "send the request again; the peer may be overloaded or cut off",
             ));
@@ -146,7 +155,7 @@ pub(crate) async fn finish(
             Some(Err(failure)) => return Err(failure),
             None => {
                 return Err(Failure::unavailable(
-                    "peer_silent",
+                    PEER_SILENT,
                     "a peer ended the call without an answer",
                     "send the request again",
                 ));

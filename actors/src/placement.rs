@@ -40,20 +40,37 @@ impl Placement {
     }
 }
 
+/// Which peers a placement may have.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wanted {
+    /// None of these.
+    pub(crate) excluding: Vec<PeerId>,
+    /// Only those of this numerics class: what was begun in one is not gone on with in another.
+    pub(crate) numerics: Option<String>,
+}
+
+impl Wanted {
+    fn has(&self, record: &PeerRecord) -> bool {
+        let class = self.numerics.as_ref();
+        record.connected
+            && !self.excluding.contains(&record.peer)
+            && class.is_none_or(|class| *class == record.body.numerics)
+    }
+}
+
 impl Placer {
-    /// Places a model for `tokens` tokens on connected peers, except those excluded.
+    /// Places a model for `tokens` tokens on connected peers.
     pub(crate) async fn place(
         &self,
         model: &ModelRef,
         shape: &ModelShape,
         tokens: u32,
-        excluding: &[PeerId],
+        wanted: &Wanted,
     ) -> Result<Placement, PlanError> {
         let records = snapshot(&self.directory).await;
-        let usable = |record: &&PeerRecord| record.connected && !excluding.contains(&record.peer);
         let peers: Vec<PeerFacts> = records
             .iter()
-            .filter(usable)
+            .filter(|record| wanted.has(record))
             .map(|record| facts(record, &model.cid))
             .collect();
         let request = PlanRequest {

@@ -5,6 +5,7 @@ use tokio::sync::mpsc;
 use accel_inference::{ChatMessage, SamplingParams};
 
 use crate::error::ErrorKind;
+use crate::tolerance::FaultTolerance;
 
 /// One request for an answer.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub struct GenerateRequest {
     pub stop: Vec<String>,
     /// How many alternatives to report with each token.
     pub top_logprobs: u32,
+    /// How much the request survives; the node's default when absent.
+    pub fault_tolerance: Option<FaultTolerance>,
 }
 
 impl GenerateRequest {
@@ -33,6 +36,7 @@ impl GenerateRequest {
             max_tokens: None,
             stop: Vec::new(),
             top_logprobs: 0,
+            fault_tolerance: None,
         }
     }
 }

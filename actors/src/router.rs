@@ -13,11 +13,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::config::Limits;
 use crate::error::GenerateError;
 use crate::models::{Card, Models};
+use crate::placement::Wanted;
 use crate::prompt;
 use crate::request::{GenEvent, GenerateRequest, Generation};
 use crate::session::actor::{SessionActor, SessionDeps, SessionSpec};
-use crate::session::machine::{Machine, Opening};
+use crate::session::machine::{Machine, Opening, Tolerance};
 use crate::session::record::OpeningRecord;
+use crate::session::recovery::strategy;
 use crate::session::text::AnswerText;
 use crate::supervisor::supervised;
 use crate::telemetry::Telemetry;
@@ -159,7 +161,9 @@ async fn take_on(deps: &RouterDeps, message: Generate) -> Result<Generation, Gen
     let max_new = prompt::room(&prompt, shape.context, request.max_tokens, default_answer)?;
     let max_tokens = prompt.len() as u32 + max_new;
     let placer = &deps.session.placer;
-    let placement = placer.place(&card.model, &shape, max_tokens, &[]).await?;
+    let placement = placer
+        .place(&card.model, &shape, max_tokens, &Wanted::default())
+        .await?;
 
     let (events, receiver) = mpsc::channel(EVENTS);
     let generation = generation(&card, prompt.len(), receiver);
@@ -169,7 +173,15 @@ async fn take_on(deps: &RouterDeps, message: Generate) -> Result<Generation, Gen
         max_new: u64::from(max_new),
         vocab: shape.vocab,
     };
-    let machine = Machine::new(opening, placement.route.clone(), Box::new(text));
+    let level = request.fault_tolerance;
+    let level = level.unwrap_or(deps.session.fault_tolerance);
+    let tolerance = Tolerance {
+        strategy: strategy(level),
+        salt: salt(generation.0),
+        peer_wait: deps.session.limits.peer_wait,
+    };
+    let route = placement.route.clone();
+    let machine = Machine::new(opening, route, Box::new(text), tolerance);
     let record = OpeningRecord::new(
         card.model.cid.to_string(),
         prompt,
@@ -185,12 +197,19 @@ async fn take_on(deps: &RouterDeps, message: Generate) -> Result<Generation, Gen
         opening: record,
         sampling: request.sampling,
         max_tokens,
+        fault_tolerance: level,
         placement,
         events,
         _permit: permit,
     };
     SessionActor::launch(Arc::clone(&deps.session), spec, machine);
     Ok(generation.1)
+}
+
+/// Some bits of the session's id, which is random.
+fn salt(session: SessionId) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = session.bytes();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
 fn generation(

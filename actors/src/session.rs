@@ -12,25 +12,31 @@
 //!
 //! | File | Holds |
 //! |---|---|
-//! | `machine.rs` | the machine: steps, journal before emission, endings |
-//! | `machine/placement.rs` | its first half: two-phase placement |
+//! | `machine.rs` | the machine: journal before emission, endings |
+//! | `machine/placement.rs` | two-phase placement |
+//! | `machine/steps.rs` | steps and their answers |
+//! | `machine/recovering.rs` | going on after a fault |
 //! | `event.rs` | its vocabulary: events, commands, outcomes |
 //! | `text.rs` | from tokens to clean text, with stop texts |
 //! | `actor.rs` | the actor: executes commands, feeds events |
 //! | `placing.rs` | the actor's part in a placement |
 //! | `pump.rs` | tasks beside the actor: journal, client, first stage |
+//! | `incoming.rs` | what a frame of a peer means |
 //! | `link.rs` | calls and frames to the stages of the route, near or far |
 //! | `show.rs` | how it looks from outside |
+//! | `recovery.rs` | what to do about a fault: strategies, one file each |
 //! | `record.rs` | what the journal holds of a session |
 //! | `table.rs` | all sessions of this node, for views and for incoming frames |
 
 pub(crate) mod actor;
 pub(crate) mod event;
+mod incoming;
 pub(crate) mod link;
 pub(crate) mod machine;
 mod placing;
 mod pump;
 pub(crate) mod record;
+pub(crate) mod recovery;
 mod show;
 pub(crate) mod table;
 pub(crate) mod text;

@@ -24,7 +24,7 @@
 mod batch;
 mod complaints;
 mod engine;
-mod fence;
+pub(crate) mod fence;
 mod ledger;
 mod outlet;
 mod prepare;
@@ -36,5 +36,6 @@ mod shelf;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use server::{Control, StageDeps, StageServer, Step};
+pub(crate) use outlet::NEXT_STAGE_LOST;
+pub(crate) use server::{Control, NextLost, StageDeps, StageServer, Step};
 pub(crate) use shelf::Shelf;

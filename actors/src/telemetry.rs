@@ -26,6 +26,8 @@ pub(crate) struct Telemetry {
     peers: IntGauge,
     memory_used: IntGauge,
     tensor_bytes: IntCounterVec,
+    recoveries: IntCounterVec,
+    recovery_stall: Histogram,
 }
 
 const FAST: [f64; 12] = [
@@ -40,11 +42,8 @@ impl Telemetry {
         let registry = Registry::new();
         let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
-        let labelled = |name: &str, help: &str, label: &str| {
-            register(
-                &registry,
-                IntCounterVec::new(Opts::new(name, help), &[label]),
-            )
+        let labelled = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
         let histogram = |name: &str, help: &str, buckets: &[f64]| {
             let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
@@ -54,12 +53,12 @@ impl Telemetry {
             requests: labelled(
                 "accel_requests_total",
                 "Requests, by what became of them at admission",
-                "result",
+                &["result"],
             ),
             sessions_ended: labelled(
                 "accel_sessions_ended_total",
                 "Sessions that ended, by how",
-                "state",
+                &["state"],
             ),
             sessions_running: gauge(
                 "accel_sessions_running",
@@ -110,7 +109,17 @@ impl Telemetry {
             tensor_bytes: labelled(
                 "accel_tensor_bytes_total",
                 "Bytes over the tensor plane",
-                "direction",
+                &["direction"],
+            ),
+            recoveries: labelled(
+                "accel_recoveries_total",
+                "Times that a session of this node went on after a fault",
+                &["fault", "strategy"],
+            ),
+            recovery_stall: histogram(
+                "accel_recovery_stall_seconds",
+                "Time from the last token before a fault to the first after it",
+                &SLOW,
             ),
             registry,
         }
@@ -130,6 +139,14 @@ impl Telemetry {
 
     pub(crate) fn token(&self) {
         self.tokens.inc();
+    }
+
+    pub(crate) fn recovering(&self, fault: &str, strategy: &str) {
+        self.recoveries.with_label_values(&[fault, strategy]).inc();
+    }
+
+    pub(crate) fn recovered(&self, stall: Duration) {
+        self.recovery_stall.observe(stall.as_secs_f64());
     }
 
     pub(crate) fn batch_computed(&self, rows: usize, sessions: usize, took: Duration) {
@@ -201,11 +218,19 @@ mod tests {
         let telemetry = Telemetry::new();
         telemetry.request("accepted");
         telemetry.token();
+        telemetry.recovering("peer_lost", "progressive");
+        telemetry.recovered(Duration::from_secs(1));
         let text = telemetry.text();
         assert!(
             text.contains("accel_requests_total{result=\"accepted\"} 1"),
             "{text}"
         );
         assert!(text.contains("accel_tokens_emitted_total 1"), "{text}");
+        let recoveries = "accel_recoveries_total{fault=\"peer_lost\",strategy=\"progressive\"} 1";
+        assert!(text.contains(recoveries), "{text}");
+        assert!(
+            text.contains("accel_recovery_stall_seconds_count 1"),
+            "{text}"
+        );
     }
 }

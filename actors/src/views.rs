@@ -202,7 +202,7 @@ pub struct ModelDetail {
 pub struct SessionView {
     /// Its id.
     pub id: String,
-    /// `placing`, `prefill`, `decoding`, `done`, `failed` or `cancelled`.
+    /// `placing`, `prefill`, `decoding`, `recovering`, `done`, `failed` or `cancelled`.
     pub state: String,
     /// The model's name.
     pub model: String,
@@ -216,6 +216,12 @@ pub struct SessionView {
     pub tokens: u64,
     /// Who computes which layers.
     pub route: Vec<RouteView>,
+    /// How much it survives: `none`, `low` or `medium`.
+    pub fault_tolerance: &'static str,
+    /// How often it went on after a fault.
+    pub recoveries: u64,
+    /// The newest of these.
+    pub recovery_log: Vec<RecoveryView>,
     /// Bytes that all stages fetched from peers for this session.
     pub bytes_fetched: u64,
     /// Milliseconds that the placement took: fetch, load and commit.
@@ -241,6 +247,26 @@ pub struct RouteView {
     pub bytes_fetched: u64,
     /// Blocks that this peer fetched from others for it.
     pub blocks_fetched: u64,
+}
+
+/// How a session went on after a fault.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RecoveryView {
+    /// `peer_lost`, `step_failed`, `step_timeout` or `placement_failed`.
+    pub fault: String,
+    /// The fault in words.
+    pub reason: String,
+    /// The strategy that decided.
+    pub strategy: String,
+    /// `resume`, `restart` or `fail_over`.
+    pub remedy: String,
+    /// Tokens of the answer that were there already.
+    pub after_tokens: u64,
+    /// Positions that stages had computed and compute again.
+    pub tokens_replayed: u64,
+    /// Milliseconds from the last token before the fault to the first after it; absent while that
+    /// has not come, and where another recovery followed.
+    pub stall_ms: Option<Figure>,
 }
 
 /// Why a session failed.

@@ -21,6 +21,7 @@ mod sessions;
 mod sse;
 mod store;
 mod swarm;
+mod tolerance;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use accel_actors::FaultTolerance;
 use accel_inference::MAX_THREADS;
 use clap::Args;
 use directories::ProjectDirs;
@@ -24,7 +25,7 @@ pub const DEFAULT_API: &str = "127.0.0.1:8420";
 const DEFAULT_LISTEN: &str = "/ip4/0.0.0.0/tcp/0";
 
 /// Every key of the settings, in the order in which `accel up --help` shows them.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "data",
     "api",
     "listen",
@@ -35,6 +36,7 @@ const KEYS: [&str; 11] = [
     "threads",
     "memory",
     "max_layers",
+    "fault_tolerance",
     "ready_file",
 ];
 /// The keys whose value in the environment is a number.
@@ -117,6 +119,10 @@ pub struct Flags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_layers: Option<u32>,
+    /// What requests survive that do not say so: none, low or medium [default: medium]
+    #[arg(long, value_name = "LEVEL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault_tolerance: Option<String>,
     /// File to write {"peer_id","api","addrs"} to once everything listens
     #[arg(long, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -152,6 +158,9 @@ pub struct Settings {
     /// The most layers of one model.
     #[serde(default)]
     pub max_layers: Option<u32>,
+    /// What requests survive that do not say so.
+    #[serde(default)]
+    pub fault_tolerance: FaultTolerance,
     /// Where to tell that everything listens.
     #[serde(default)]
     pub ready_file: Option<PathBuf>,

@@ -60,6 +60,8 @@ pub struct ChatRequest {
     pub temperature: f32,
     /// The seed of the sampler.
     pub seed: u64,
+    /// What it survives; the node's default when absent.
+    pub fault_tolerance: Option<&'static str>,
 }
 
 impl ChatRequest {
@@ -71,6 +73,7 @@ impl ChatRequest {
             max_tokens,
             temperature: 0.0,
             seed: 1,
+            fault_tolerance: None,
         }
     }
 
@@ -82,6 +85,7 @@ impl ChatRequest {
             "temperature": self.temperature,
             "seed": self.seed,
             "return_token_ids": true,
+            "fault_tolerance": self.fault_tolerance,
             "stream": stream,
         })
     }

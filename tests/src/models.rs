@@ -56,6 +56,16 @@ pub fn talkative() -> Result<Model> {
     generated("talkative", spec)
 }
 
+/// Six layers that need seconds for a prompt of thousands of tokens.
+pub fn patient() -> Result<Model> {
+    let spec = SyntheticSpec {
+        hidden: 512,
+        context: 16_384,
+        ..base()
+    };
+    generated("patient", spec)
+}
+
 /// Six layers that can remember 128 tokens.
 pub fn short_context() -> Result<Model> {
     let spec = SyntheticSpec {

@@ -113,6 +113,16 @@ impl Process {
         self.wait()
     }
 
+    /// Stops it where it is (SIGSTOP), as a machine that hangs would.
+    pub fn pause(&self) -> Result<()> {
+        kill_process_group(self.pid, Signal::STOP).context("cannot signal")
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn resume(&self) -> Result<()> {
+        kill_process_group(self.pid, Signal::CONT).context("cannot signal")
+    }
+
     /// Is anything of its process group still running?
     pub fn group_is_alive(&self) -> bool {
         match states_of_group(self.pid) {

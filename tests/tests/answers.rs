@@ -104,7 +104,7 @@ async fn end_of(node: &Node, session: &str) -> Result<String> {
     loop {
         let view = node.client.session(session).await?;
         let state = view["state"].as_str().context("a state")?;
-        if !["placing", "prefill", "decoding"].contains(&state) {
+        if !["placing", "prefill", "decoding", "recovering"].contains(&state) {
             return Ok(state.to_owned());
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

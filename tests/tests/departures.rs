@@ -1,78 +1,10 @@
 //! Peers that leave, politely or not.
 
 use accel_tests::{
-    ChatRequest, Cluster, Node,
-    client::delta,
+    Cluster,
     cluster::{peers, wait_for_peers},
-    models,
 };
-use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
-
-async fn reads_until_error(mut stream: accel_tests::client::Stream) -> Result<Value> {
-    while let Some(event) = stream.next().await? {
-        if let Some(error) = event.get("error") {
-            return Ok(error.clone());
-        }
-    }
-    bail!("the stream ended as if nothing had happened")
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_peer_killed_in_mid_answer_ends_the_request_with_an_error_and_the_node_serves_on()
--> Result<()> {
-    let model = models::talkative()?;
-    let mut cluster = Cluster::start(4, Some(2)).await?;
-    cluster.nodes[0].add_model(&model.path)?;
-    let asked = cluster.nodes.remove(0);
-    let mut stream = asked
-        .client
-        .stream(&ChatRequest::greedy(
-            &model.name,
-            "Tell me everything.",
-            4_000,
-        ))
-        .await?;
-    let mut seen = 0;
-    let mut id = None;
-    while seen < 3 {
-        let event = stream.next().await?.context("the answer ended early")?;
-        id = event.get("id").and_then(Value::as_str).map(str::to_owned);
-        seen += usize::from(!delta(&event).is_empty());
-    }
-    let victim = remote_stage(&asked, &cluster.nodes, &id.context("an id")?).await?;
-    let mut victim = cluster.nodes.remove(victim);
-    victim.process.kill();
-
-    let error = reads_until_error(stream).await?;
-    let code = error.get("code").and_then(Value::as_str);
-    assert!(code.is_some_and(|code| !code.is_empty()), "{error}");
-    let hint = error.get("hint").and_then(Value::as_str);
-    assert!(hint.is_some_and(|hint| !hint.is_empty()), "{error}");
-
-    let gone = victim.peer_id.clone();
-    wait_for_peers(&asked, |seen| !seen.contains(&gone)).await?;
-    let short = ChatRequest::greedy(&model.name, "Still there?", 4);
-    assert_eq!(asked.client.chat(&short).await?.completion_tokens, 4);
-    Ok(())
-}
-
-/// The index of a node, other than the one asked, that computes a stage of the session.
-async fn remote_stage(asked: &Node, others: &[Node], completion: &str) -> Result<usize> {
-    let session = completion.trim_start_matches("chatcmpl-");
-    let view = asked.client.session(session).await?;
-    let route = view.get("route").and_then(Value::as_array);
-    for hop in route.context("a route")? {
-        let peer = hop.get("peer_id").and_then(Value::as_str);
-        let found = others
-            .iter()
-            .position(|node| Some(node.peer_id.as_str()) == peer);
-        if let Some(index) = found {
-            return Ok(index);
-        }
-    }
-    bail!("no other node takes part: {view}")
-}
+use anyhow::{Context as _, Result};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_stopped_ends_well_and_disappears() -> Result<()> {

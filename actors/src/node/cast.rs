@@ -144,6 +144,7 @@ impl Cast {
             placer: placer.clone(),
             table: Arc::clone(&self.shared.sessions),
             limits: self.config.limits.clone(),
+            fault_tolerance: self.config.fault_tolerance,
             telemetry: self.shared.telemetry.clone(),
         };
         let deps = Arc::new(RouterDeps {

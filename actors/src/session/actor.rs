@@ -14,10 +14,12 @@ use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, SpawnH
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::event::{Command, Drawn, Event, Outcome, Timer};
+use super::incoming;
 use super::link::Link;
-use super::machine::{CHUNK, Machine, WAITS};
-use super::pump::{self, JournalItem};
+use super::machine::{CHUNK, Machine, PEER_WAITS, WAITS};
+use super::pump::{self, FirstStage, JournalItem};
 use super::record::OpeningRecord;
+use super::recovery::chronicle::{Begun, Chronicle};
 use super::show::{error_view, first_view};
 use super::table::SessionTable;
 use crate::config::Limits;
@@ -26,6 +28,7 @@ use crate::models::ModelRef;
 use crate::placement::{Placement, Placer};
 use crate::request::{GenEvent, TopToken};
 use crate::telemetry::Telemetry;
+use crate::tolerance::FaultTolerance;
 
 /// Messages that may wait: more than a session can have under way.
 const MAILBOX: usize = 128;
@@ -43,6 +46,8 @@ pub(crate) struct SessionDeps {
     pub(crate) placer: Placer,
     pub(crate) table: Arc<SessionTable>,
     pub(crate) limits: Limits,
+    /// How much a request survives that does not say so itself.
+    pub(crate) fault_tolerance: FaultTolerance,
     pub(crate) telemetry: Telemetry,
 }
 
@@ -56,6 +61,7 @@ pub(crate) struct SessionSpec {
     pub(crate) sampling: SamplingParams,
     /// Positions to reserve.
     pub(crate) max_tokens: u32,
+    pub(crate) fault_tolerance: FaultTolerance,
     pub(crate) placement: Placement,
     pub(crate) events: mpsc::Sender<GenEvent>,
     /// The session's place among those that may run.
@@ -70,8 +76,9 @@ pub(crate) struct SessionActor {
     timer: Option<SpawnHandle>,
     client: mpsc::Sender<GenEvent>,
     journal: mpsc::Sender<JournalItem>,
-    pub(super) steps: Option<mpsc::Sender<TensorFrame>>,
+    pub(super) steps: Option<FirstStage>,
     pub(super) endpoints: HashMap<PeerId, PeerEndpoint>,
+    pub(super) chronicle: Chronicle,
     pub(super) started: Instant,
     pub(super) placed: Option<Instant>,
     pub(super) first_token: Option<Instant>,
@@ -89,6 +96,11 @@ pub(super) struct Frame {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Lost(pub(super) PeerId);
+
+/// A peer said something new about itself.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Heard(pub(super) PeerId);
 
 /// The node stops.
 #[derive(Message)]
@@ -122,6 +134,7 @@ impl SessionActor {
                 journal,
                 steps: None,
                 endpoints,
+                chronicle: Chronicle::new(Instant::now()),
                 started: Instant::now(),
                 placed: None,
                 first_token: None,
@@ -175,7 +188,23 @@ impl SessionActor {
                     context,
                 );
             }
+            Command::Reconnect { .. } => self.steps = None,
+            Command::Recovering {
+                fault,
+                strategy,
+                remedy,
+                replayed,
+                reason,
+            } => self.recovering(Begun {
+                fault,
+                strategy,
+                remedy,
+                replayed,
+                reason,
+            }),
+            Command::Recovered => self.recovered(),
             Command::JournalToken { index, token } => {
+                self.chronicle.moved(Instant::now());
                 self.journal(JournalItem::Token { index, token });
             }
             Command::Emit { index, text, drawn } => self.emit(index, text, drawn),
@@ -197,14 +226,37 @@ impl SessionActor {
                 epoch,
                 context.address(),
             ));
-            self.placed.get_or_insert_with(Instant::now);
+            if self.placed.is_none() {
+                let now = Instant::now();
+                self.placed = Some(now);
+                self.chronicle.moved(now);
+            }
         }
-        let queued = self.steps.as_ref().map(|steps| steps.try_send(frame));
-        if !matches!(queued, Some(Ok(()))) {
-            let epoch = self.machine.epoch();
-            let failure = Failure::internal("the steps of the session cannot be sent");
-            context.notify(Happened(Event::StepFailed { epoch, failure }));
+        // Whoever takes no more steps tells why by itself.
+        if !self.steps.as_ref().is_some_and(|steps| steps.send(frame)) {
+            tracing::debug!(session = %self.spec.id, "a step was not sent");
         }
+    }
+
+    fn recovering(&mut self, begun: Begun) {
+        tracing::warn!(
+            session = %self.spec.id,
+            fault = begun.fault.name(),
+            strategy = begun.strategy,
+            remedy = begun.remedy.name(),
+            replayed = begun.replayed,
+            reason = begun.reason,
+            "going on after a fault"
+        );
+        let telemetry = &self.deps.telemetry;
+        telemetry.recovering(begun.fault.name(), begun.strategy);
+        self.chronicle.begin(begun, self.machine.tokens());
+    }
+
+    fn recovered(&mut self) {
+        let stall = self.chronicle.end(Instant::now());
+        tracing::info!(session = %self.spec.id, ?stall, "the answer goes on");
+        self.deps.telemetry.recovered(stall);
     }
 
     fn arm(&mut self, timer: Timer, context: &mut Context<Self>) {
@@ -215,6 +267,8 @@ impl SessionActor {
         let within = match timer {
             Timer::Commit { .. } => limits.commit_timeout,
             Timer::Memory { .. } => limits.memory_wait / WAITS,
+            Timer::Peers { .. } => limits.peer_wait / PEER_WAITS,
+            Timer::Pause { after, .. } => after,
             Timer::Step { rows, .. } => {
                 let token_ns = self.spec.placement.token_ns;
                 let rows = u64::from(rows) * PATIENCE + ROWS_OF_OTHERS;
@@ -336,51 +390,13 @@ impl Handler<Frame> for SessionActor {
     type Result = ();
 
     fn handle(&mut self, Frame { from, frame }: Frame, context: &mut Context<Self>) {
-        if !self.machine.route().any(|(stage, _)| stage.peer == from) {
-            tracing::warn!(session = %self.spec.id, peer = %from, "a frame from outside the route");
-            return;
+        let route: Vec<PeerId> = self.machine.route().map(|(stage, _)| stage.peer).collect();
+        match incoming::event(&route, from, frame) {
+            Some(event) => self.feed(event, context),
+            None => {
+                tracing::debug!(session = %self.spec.id, peer = %from, "a frame out of place");
+            }
         }
-        let is_last = self
-            .machine
-            .route()
-            .last()
-            .is_some_and(|(stage, _)| stage.peer == from);
-        let event = match frame {
-            TensorFrame::Token {
-                epoch,
-                step,
-                position,
-                token,
-                logprob,
-                top,
-                ..
-            } if is_last => {
-                let drawn = Drawn {
-                    token,
-                    logprob,
-                    top,
-                };
-                Event::Token {
-                    epoch,
-                    step,
-                    position,
-                    drawn,
-                }
-            }
-            TensorFrame::Applied { epoch, step, .. } if is_last => Event::Applied { epoch, step },
-            TensorFrame::Failed {
-                epoch,
-                code,
-                message,
-                ..
-            } => {
-                let message = format!("peer {from} could not go on: {message}");
-                let failure = Failure::unavailable(code, message, "send the request again");
-                Event::StepFailed { epoch, failure }
-            }
-            _ => return,
-        };
-        self.feed(event, context);
     }
 }
 
@@ -389,6 +405,14 @@ impl Handler<Lost> for SessionActor {
 
     fn handle(&mut self, Lost(peer): Lost, context: &mut Context<Self>) {
         self.feed(Event::PeerLost(peer), context);
+    }
+}
+
+impl Handler<Heard> for SessionActor {
+    type Result = ();
+
+    fn handle(&mut self, Heard(peer): Heard, context: &mut Context<Self>) {
+        self.feed(Event::PeerHeard(peer), context);
     }
 }
 

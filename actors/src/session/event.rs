@@ -1,8 +1,11 @@
 //! The vocabulary of the session machine.
 
+use std::time::Duration;
+
 use accel_inference::LayerRange;
 use accel_p2p::PeerId;
 
+use super::recovery::{FaultKind, Remedy};
 use crate::error::Failure;
 use crate::request::FinishReason;
 
@@ -54,7 +57,17 @@ pub(crate) enum Event {
         drawn: Drawn,
     },
     /// A stage could not carry out a step.
-    StepFailed { epoch: u64, failure: Failure },
+    StepFailed {
+        epoch: u64,
+        culprit: Option<PeerId>,
+        failure: Failure,
+    },
+    /// A stage cannot be reached: by this node, or by the stage before it.
+    Unreachable {
+        epoch: u64,
+        peer: PeerId,
+        failure: Failure,
+    },
     /// The token of this index is durable.
     Journaled { index: u64 },
     /// The journal cannot be written.
@@ -63,6 +76,8 @@ pub(crate) enum Event {
     Emitted { index: u64 },
     /// The connection to a peer is gone.
     PeerLost(PeerId),
+    /// A peer said something new about itself.
+    PeerHeard(PeerId),
     /// A timer ran out.
     Timeout(Timer),
     /// The client is gone, or the node stops.
@@ -84,8 +99,12 @@ pub(crate) enum Timer {
     Commit { epoch: u64 },
     /// Other sessions to give back the memory that this one needs.
     Memory { epoch: u64 },
+    /// Peers that can take over for those that were lost.
+    Peers { epoch: u64 },
     /// The answer to the oldest step under way, of this many positions.
     Step { epoch: u64, step: u64, rows: u32 },
+    /// The time before an attempt to go on.
+    Pause { epoch: u64, after: Duration },
 }
 
 /// What is to be done.
@@ -111,6 +130,19 @@ pub(crate) enum Command {
         sample: bool,
         tokens: Vec<u32>,
     },
+    /// Forget the way to the first stage: the next step finds a new one.
+    Reconnect { epoch: u64 },
+    /// A fault happened, and the session goes on like this.
+    Recovering {
+        fault: FaultKind,
+        strategy: &'static str,
+        remedy: Remedy,
+        /// Positions that the stages compute again.
+        replayed: u64,
+        reason: String,
+    },
+    /// The first token after a fault came.
+    Recovered,
     /// Make a token durable.
     JournalToken { index: u64, token: u32 },
     /// Give a token to the client.

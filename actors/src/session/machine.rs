@@ -2,19 +2,24 @@
 //!
 //! ```text
 //! Opening ─► Placing ─► Committing ─► Running ─► Draining ─► Ended
-//!               ▲  │        │
-//!               ├──┴────────┘  refused or lost before the first token: another route, new epoch
-//!               └─ Waiting     other sessions hold the memory: all over again, for a bounded time
+//!              ▲ ▲ │        │            │
+//!              │ ├─┴────────┘  refused or lost meanwhile: another route, new epoch
+//!              │ └─ Waiting    for memory that others hold, or for peers: for a bounded time
+//!              └─── Pausing ◄────────────┘  a fault: as the recovery strategy decides
 //! ```
 //!
 //! `sent` counts the tokens (prompt, then answer) that went to the stages of the live epoch. A new
 //! epoch starts at zero, so rebuilding the KV caches elsewhere is the same code as the prompt.
 
+#[cfg(test)]
+mod fixtures;
 mod placement;
+mod recovering;
+#[cfg(test)]
+mod simulation;
+mod steps;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod world;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -24,15 +29,11 @@ use super::event::{Command, Drawn, Event, Outcome, RouteStage, StageReport, Time
 use super::text::TextPipe;
 use crate::error::Failure;
 use crate::request::FinishReason;
-pub(crate) use placement::WAITS;
-
-/// Positions per step, at most: enough to make full use of a stage's arithmetic, and no more,
-/// because whoever shares the stage waits for as long as the step takes.
-pub(crate) const CHUNK: usize = 256;
-/// Steps under way at once, at most; the stages keep as many results for repeats.
-const STEPS_IN_FLIGHT: usize = 4;
-/// Tokens that are drawn but not yet taken by the client: a slow reader pauses its session.
-const UNREAD_TOKENS: u64 = 32;
+pub(crate) use placement::{PEER_WAITS, WAITS};
+pub(crate) use recovering::Tolerance;
+use recovering::{Recovery, Then};
+pub(crate) use steps::CHUNK;
+use steps::InFlight;
 
 /// What a session is, besides its tokens.
 #[derive(Debug, Clone)]
@@ -52,26 +53,22 @@ enum Phase {
     Placing { ready: Vec<bool> },
     Committing { live: Vec<bool> },
     Running,
+    Pausing(Then),
     Draining(Outcome),
     Ended,
-}
-
-/// A step that was sent and not yet answered.
-#[derive(Debug, Clone, Copy)]
-struct InFlight {
-    step: u64,
-    end: u64,
-    sample: bool,
 }
 
 /// See the module.
 pub(crate) struct Machine {
     opening: Opening,
     text: Box<dyn TextPipe>,
+    tolerance: Tolerance,
     phase: Phase,
     route: Vec<RouteStage>,
     reports: BTreeMap<usize, StageReport>,
+    /// Peers that refused, until everyone may be asked anew.
     excluded: Vec<PeerId>,
+    recovery: Recovery,
     placements: u32,
     waits: u32,
     refusal: Option<Failure>,
@@ -88,14 +85,21 @@ pub(crate) struct Machine {
 
 impl Machine {
     /// A session that is to run over `route`. The first commands come from [`Self::start`].
-    pub(crate) fn new(opening: Opening, route: Vec<RouteStage>, text: Box<dyn TextPipe>) -> Self {
+    pub(crate) fn new(
+        opening: Opening,
+        route: Vec<RouteStage>,
+        text: Box<dyn TextPipe>,
+        tolerance: Tolerance,
+    ) -> Self {
         Self {
             opening,
             text,
+            tolerance,
             phase: Phase::Opening,
             route,
             reports: BTreeMap::new(),
             excluded: Vec::new(),
+            recovery: Recovery::default(),
             placements: 0,
             waits: 0,
             refusal: None,
@@ -148,111 +152,24 @@ impl Machine {
             } => {
                 self.on_token(epoch, step, position, drawn);
             }
-            Event::StepFailed { epoch, failure } => self.on_step_failed(epoch, failure),
+            Event::StepFailed {
+                epoch,
+                culprit,
+                failure,
+            } => self.on_step_failed(epoch, culprit, failure),
+            Event::Unreachable {
+                epoch,
+                peer,
+                failure,
+            } => self.on_unreachable(epoch, peer, failure),
             Event::Journaled { index } => self.on_journaled(index),
             Event::JournalFailed(failure) => self.fail(failure),
             Event::Emitted { index } => self.on_emitted(index),
             Event::PeerLost(peer) => self.on_peer_lost(peer),
+            Event::PeerHeard(peer) => self.on_peer_heard(peer),
             Event::Timeout(timer) => self.on_timeout(timer),
             Event::Cancel => self.close(Outcome::Cancelled),
         }
-    }
-
-    /// Sends as much as may be under way: chunks of what the stages do not have yet. The one that
-    /// ends with the newest token draws the next.
-    fn forward(&mut self) {
-        let total = self.opening.prompt.len() + self.answer.len();
-        let unread = self.answer.len() as u64 - self.emitted;
-        while self.sent < total && self.in_flight.len() < self.window() {
-            let end = total.min(self.sent + CHUNK);
-            let sample = end == total;
-            if sample && unread >= UNREAD_TOKENS {
-                return;
-            }
-            self.send_step(end, sample);
-        }
-    }
-
-    /// Chunks of a prompt that may be under way: one for each stage to compute, and one that
-    /// travels.
-    fn window(&self) -> usize {
-        (self.route.len() + 1).min(STEPS_IN_FLIGHT)
-    }
-
-    fn send_step(&mut self, end: usize, sample: bool) {
-        self.step += 1;
-        let tokens = self.tokens(self.sent, end);
-        let rows = tokens.len() as u32;
-        self.out.push(Command::Forward {
-            epoch: self.epoch,
-            step: self.step,
-            position: self.sent as u64,
-            sample,
-            tokens,
-        });
-        if self.in_flight.is_empty() {
-            self.arm(self.step, rows);
-        }
-        let (step, end_position) = (self.step, end as u64);
-        self.in_flight.push_back(InFlight {
-            step,
-            end: end_position,
-            sample,
-        });
-        self.sent = end;
-    }
-
-    fn tokens(&self, from: usize, to: usize) -> Vec<u32> {
-        let all = self.opening.prompt.iter().chain(&self.answer);
-        all.skip(from).take(to - from).copied().collect()
-    }
-
-    fn arm(&mut self, step: u64, rows: u32) {
-        let epoch = self.epoch;
-        self.out
-            .push(Command::Arm(Timer::Step { epoch, step, rows }));
-    }
-
-    /// Takes the step that was answered off the list, and all before it: stages apply steps in
-    /// order, so whoever answers one has applied the earlier ones.
-    fn answered(&mut self, epoch: u64, step: u64, sample: bool) -> Option<InFlight> {
-        if epoch != self.epoch || !matches!(self.phase, Phase::Running) {
-            return None;
-        }
-        let is_it = |sent: &InFlight| sent.step == step && sent.sample == sample;
-        let index = self.in_flight.iter().position(is_it)?;
-        let done = self.in_flight.drain(..=index).next_back();
-        if let Some(next) = self.in_flight.front() {
-            let step = next.step;
-            self.arm(step, CHUNK as u32);
-        }
-        done
-    }
-
-    fn on_applied(&mut self, epoch: u64, step: u64) {
-        if self.answered(epoch, step, false).is_some() {
-            self.forward();
-        }
-    }
-
-    fn on_token(&mut self, epoch: u64, step: u64, position: u64, drawn: Drawn) {
-        let Some(done) = self.answered(epoch, step, true) else {
-            return;
-        };
-        if position != done.end || drawn.token >= self.opening.vocab {
-            let message = format!(
-                "the last stage answered step {step} with token {} at position {position}, which cannot be",
-                drawn.token
-            );
-            let hint = "send the request again; update accel on all nodes if it happens again";
-            return self.fail(Failure::unavailable("bad_token", message, hint));
-        }
-        self.placements = 0;
-        if self.text.is_end(drawn.token) {
-            let text_tail = self.text.finish();
-            return self.finish(FinishReason::Stop, text_tail);
-        }
-        self.take_token(drawn);
     }
 
     fn take_token(&mut self, drawn: Drawn) {
@@ -331,9 +248,11 @@ impl Machine {
         match self.phase {
             Phase::Placing { .. } | Phase::Committing { .. } => self.abort_all(),
             Phase::Running => self.release_all(),
+            Phase::Pausing(then) if then.holds_stages() => self.release_all(),
             Phase::Opening
             | Phase::Planning
             | Phase::Waiting
+            | Phase::Pausing(_)
             | Phase::Draining(_)
             | Phase::Ended => {}
         }
@@ -341,64 +260,24 @@ impl Machine {
         self.out.push(Command::Close(outcome));
     }
 
-    fn on_step_failed(&mut self, epoch: u64, failure: Failure) {
-        if epoch == self.epoch && matches!(self.phase, Phase::Running) {
-            self.fail(failure);
-        }
-    }
-
-    fn on_peer_lost(&mut self, peer: PeerId) {
-        let Some(stage) = self.route.iter().find(|stage| stage.peer == peer).cloned() else {
-            return;
-        };
-        let layers = stage.layers;
-        let failure = Failure::unavailable(
-            "peer_lost",
-            format!(
-                "peer {peer}, which computes layers {}-{}, left the swarm",
-                layers.first,
-                layers.end.saturating_sub(1)
-            ),
-            "send the request again: it is placed on the peers that remain",
-        );
-        match self.phase {
-            Phase::Placing { .. } | Phase::Committing { .. } => {
-                self.placement_failed(peer, failure);
-            }
-            Phase::Running => self.fail(failure),
-            Phase::Opening
-            | Phase::Planning
-            | Phase::Waiting
-            | Phase::Draining(_)
-            | Phase::Ended => {}
-        }
-    }
-
     fn on_timeout(&mut self, timer: Timer) {
-        match timer {
-            Timer::Commit { epoch } => {
-                if epoch == self.epoch && matches!(self.phase, Phase::Committing { .. }) {
-                    self.on_commit_timeout();
-                }
+        match (timer, &self.phase) {
+            (Timer::Commit { epoch }, Phase::Committing { .. }) if epoch == self.epoch => {
+                self.on_commit_timeout();
             }
-            Timer::Memory { epoch } => {
-                if epoch == self.epoch && matches!(self.phase, Phase::Waiting) {
-                    self.place_again();
-                }
+            (Timer::Memory { epoch } | Timer::Peers { epoch }, Phase::Waiting)
+                if epoch == self.epoch =>
+            {
+                self.place_again();
             }
-            Timer::Step { epoch, step, .. } => {
-                let waiting = self
-                    .in_flight
-                    .front()
-                    .is_some_and(|oldest| oldest.step == step);
-                if epoch == self.epoch && waiting && matches!(self.phase, Phase::Running) {
-                    self.fail(Failure::unavailable(
-                        "step_timeout",
-                        format!("step {step} was not answered in time by the stages"),
-                        "send the request again; a peer may be overloaded or cut off (`accel peers`)",
-                    ));
-                }
+            (Timer::Step { epoch, step, .. }, Phase::Running) if epoch == self.epoch => {
+                self.on_step_timeout(step);
             }
+            (Timer::Pause { epoch, .. }, Phase::Pausing(then)) if epoch == self.epoch => {
+                let then = *then;
+                self.after_pause(then);
+            }
+            _ => {}
         }
     }
 
@@ -409,15 +288,21 @@ impl Machine {
 
     /// Whether stages are reserved for it.
     pub(crate) fn holds_stages(&self) -> bool {
-        matches!(
-            self.phase,
-            Phase::Placing { .. } | Phase::Committing { .. } | Phase::Running
-        )
+        match &self.phase {
+            Phase::Placing { .. } | Phase::Committing { .. } | Phase::Running => true,
+            Phase::Pausing(then) => then.holds_stages(),
+            _ => false,
+        }
     }
 
     /// Tokens that the client has been given.
     pub(crate) fn emitted(&self) -> u64 {
         self.emitted
+    }
+
+    /// Tokens of the answer that were drawn.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.answer.len() as u64
     }
 
     /// Who computes what, with their reports.
@@ -429,11 +314,12 @@ impl Machine {
     /// A word for where the session stands.
     pub(crate) fn state(&self) -> &'static str {
         match &self.phase {
-            Phase::Opening | Phase::Planning | Phase::Waiting => "placing",
-            Phase::Placing { .. } | Phase::Committing { .. } => "placing",
-            Phase::Running if self.answer.is_empty() => "prefill",
-            Phase::Running | Phase::Draining(_) => "decoding",
+            Phase::Draining(_) => "decoding",
             Phase::Ended => "ended",
+            _ if self.recovery.is_under_way() => "recovering",
+            Phase::Running if self.answer.is_empty() => "prefill",
+            Phase::Running => "decoding",
+            _ => "placing",
         }
     }
 }

@@ -10,13 +10,19 @@ use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use super::actor::SessionActor;
 use super::event::{Event, RouteStage, StageReport};
 use crate::error::Failure;
+use crate::placement::Wanted;
 
 impl SessionActor {
     pub(super) fn plan(&mut self, epoch: u64, excluding: Vec<PeerId>, context: &mut Context<Self>) {
         let deps = Arc::clone(&self.deps);
         let (model, shape) = (self.spec.model.clone(), Arc::clone(&self.spec.shape));
         let tokens = self.spec.max_tokens;
-        let planning = async move { deps.placer.place(&model, &shape, tokens, &excluding).await };
+        let begun_in = &self.spec.placement.plan.numerics;
+        let wanted = Wanted {
+            excluding,
+            numerics: self.placed.is_some().then(|| begun_in.clone()),
+        };
+        let planning = async move { deps.placer.place(&model, &shape, tokens, &wanted).await };
         let done = planning
             .into_actor(self)
             .map(move |placed, session, context| match placed {

@@ -7,6 +7,7 @@ use accel_p2p::wire::{PeerEndpoint, SessionId, TensorFrame};
 use accel_storage::{Journal, StorageError};
 use actix::Addr;
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use super::actor::{Happened, SessionActor};
 use super::event::{Event, Outcome};
@@ -131,14 +132,43 @@ pub(super) fn to_first_stage(
     endpoint: PeerEndpoint,
     epoch: u64,
     actor: Addr<SessionActor>,
-) -> mpsc::Sender<TensorFrame> {
+) -> FirstStage {
     let (queue, mut frames) = mpsc::channel(QUEUE);
-    actix::spawn(async move {
+    let task = actix::spawn(async move {
         while let Some(frame) = frames.recv().await {
             if let Err(failure) = link.step(&endpoint, frame).await {
-                return tell(&actor, Event::StepFailed { epoch, failure }).await;
+                let peer = endpoint.peer;
+                let unreachable = Event::Unreachable {
+                    epoch,
+                    peer,
+                    failure,
+                };
+                return tell(&actor, unreachable).await;
             }
         }
     });
-    queue
+    FirstStage {
+        queue,
+        task: task.abort_handle(),
+    }
+}
+
+/// The way to the first stage of an epoch. Once it is dropped nothing more goes there, also of
+/// what waits.
+pub(super) struct FirstStage {
+    queue: mpsc::Sender<TensorFrame>,
+    task: AbortHandle,
+}
+
+impl FirstStage {
+    /// Sends a step behind those before it; false when that cannot be.
+    pub(super) fn send(&self, frame: TensorFrame) -> bool {
+        self.queue.try_send(frame).is_ok()
+    }
+}
+
+impl Drop for FirstStage {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }

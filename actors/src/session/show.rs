@@ -28,6 +28,8 @@ impl SessionActor {
             view.tokens = tokens;
             view.bytes_fetched = route.iter().map(|hop| hop.bytes_fetched).sum();
             view.route = route;
+            view.recoveries = self.chronicle.count();
+            view.recovery_log = self.chronicle.shown();
             view.prepare_ms = placed;
             view.first_token_ms = first;
             view.tokens_per_s = rate;
@@ -63,6 +65,9 @@ pub(super) fn first_view(spec: &SessionSpec) -> SessionView {
         prompt_tokens: spec.opening.prompt.len(),
         tokens: 0,
         route: Vec::new(),
+        fault_tolerance: spec.fault_tolerance.name(),
+        recoveries: 0,
+        recovery_log: Vec::new(),
         bytes_fetched: 0,
         prepare_ms: None,
         first_token_ms: None,

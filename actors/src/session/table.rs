@@ -9,7 +9,7 @@ use accel_p2p::PeerId;
 use accel_p2p::wire::{SessionId, TensorFrame};
 use actix::Addr;
 
-use super::actor::{Frame, Lost, SessionActor, ShutDown};
+use super::actor::{Frame, Heard, Lost, SessionActor, ShutDown};
 use crate::views::SessionView;
 
 /// How long a session's mailbox may stay full before a frame for it is dropped.
@@ -137,6 +137,15 @@ impl SessionTable {
         for (session, actor) in &self.lock().live {
             if actor.try_send(Lost(peer)).is_err() {
                 tracing::debug!(%session, "a session has too much to do to hear of a lost peer");
+            }
+        }
+    }
+
+    /// Tells every session that a peer said something new about itself.
+    pub(crate) fn peer_heard(&self, peer: PeerId) {
+        for (session, actor) in &self.lock().live {
+            if actor.try_send(Heard(peer)).is_err() {
+                tracing::debug!(%session, "a session has too much to do to hear of a peer");
             }
         }
     }

@@ -2,7 +2,7 @@
 
 /// What becomes of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Admission {
+pub(crate) enum Admission {
     /// It follows what is there: compute it.
     Apply,
     /// It was applied before: answer from what is kept.
@@ -19,11 +19,11 @@ pub(super) enum Admission {
 
 /// The most rows of one step: twice what our own coordinators send, so that they may send more
 /// some day. Whoever shares the stage waits for as long as such a step takes.
-pub(super) const MOST_ROWS: u64 = 512;
+pub(crate) const MOST_ROWS: u64 = 512;
 
 /// How far a session has come on a stage, counting steps that are still being computed.
 #[derive(Debug)]
-pub(super) struct Fence {
+pub(crate) struct Fence {
     epoch: u64,
     last_step: u64,
     length: u64,
@@ -31,7 +31,7 @@ pub(super) struct Fence {
 }
 
 impl Fence {
-    pub(super) fn new(epoch: u64, limit: u64) -> Self {
+    pub(crate) fn new(epoch: u64, limit: u64) -> Self {
         Self {
             epoch,
             last_step: 0,
@@ -40,7 +40,7 @@ impl Fence {
         }
     }
 
-    pub(super) fn admit(&mut self, epoch: u64, step: u64, position: u64, rows: u64) -> Admission {
+    pub(crate) fn admit(&mut self, epoch: u64, step: u64, position: u64, rows: u64) -> Admission {
         if epoch != self.epoch {
             return Admission::Stale { newest: self.epoch };
         }

@@ -18,6 +18,9 @@ const KEPT: usize = 4;
 /// Results that may wait to be sent.
 const QUEUE: usize = 16;
 
+/// The code of failures because the stage behind cannot be reached.
+pub(crate) const NEXT_STAGE_LOST: &str = "next_stage_lost";
+
 /// Which step a result belongs to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StepName {
@@ -214,7 +217,7 @@ impl Mailer {
                 (TensorFrame::Step { step, .. }, Some(next)) => {
                     let step = *step;
                     if let Err(failure) = self.peers.send(next, frame).await {
-                        let (code, message) = ("next_stage_lost", failure.message);
+                        let (code, message) = (NEXT_STAGE_LOST, failure.message);
                         let told =
                             TensorFrame::failed(self.session, self.epoch, step, code, &message);
                         self.to_coordinator(told).await;

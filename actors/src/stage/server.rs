@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::complaints::Complaints;
 use super::fence::Fence;
 use super::ledger::StageKey;
-use super::outlet::{Next, Outlet, StepName};
+use super::outlet::{NEXT_STAGE_LOST, Next, Outlet, StepName};
 use super::prepare::{self, Order, Prepared};
 use super::seat::{
     Live, Seat, SeatState, answer, apply, endpoint_of, not_ready, params_of, refused, stale,
@@ -65,6 +65,14 @@ pub(crate) struct Control {
 pub(crate) struct Step {
     pub(crate) from: PeerId,
     pub(crate) frame: TensorFrame,
+}
+
+/// The tensor plane lost a peer: what went to it last may not have arrived.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct NextLost {
+    pub(crate) peer: PeerId,
+    pub(crate) reason: String,
 }
 
 /// See the module.
@@ -351,6 +359,17 @@ impl StageServer {
         }
     }
 
+    /// Only this node may know that the stage behind it is gone: the coordinator has no frames for it.
+    fn next_lost(&self, peer: PeerId, reason: &str) {
+        for seat in self.seats.values() {
+            if let SeatState::Live(live) = &seat.state
+                && live.outlet.leads_to(peer)
+            {
+                live.outlet.refuse(0, NEXT_STAGE_LOST, reason);
+            }
+        }
+    }
+
     fn step(&mut self, from: PeerId, frame: TensorFrame) {
         let TensorFrame::Step {
             session,
@@ -431,5 +450,13 @@ impl Handler<Step> for StageServer {
 
     fn handle(&mut self, Step { from, frame }: Step, _: &mut Context<Self>) {
         self.step(from, frame);
+    }
+}
+
+impl Handler<NextLost> for StageServer {
+    type Result = ();
+
+    fn handle(&mut self, NextLost { peer, reason }: NextLost, _: &mut Context<Self>) {
+        self.next_lost(peer, &reason);
     }
 }

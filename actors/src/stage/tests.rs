@@ -10,7 +10,7 @@ use accel_storage::ModelRecord;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-use super::Step;
+use super::{NEXT_STAGE_LOST, NextLost, Step};
 use crate::error::Failure;
 use crate::supervisor::{AskError, Crash};
 use crate::testing::{Hub, PATIENCE, TestNode, synthetic_model};
@@ -388,6 +388,39 @@ async fn a_step_for_a_session_that_is_gone_is_answered_and_passed_on_to_the_coor
     bench.step(&bench.seeder, step).await;
     let frame = bench.frame().await;
     assert!(matches!(&frame, TensorFrame::Failed { code, .. } if code == "unknown_session"));
+}
+
+#[actix::test]
+async fn a_stage_tells_the_coordinator_when_the_stage_behind_it_is_lost_and_of_no_other_loss() {
+    let mut bench = Bench::new().await;
+    let second = TestNode::start(&bench.hub, PLENTY, None);
+    let stages = [(&bench.seeder, range(0, 4)), (&second, range(4, 8))];
+    bench.place(session(1), 1, &stages).await;
+    bench.place(session(2), 3, &stages).await;
+    let lost = |peer| NextLost {
+        peer,
+        reason: "it is silent".to_owned(),
+    };
+    let stage = bench.seeder.stage.clone();
+    stage.ask(lost(PeerId::random()), PATIENCE).await.unwrap();
+    stage.ask(lost(second.peer), PATIENCE).await.unwrap();
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let frame = bench.frame().await;
+        let TensorFrame::Failed {
+            session,
+            epoch,
+            code,
+            ..
+        } = frame
+        else {
+            panic!("{frame:?}");
+        };
+        assert_eq!(code, NEXT_STAGE_LOST);
+        told.push((session, epoch));
+    }
+    told.sort_by_key(|(_, epoch)| *epoch);
+    assert_eq!(told, [(session(1), 1), (session(2), 3)]);
 }
 
 #[actix::test]

@@ -42,6 +42,7 @@ pub async fn respond(
         max_tokens: options.max_tokens,
         stop: options.stop.clone(),
         top_logprobs: options.logprobs.unwrap_or(0),
+        fault_tolerance: options.fault_tolerance,
     };
     let generation = node.generate(request).await?;
     let answer = Answer {

@@ -2,14 +2,14 @@
 
 use accel_actors::{Input, NodeHandle};
 use accel_inference::ChatMessage;
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::Value;
 
 use super::answer;
 use super::error::ApiError;
 use super::openai::request::ChatRequest;
 use super::openai::response::Kind;
-use super::resource;
+use super::{resource, tolerance};
 
 /// The endpoint.
 pub fn routes(config: &mut web::ServiceConfig) {
@@ -18,9 +18,11 @@ pub fn routes(config: &mut web::ServiceConfig) {
 
 async fn create(
     node: web::Data<NodeHandle>,
+    http: HttpRequest,
     body: web::Json<Value>,
 ) -> Result<HttpResponse, ApiError> {
-    let request = ChatRequest::parse(body.into_inner())?;
+    let mut request = ChatRequest::parse(body.into_inner())?;
+    tolerance::from_header(&http, &mut request.options)?;
     let messages = request.messages.into_iter().map(|message| ChatMessage {
         role: message.role,
         content: message.content,

@@ -1,14 +1,14 @@
 //! `POST /v1/completions`.
 
 use accel_actors::{Input, NodeHandle};
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::Value;
 
 use super::answer;
 use super::error::ApiError;
 use super::openai::request::{CompletionRequest, Prompt};
 use super::openai::response::Kind;
-use super::resource;
+use super::{resource, tolerance};
 
 /// The endpoint.
 pub fn routes(config: &mut web::ServiceConfig) {
@@ -17,9 +17,11 @@ pub fn routes(config: &mut web::ServiceConfig) {
 
 async fn create(
     node: web::Data<NodeHandle>,
+    http: HttpRequest,
     body: web::Json<Value>,
 ) -> Result<HttpResponse, ApiError> {
-    let request = CompletionRequest::parse(body.into_inner())?;
+    let mut request = CompletionRequest::parse(body.into_inner())?;
+    tolerance::from_header(&http, &mut request.options)?;
     let input = match request.prompt {
         Prompt::Text(text) => Input::Text(text),
         Prompt::Tokens(tokens) => Input::Tokens(tokens),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use accel_actors::{ErrorKind, Failure, GenerateError, ModelsError};
+use accel_actors::{ErrorKind, Failure, GenerateError, ModelsError, ToleranceError};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
@@ -108,6 +108,13 @@ impl From<GenerateError> for ApiError {
 impl From<ModelsError> for ApiError {
     fn from(error: ModelsError) -> Self {
         Self::of(error.kind(), error.code(), error.to_string(), error.hint())
+    }
+}
+
+impl From<ToleranceError> for ApiError {
+    fn from(error: ToleranceError) -> Self {
+        let refused = Self::new(StatusCode::BAD_REQUEST, error.code(), error.to_string());
+        refused.with_hint(error.hint())
     }
 }
 

@@ -192,6 +192,41 @@ fn an_open_api_is_closed_to_web_pages() {
 }
 
 #[test]
+fn what_a_request_survives_is_said_in_the_body_or_in_a_header_and_shown_in_its_session() {
+    on_a_node(Access::Open, async |node| {
+        let model = node.add_model().await;
+        let path = "/v1/completions";
+        let cases = [
+            (None, None, "medium"),
+            (Some("low"), None, "low"),
+            (None, Some("none"), "none"),
+            (Some("low"), Some("none"), "low"),
+        ];
+        for (body, header, expected) in cases {
+            let body = json!({
+                "model": model, "prompt": "hi", "max_tokens": 1, "fault_tolerance": body,
+            });
+            let mut request = node.post(path, &body);
+            if let Some(level) = header {
+                request = request.header("x-accel-fault-tolerance", level);
+            }
+            let answer = document(request.send().await.unwrap(), 200).await;
+            let session = answer["id"].as_str().unwrap().trim_start_matches("cmpl-");
+            let view = node.get(&format!("/api/v1/sessions/{session}")).send();
+            let view = document(view.await.unwrap(), 200).await;
+            assert_eq!(view["fault_tolerance"], expected, "{view}");
+            assert_eq!(view["recoveries"], 0, "{view}");
+        }
+        let body = json!({"model": model, "prompt": "hi"});
+        let request = node.post(path, &body);
+        let request = request.header("x-accel-fault-tolerance", "high");
+        let refused = document(request.send().await.unwrap(), 400).await;
+        assert_eq!(refused["error"]["code"], "fault_tolerance_not_built");
+        assert!(refused["error"]["hint"].is_string(), "{refused}");
+    });
+}
+
+#[test]
 fn a_chat_is_answered_whole_and_as_a_stream_with_the_same_tokens() {
     on_a_node(Access::Open, async |node| {
         let model = node.add_model().await;
@@ -302,7 +337,7 @@ fn a_client_that_leaves_cancels_its_session() {
         let state = loop {
             let view = document(node.get(&path).send().await.unwrap(), 200).await;
             match view["state"].as_str().unwrap() {
-                "placing" | "prefill" | "decoding" => tokio::task::yield_now().await,
+                "placing" | "prefill" | "decoding" | "recovering" => tokio::task::yield_now().await,
                 ended => break ended.to_owned(),
             }
         };

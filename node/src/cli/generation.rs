@@ -29,6 +29,10 @@ pub struct Sampling {
     /// End the answer before this text, may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// What the answer survives: none, low (broken connections) or medium (lost peers)
+    /// [default: the node's]
+    #[arg(long, value_name = "LEVEL")]
+    fault_tolerance: Option<String>,
 }
 
 impl Sampling {
@@ -43,6 +47,7 @@ impl Sampling {
             ("top_p", json!(self.top_p)),
             ("top_k", json!(self.top_k)),
             ("min_p", json!(self.min_p)),
+            ("fault_tolerance", json!(self.fault_tolerance)),
         ];
         for (name, value) in given {
             if !value.is_null() {
@@ -82,8 +87,12 @@ mod tests {
             top_k: None,
             min_p: None,
             stop: vec!["END".into()],
+            fault_tolerance: Some("low".into()),
         };
-        let expected = json!({"model": "m", "max_tokens": 3, "temperature": 0.5, "stop": ["END"]});
+        let expected = json!({
+            "model": "m", "max_tokens": 3, "temperature": 0.5, "fault_tolerance": "low",
+            "stop": ["END"],
+        });
         assert_eq!(sampling.request("m"), expected);
     }
 

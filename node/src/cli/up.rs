@@ -142,6 +142,7 @@ fn node_config(settings: &Settings, data_dir: PathBuf) -> NodeConfig {
         threads: settings.threads,
         memory_limit: settings.memory.map(|size| size.0),
         max_layers: settings.max_layers,
+        fault_tolerance: settings.fault_tolerance,
         ..NodeConfig::loopback(data_dir)
     }
 }

@@ -21,6 +21,7 @@ fn without_any_source_the_defaults_hold() {
     assert_eq!(settings.api_addr().unwrap().to_string(), DEFAULT_API);
     assert_eq!(settings.listen, [DEFAULT_LISTEN]);
     assert!(settings.join.is_empty() && settings.threads.is_none());
+    assert_eq!(settings.fault_tolerance, FaultTolerance::Medium);
 }
 
 #[test]
@@ -29,6 +30,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     let env = |name: &str| match name {
         "ACCEL_THREADS" => Some("2".to_owned()),
         "ACCEL_MAX_LAYERS" => Some("2".to_owned()),
+        "ACCEL_FAULT_TOLERANCE" => Some("low".to_owned()),
         _ => None,
     };
     flags.max_layers = Some(3);
@@ -44,6 +46,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
         "the environment wins over the file"
     );
     assert_eq!(settings.max_layers, Some(3), "the flag wins over both");
+    assert_eq!(settings.fault_tolerance, FaultTolerance::Low);
 }
 
 #[test]
@@ -104,6 +107,8 @@ fn values_out_of_range_name_their_key() {
         ("threads = \"four\"", "threads"),
         ("device = \"cuda\"", "CPU for now"),
         ("device = \"abacus\"", "not one of"),
+        ("fault_tolerance = \"high\"", "not built yet"),
+        ("fault_tolerance = \"some\"", "none, low and medium"),
         ("swarm = \"a\"\nswarm_key = \"b\"", "not both"),
     ];
     for (text, expected) in cases {

@@ -1,16 +1,22 @@
-//! The machine's first half: two-phase placement, over one route or, before the first token, over
-//! another one.
+//! The machine's placements: in two phases, over one route or, when that is refused, over another.
 
 use accel_p2p::PeerId;
 
 use super::{Machine, Phase};
-use crate::error::{ErrorKind, Failure};
+use crate::error::{ErrorKind, Failure, PEER_SILENT};
 use crate::session::event::{Command, RouteStage, StageReport, Timer};
+use crate::session::recovery::{Fault, FaultKind};
 
+/// The code of failures because a stage does not go live.
+const COMMIT_TIMEOUT: &str = "commit_timeout";
 /// Placements that are tried in a row before a session waits or gives up.
 const PLACEMENTS: u32 = 3;
 /// How often a session waits for memory that others hold before it gives up.
 pub(crate) const WAITS: u32 = 20;
+/// How often a session that lost a peer looks for others before it gives up.
+pub(crate) const PEER_WAITS: u32 = 60;
+/// A call that nobody answers counts for as many of these as it lasts.
+const SILENT_CALL: u32 = 16;
 
 impl Machine {
     pub(super) fn on_opened(&mut self) {
@@ -28,6 +34,9 @@ impl Machine {
 
     pub(super) fn on_no_plan(&mut self, epoch: u64, failure: Failure) {
         if matches!(self.phase, Phase::Planning) && epoch == self.epoch {
+            if self.pardons_suspects() {
+                return self.plan();
+            }
             let refusal = self.refusal.take().unwrap_or(failure);
             self.wait_or_fail(refusal);
         }
@@ -36,25 +45,50 @@ impl Machine {
     /// Nothing else is left to try. It holds no stage meanwhile, so that those who wait never
     /// wait for each other.
     fn wait_or_fail(&mut self, refusal: Failure) {
+        let epoch = self.epoch;
+        if self.recovery.is_under_way() {
+            if self.waits >= PEER_WAITS {
+                return self.fail(self.no_stand_in(&refusal));
+            }
+            return self.wait(Timer::Peers { epoch });
+        }
         if refusal.kind != ErrorKind::Overloaded || self.waits >= WAITS {
             return self.fail(refusal);
         }
+        self.wait(Timer::Memory { epoch });
+    }
+
+    fn wait(&mut self, timer: Timer) {
         self.waits += 1;
         self.phase = Phase::Waiting;
-        let epoch = self.epoch;
-        self.out.push(Command::Arm(Timer::Memory { epoch }));
+        self.out.push(Command::Arm(timer));
     }
 
     /// Everyone may be asked anew: what was refused before may be granted now.
     pub(super) fn place_again(&mut self) {
-        self.placements = 0;
-        self.excluded.clear();
+        self.forget_refusals();
         self.phase = Phase::Planning;
         self.plan();
     }
 
+    /// Over the same route once more.
+    pub(super) fn restart(&mut self) {
+        self.forget_refusals();
+        self.place();
+    }
+
+    fn forget_refusals(&mut self) {
+        self.placements = 0;
+        self.excluded.clear();
+        self.refusal = None;
+    }
+
     fn plan(&mut self) {
-        let (epoch, excluding) = (self.epoch, self.excluded.clone());
+        let epoch = self.epoch;
+        let refused = self.excluded.iter().copied();
+        let mut excluding: Vec<PeerId> = refused.chain(self.recovery.excluded()).collect();
+        excluding.sort();
+        excluding.dedup();
         self.out.push(Command::Plan { epoch, excluding });
     }
 
@@ -63,8 +97,7 @@ impl Machine {
         self.epoch += 1;
         self.placements += 1;
         self.reports.clear();
-        self.sent = 0;
-        self.in_flight.clear();
+        self.forget_steps();
         self.phase = Phase::Placing {
             ready: vec![false; self.route.len()],
         };
@@ -128,19 +161,38 @@ impl Machine {
     /// Aborts the epoch on every stage, then looks for a route without the culprit, if that may
     /// help: what is wrong with the request itself is wrong everywhere.
     pub(super) fn placement_failed(&mut self, culprit: PeerId, failure: Failure) {
-        let may_help = matches!(failure.kind, ErrorKind::Unavailable | ErrorKind::Overloaded);
-        if !may_help {
+        if !self.another_may_help(&failure) {
             return self.fail(failure);
         }
         self.abort_all();
-        self.excluded.push(culprit);
         self.phase = Phase::Planning;
+        if self.recovery.is_under_way() && self.keeps_peers() {
+            return self.recover(Fault {
+                kind: FaultKind::PlacementFailed,
+                culprit: Some(culprit),
+                failure,
+            });
+        }
+        self.excluded.push(culprit);
+        if self.recovery.is_under_way() && is_silence(&failure) {
+            self.waits += SILENT_CALL;
+            self.recovery.suspect(culprit);
+        }
         let refusal = self.refusal_to_tell(failure);
         if self.placements >= PLACEMENTS {
             return self.wait_or_fail(refusal);
         }
         self.refusal = Some(refusal);
         self.plan();
+    }
+
+    /// A request that was computed before is no bad one, and content that was there comes back.
+    fn another_may_help(&self, failure: &Failure) -> bool {
+        match failure.kind {
+            ErrorKind::Unavailable | ErrorKind::Overloaded => true,
+            ErrorKind::NotFound | ErrorKind::Internal => self.recovery.is_under_way(),
+            ErrorKind::BadRequest => false,
+        }
     }
 
     /// The first refusal, unless the newest will pass and it will not: then waiting helps.
@@ -169,6 +221,12 @@ impl Machine {
         };
         let message = format!("peer {peer} did not commit its stage in time");
         let hint = "send the request again; the peer may be overloaded or cut off";
-        self.placement_failed(peer, Failure::unavailable("commit_timeout", message, hint));
+        let failure = Failure::unavailable(COMMIT_TIMEOUT, message, hint);
+        self.placement_failed(peer, failure);
     }
+}
+
+/// Whether a peer said nothing, for as long as that may take: it may hang.
+fn is_silence(failure: &Failure) -> bool {
+    [PEER_SILENT, COMMIT_TIMEOUT].contains(&failure.code.as_str())
 }

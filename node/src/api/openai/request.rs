@@ -2,6 +2,7 @@
 //! the field. Fields that OpenAI defines and that would change the answer, but are not built, are
 //! refused; fields that do not change the answer (`user`, `metadata`, …) are ignored.
 
+use accel_actors::FaultTolerance;
 use serde_json::Value;
 
 use super::fields::{Fields, wrong_type};
@@ -11,6 +12,7 @@ const MAX_STOP: usize = 16;
 const MAX_STOP_BYTES: usize = 1024;
 const MAX_MESSAGES: usize = 4096;
 const MAX_TOP_LOGPROBS: i64 = 20;
+const FAULT_TOLERANCE: &str = "fault_tolerance";
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
 /// What both kinds of completion have in common.
@@ -34,6 +36,8 @@ pub struct Options {
     pub logprobs: Option<u32>,
     /// Whether each choice lists its token ids (an extension that vLLM has, too).
     pub return_token_ids: bool,
+    /// How much the request survives (an extension); absent: what the header or the node says.
+    pub fault_tolerance: Option<FaultTolerance>,
 }
 
 /// One message of a chat.
@@ -115,7 +119,19 @@ fn options(fields: &mut Fields, model: String, logprobs: Option<u32>) -> Result<
         include_usage: include_usage(fields, stream)?,
         logprobs,
         return_token_ids: fields.flag("return_token_ids")?,
+        fault_tolerance: fault_tolerance(fields)?,
     })
+}
+
+fn fault_tolerance(fields: &mut Fields) -> Result<Option<FaultTolerance>, ApiError> {
+    let given = fields.text(FAULT_TOLERANCE)?;
+    given.map(|level| level_of(&level)).transpose()
+}
+
+/// The level that a field or a header names.
+pub fn level_of(text: &str) -> Result<FaultTolerance, ApiError> {
+    text.parse()
+        .map_err(|error| ApiError::from(error).with_param(FAULT_TOLERANCE))
 }
 
 fn top_p(fields: &mut Fields) -> Result<f32, ApiError> {

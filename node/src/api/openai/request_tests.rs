@@ -44,6 +44,7 @@ fn absent_fields_have_openai_s_defaults() {
         include_usage: false,
         logprobs: None,
         return_token_ids: false,
+        fault_tolerance: None,
     };
     assert_eq!(options, expected);
 }
@@ -222,5 +223,24 @@ fn a_negative_seed_stands_for_its_bits() {
 fn a_body_that_is_no_object_is_refused() {
     for body in [json!([]), json!("x"), json!(1), json!(null)] {
         assert!(ChatRequest::parse(body).is_err());
+    }
+}
+
+#[test]
+fn a_level_of_fault_tolerance_is_taken_and_one_that_is_not_built_is_refused_as_such() {
+    let taken = completion(json!({"fault_tolerance": "low"})).unwrap();
+    assert_eq!(taken.options.fault_tolerance, Some(FaultTolerance::Low));
+    let cases = [
+        (json!("high"), "fault_tolerance_not_built"),
+        (json!("critical"), "fault_tolerance_not_built"),
+        (json!("some"), "invalid_value"),
+        (json!(2), "invalid_value"),
+    ];
+    for (level, code) in cases {
+        let error = chat(json!({"fault_tolerance": level})).unwrap_err();
+        let body = error.body();
+        assert_eq!(body["error"]["code"], code, "{level}");
+        assert_eq!(blamed(&error), "fault_tolerance", "{level}");
+        assert!(body["error"]["hint"].is_string(), "{level}");
     }
 }

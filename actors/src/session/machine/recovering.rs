@@ -1,0 +1,267 @@
+//! The machine's part in a recovery: it asks the strategy what to do about a fault, and does it.
+//! A recovery lasts from the fault to the next token, whatever else happens in between.
+
+use std::time::Duration;
+
+use accel_p2p::PeerId;
+
+use super::{Machine, Phase};
+use crate::error::Failure;
+use crate::session::event::{Command, RouteStage, Timer};
+use crate::session::recovery::{Attempt, Decision, Fault, FaultKind, Remedy, Strategy};
+
+/// How much a session survives.
+#[derive(Clone, Copy)]
+pub(crate) struct Tolerance {
+    /// What decides about faults; without one, every fault ends the session.
+    pub(crate) strategy: Option<&'static dyn Strategy>,
+    /// Differs from session to session.
+    pub(crate) salt: u64,
+    /// How long the session waits for peers that could take over.
+    pub(crate) peer_wait: Duration,
+}
+
+/// What follows a pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Then {
+    /// Steps are sent again to the stages, which are held meanwhile.
+    Resume,
+    /// The route is placed again; its stages are held meanwhile, unless they were given up.
+    Restart { holds: bool },
+    /// Another route is looked for, with nothing held.
+    FailOver,
+}
+
+impl Then {
+    pub(super) fn holds_stages(self) -> bool {
+        matches!(self, Self::Resume | Self::Restart { holds: true })
+    }
+}
+
+/// What the machine remembers of faults.
+#[derive(Debug, Default)]
+pub(super) struct Recovery {
+    /// Attempts to go on since the last token.
+    attempts: u32,
+    /// Peers that are gone, until they are heard of again.
+    lost: Vec<PeerId>,
+    /// Peers that did not do their part, until a token comes or nobody else is there.
+    suspects: Vec<PeerId>,
+    /// The last fault, in words.
+    reason: String,
+}
+
+impl Recovery {
+    /// Whether a fault happened after the last token.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.attempts > 0
+    }
+
+    /// Everyone who is not to be planned with.
+    pub(super) fn excluded(&self) -> impl Iterator<Item = PeerId> {
+        self.lost.iter().chain(&self.suspects).copied()
+    }
+
+    fn lose(&mut self, peer: PeerId) {
+        if !self.lost.contains(&peer) {
+            self.lost.push(peer);
+        }
+    }
+
+    /// A peer that is lost comes back with its next advert; suspicion would last longer.
+    pub(super) fn suspect(&mut self, peer: PeerId) {
+        if !self.suspects.contains(&peer) && !self.lost.contains(&peer) {
+            self.suspects.push(peer);
+        }
+    }
+}
+
+impl Machine {
+    pub(super) fn on_peer_lost(&mut self, peer: PeerId) {
+        let Some(stage) = self.route.iter().find(|stage| stage.peer == peer) else {
+            return;
+        };
+        let failure = left(stage);
+        self.recovery.lose(peer);
+        match self.phase {
+            Phase::Placing { .. } | Phase::Committing { .. } => {
+                self.placement_failed(peer, failure);
+            }
+            Phase::Running => self.fault(FaultKind::PeerLost, Some(peer), failure),
+            Phase::Pausing(then) if then.holds_stages() && !self.keeps_peers() => {
+                self.fault(FaultKind::PeerLost, Some(peer), failure);
+            }
+            // What comes next is planned without it, or finds out.
+            Phase::Opening | Phase::Planning | Phase::Waiting | Phase::Pausing(_) => {}
+            Phase::Draining(_) | Phase::Ended => {}
+        }
+    }
+
+    /// A peer that says something new is there, also if it was gone.
+    pub(super) fn on_peer_heard(&mut self, peer: PeerId) {
+        self.recovery.lost.retain(|lost| *lost != peer);
+    }
+
+    pub(super) fn on_unreachable(&mut self, epoch: u64, peer: PeerId, failure: Failure) {
+        if epoch == self.epoch && matches!(self.phase, Phase::Running) {
+            self.fault(FaultKind::PeerLost, Some(peer), failure);
+        }
+    }
+
+    pub(super) fn on_step_failed(&mut self, epoch: u64, culprit: Option<PeerId>, failure: Failure) {
+        if epoch == self.epoch && matches!(self.phase, Phase::Running) {
+            self.fault(FaultKind::StepFailed, culprit, failure);
+        }
+    }
+
+    pub(super) fn on_step_timeout(&mut self, step: u64) {
+        if !self.waits_for(step) {
+            return;
+        }
+        let message = format!("step {step} was not answered in time by the stages");
+        let hint = "send the request again; a peer may be overloaded or cut off (`accel peers`)";
+        let failure = Failure::unavailable("step_timeout", message, hint);
+        self.fault(FaultKind::StepTimeout, None, failure);
+    }
+
+    fn fault(&mut self, kind: FaultKind, culprit: Option<PeerId>, failure: Failure) {
+        self.recover(Fault {
+            kind,
+            culprit,
+            failure,
+        });
+    }
+
+    /// Asks the strategy, and does what it says.
+    pub(super) fn recover(&mut self, fault: Fault) {
+        let Some(strategy) = self.tolerance.strategy else {
+            return self.fail(fault.failure);
+        };
+        let attempt = Attempt {
+            number: self.recovery.attempts,
+            salt: self.tolerance.salt,
+        };
+        match strategy.decide(&fault, attempt) {
+            Decision::GiveUp(failure) => self.fail(failure),
+            Decision::Try { remedy, after } => {
+                let then = self.then(remedy);
+                self.begin(strategy.name(), &fault, then);
+                self.pause(then, after);
+            }
+        }
+    }
+
+    pub(super) fn keeps_peers(&self) -> bool {
+        let strategy = self.tolerance.strategy;
+        strategy.is_some_and(|strategy| strategy.keeps_peers())
+    }
+
+    /// What a remedy comes to where the session stands.
+    fn then(&self, remedy: Remedy) -> Then {
+        let holds = self.holds_stages();
+        match remedy {
+            Remedy::Resume if holds => Then::Resume,
+            Remedy::Resume | Remedy::Restart => Then::Restart { holds },
+            Remedy::FailOver => Then::FailOver,
+        }
+    }
+
+    fn begin(&mut self, strategy: &'static str, fault: &Fault, then: Then) {
+        self.recovery.attempts += 1;
+        fault.failure.message.clone_into(&mut self.recovery.reason);
+        let (remedy, replayed) = match then {
+            Then::Resume => (Remedy::Resume, 0),
+            Then::Restart { .. } => (Remedy::Restart, self.sent),
+            Then::FailOver => (Remedy::FailOver, self.sent),
+        };
+        self.out.push(Command::Recovering {
+            fault: fault.kind,
+            strategy,
+            remedy,
+            replayed: replayed as u64,
+            reason: self.recovery.reason.clone(),
+        });
+        if then == Then::FailOver {
+            self.suspect(fault.culprit);
+            if self.holds_stages() {
+                self.release_all();
+            }
+        }
+        if then != Then::Resume {
+            self.forget_steps();
+        }
+    }
+
+    /// Whoever is to blame is not planned with. When nobody knows who, everyone has a turn.
+    fn suspect(&mut self, culprit: Option<PeerId>) {
+        let suspects = &self.recovery.suspects;
+        let mut peers = self.route.iter().map(|stage| stage.peer);
+        let suspect = culprit.or_else(|| peers.find(|peer| !suspects.contains(peer)));
+        if let Some(peer) = suspect {
+            self.recovery.suspect(peer);
+        }
+    }
+
+    fn pause(&mut self, then: Then, after: Duration) {
+        self.phase = Phase::Pausing(then);
+        if after.is_zero() {
+            return self.after_pause(then);
+        }
+        let epoch = self.epoch;
+        self.out.push(Command::Arm(Timer::Pause { epoch, after }));
+    }
+
+    pub(super) fn after_pause(&mut self, then: Then) {
+        match then {
+            Then::Resume => self.resume(),
+            Then::Restart { .. } => self.restart(),
+            Then::FailOver => self.place_again(),
+        }
+    }
+
+    /// Over the same stages from what they have.
+    fn resume(&mut self) {
+        self.phase = Phase::Running;
+        let epoch = self.epoch;
+        self.out.push(Command::Reconnect { epoch });
+        self.send_again();
+        self.forward();
+    }
+
+    /// A token came: whatever was wrong is over.
+    pub(super) fn made_progress(&mut self) {
+        self.placements = 0;
+        self.waits = 0;
+        self.recovery.suspects.clear();
+        if std::mem::take(&mut self.recovery.attempts) > 0 {
+            self.out.push(Command::Recovered);
+        }
+    }
+
+    /// Whether someone who did not do their part may be asked again, because nobody else is there.
+    pub(super) fn pardons_suspects(&mut self) -> bool {
+        let pardoned = !self.recovery.suspects.is_empty();
+        self.recovery.suspects.clear();
+        pardoned
+    }
+
+    /// Why the session ends when nobody takes over.
+    pub(super) fn no_stand_in(&self, refusal: &Failure) -> Failure {
+        let message = format!(
+            "{}; nobody could take over within {} s: {}",
+            self.recovery.reason,
+            self.tolerance.peer_wait.as_secs(),
+            refusal.message
+        );
+        let hint = "start another node, or the lost one again, and send the request again";
+        Failure::unavailable("no_stand_in", message, hint)
+    }
+}
+
+fn left(stage: &RouteStage) -> Failure {
+    let RouteStage { peer, layers } = stage;
+    let (first, last) = (layers.first, layers.end.saturating_sub(1));
+    let message = format!("peer {peer}, which computes layers {first}-{last}, left the swarm");
+    let hint = "send the request again: it is placed on the peers that remain";
+    Failure::unavailable("peer_lost", message, hint)
+}

@@ -1,0 +1,182 @@
+//! The rules, checked at every command of the machine, and at the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use accel_p2p::PeerId;
+
+use super::toy;
+use super::weather::{Promise, Weather};
+use crate::request::FinishReason;
+use crate::session::event::{Command, Outcome, RouteStage};
+use crate::session::machine::CHUNK;
+use crate::session::recovery::{FaultKind, Remedy};
+use crate::tolerance::FaultTolerance;
+
+/// What was seen of a session, beside what it should be.
+pub(super) struct Checks {
+    prompt: Vec<u32>,
+    expected: Vec<u32>,
+    finish: FinishReason,
+    stop: Option<u32>,
+    journaled: u64,
+    durable: u64,
+    emitted: u64,
+    text: String,
+    epoch: u64,
+    prepared: BTreeSet<(u64, usize)>,
+    /// Who was asked to prepare and not told since that it is over.
+    obliged: BTreeMap<PeerId, u64>,
+    /// Positions that were sent under each epoch, and the steps that they went in.
+    sent: BTreeMap<u64, u64>,
+    steps: BTreeMap<(u64, u64), (u64, Vec<u32>, bool)>,
+    recoveries: Vec<(FaultKind, Remedy)>,
+    pub(super) closed: Option<Outcome>,
+}
+
+impl Checks {
+    pub(super) fn new(prompt: Vec<u32>, weather: &Weather) -> Self {
+        let (expected, finish) = toy::answer(&prompt, weather.max_new, weather.stop);
+        Self {
+            prompt,
+            expected,
+            finish,
+            stop: weather.stop,
+            journaled: 0,
+            durable: 0,
+            emitted: 0,
+            text: String::new(),
+            epoch: 0,
+            prepared: BTreeSet::new(),
+            obliged: BTreeMap::new(),
+            sent: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            recoveries: Vec::new(),
+            closed: None,
+        }
+    }
+
+    /// Everything up to this token is on disk.
+    pub(super) fn durable(&mut self, index: u64) {
+        self.durable = self.durable.max(index + 1);
+    }
+
+    pub(super) fn command(&mut self, command: &Command, route: &[RouteStage]) {
+        assert!(self.closed.is_none(), "{command:?} after the end");
+        match command {
+            Command::Prepare { epoch, stage } => self.prepare(*epoch, *stage, route),
+            Command::Commit { epoch, .. } => assert_eq!(*epoch, self.epoch, "an old epoch"),
+            Command::Abort { epoch, stage } | Command::Release { epoch, stage } => {
+                if self.obliged.get(&stage.peer).is_some_and(|by| by <= epoch) {
+                    self.obliged.remove(&stage.peer);
+                }
+            }
+            Command::Forward {
+                epoch,
+                step,
+                position,
+                sample,
+                tokens,
+            } => self.forward(*epoch, *step, *position, *sample, tokens),
+            Command::JournalToken { index, token } => {
+                assert_eq!(*index, self.journaled, "journaled in order, once");
+                self.is_expected(*index, *token);
+                self.journaled += 1;
+            }
+            Command::Emit { index, text, drawn } => {
+                assert_eq!(*index, self.emitted, "emitted in order, once");
+                assert!(*index < self.durable, "emitted before it was journaled");
+                self.is_expected(*index, drawn.token);
+                self.emitted += 1;
+                self.text.push_str(text);
+            }
+            Command::Recovering { fault, remedy, .. } => self.recoveries.push((*fault, *remedy)),
+            Command::Close(outcome) => {
+                let obliged = &self.obliged;
+                assert!(
+                    obliged.is_empty(),
+                    "never told that it is over: {obliged:?}"
+                );
+                self.closed = Some(outcome.clone());
+            }
+            Command::JournalOpen
+            | Command::Plan { .. }
+            | Command::Reconnect { .. }
+            | Command::Recovered
+            | Command::Arm(_) => {}
+        }
+    }
+
+    fn is_expected(&self, index: u64, token: u32) {
+        let expected = self.expected.get(index as usize);
+        assert_eq!(Some(&token), expected, "token {index} is another one");
+    }
+
+    fn prepare(&mut self, epoch: u64, stage: usize, route: &[RouteStage]) {
+        assert!(epoch >= self.epoch, "epochs only grow");
+        assert!(
+            self.prepared.insert((epoch, stage)),
+            "an epoch is used once"
+        );
+        self.epoch = epoch;
+        self.obliged.insert(route[stage].peer, epoch);
+    }
+
+    fn forward(&mut self, epoch: u64, step: u64, position: u64, sample: bool, tokens: &[u32]) {
+        assert_eq!(epoch, self.epoch, "only the newest epoch computes");
+        assert!(!tokens.is_empty() && tokens.len() <= CHUNK);
+        let known = self.prompt.iter().chain(&self.expected);
+        let known = known.skip(position as usize).take(tokens.len());
+        assert!(known.eq(tokens), "the stages get what was drawn");
+        let content = (position, tokens.to_vec(), sample);
+        let sent = self.sent.entry(epoch).or_default();
+        let before = self.steps.insert((epoch, step), content.clone());
+        match before {
+            Some(before) => assert_eq!(before, content, "a repeat says something else"),
+            None => {
+                assert_eq!(position, *sent, "no gap and no repeat");
+                *sent += tokens.len() as u64;
+            }
+        }
+    }
+
+    /// How the session went on, each time.
+    pub(super) fn recoveries(self) -> Vec<(FaultKind, Remedy)> {
+        self.recoveries
+    }
+
+    /// The session is over: is it as it was promised?
+    pub(super) fn conclude(&self, weather: &Weather) {
+        let outcome = self.closed.as_ref().expect("it ended");
+        let complete = Outcome::Done {
+            finish: self.finish,
+            completion_tokens: self.expected.len() as u64,
+            text_tail: String::new(),
+        };
+        if weather.promise == Promise::Undisturbed {
+            assert_eq!(self.recoveries, [], "nothing had to be recovered");
+        }
+        if let Outcome::Failed(failure) = outcome {
+            assert_eq!(weather.promise, Promise::EndsWell, "{failure:?}");
+            assert!(!failure.message.is_empty() && !failure.hint.is_empty());
+            if weather.level == FaultTolerance::Medium {
+                let code = failure.code.as_str();
+                assert!(
+                    ["no_stand_in", "no_progress"].contains(&code),
+                    "{failure:?}"
+                );
+            }
+            return;
+        }
+        assert_eq!(*outcome, complete);
+        assert_eq!(self.emitted, self.expected.len() as u64, "all of it");
+        assert_eq!(self.text, self.expected_text());
+    }
+
+    fn expected_text(&self) -> String {
+        let written = self
+            .expected
+            .iter()
+            .filter(|token| self.stop != Some(**token));
+        written.map(|token| format!("{token} ")).collect()
+    }
+}

@@ -1,0 +1,330 @@
+//! What the session's actor does around the machine: it carries commands out, and feeds events.
+
+use std::time::Duration;
+
+use accel_inference::LayerRange;
+use accel_p2p::PeerId;
+use accel_p2p::wire::{SessionId, TensorFrame};
+use rand::Rng;
+use rand::seq::SliceRandom;
+
+use super::peer::{Message, Report, Step};
+use super::weather::Millis;
+use super::{Happening, Simulation, fixtures, toy};
+use crate::error::{ErrorKind, Failure, MEMORY_IN_USE};
+use crate::session::event::{Command, Event, RouteStage, StageReport, Timer};
+use crate::session::incoming;
+use crate::session::machine::{PEER_WAITS, WAITS};
+use crate::stage::NEXT_STAGE_LOST;
+
+/// How long a call may go without an answer.
+const CALL: Millis = 8_000;
+/// How long it takes to find that nobody is there.
+const DIAL: Millis = 300;
+const STEP: Millis = 2_000;
+const LEASES: Millis = 5_000;
+/// How long an advert holds.
+const EXPIRY: Millis = 15_000;
+
+/// A call that was not answered yet.
+pub(super) struct Call {
+    epoch: u64,
+    stage: usize,
+    commits: bool,
+}
+
+impl Simulation {
+    pub(super) fn feed(&mut self, event: Event) {
+        if let Event::Journaled { index } = &event {
+            self.checks.durable(*index);
+        }
+        let commands = self.machine.on(event);
+        self.execute(commands);
+    }
+
+    pub(super) fn execute(&mut self, commands: Vec<Command>) {
+        for command in commands {
+            if self.tells {
+                println!("       -> {command:?}");
+            }
+            self.checks.command(&command, &self.machine.route);
+            self.obey(command);
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::JournalOpen => self.soon(Event::Opened),
+            Command::Plan { epoch, excluding } => {
+                let event = match self.route(&excluding) {
+                    Some(route) => Event::Planned { epoch, route },
+                    None => Event::NoPlan {
+                        epoch,
+                        failure: Failure::unavailable("no_peers", "too few peers", "wait"),
+                    },
+                };
+                self.soon(event);
+            }
+            Command::Prepare { epoch, stage } => self.call(epoch, stage, false),
+            Command::Commit { epoch, stage } => self.call(epoch, stage, true),
+            Command::Abort { epoch, stage } | Command::Release { epoch, stage } => {
+                self.end(epoch, stage.peer);
+            }
+            Command::Forward {
+                epoch,
+                step,
+                position,
+                sample,
+                tokens,
+            } => {
+                self.unleash();
+                let rows = tokens.into_iter().map(u64::from).collect();
+                let first = self.index(self.machine.route[0].peer);
+                let step = Step {
+                    epoch,
+                    step,
+                    position,
+                    sample,
+                    rows,
+                };
+                self.send(0, first, Message::Step(step));
+            }
+            Command::JournalToken { index, .. } => {
+                let takes = self.rng.random_range(1..20);
+                self.journaled_at = self.journaled_at.max(self.now + takes);
+                let durable = Happening::Event(Event::Journaled { index });
+                self.at(self.journaled_at, durable);
+            }
+            Command::Emit { index, .. } => {
+                let takes = match self.weather.slow_client {
+                    true => self.rng.random_range(1..2_000),
+                    false => self.rng.random_range(1..5),
+                };
+                self.at(self.now + takes, Happening::Event(Event::Emitted { index }));
+            }
+            Command::Arm(timer) => self.arm(timer),
+            Command::Reconnect { .. }
+            | Command::Recovering { .. }
+            | Command::Recovered
+            | Command::Close(_) => {}
+        }
+    }
+
+    fn soon(&mut self, event: Event) {
+        let time = self.now + self.rng.random_range(1..10);
+        self.at(time, Happening::Event(event));
+    }
+
+    fn arm(&mut self, timer: Timer) {
+        let second: Millis = 1_000;
+        let within = match timer {
+            Timer::Commit { .. } => 10 * second,
+            Timer::Memory { .. } => 30 * second / Millis::from(WAITS),
+            Timer::Peers { .. } => 30 * second / Millis::from(PEER_WAITS),
+            Timer::Step { .. } => STEP,
+            Timer::Pause { after, .. } => millis(after),
+        };
+        self.timer += 1;
+        self.at(self.now + within, Happening::Timer(self.timer, timer));
+    }
+
+    pub(super) fn index(&self, peer: PeerId) -> usize {
+        let mut all = 0..self.peers.len();
+        let found = all.find(|index| fixtures::peer(*index as u8) == peer);
+        found.expect("a peer of the simulation")
+    }
+
+    /// Any route over connected peers, as a planner might choose it.
+    pub(super) fn route(&mut self, excluding: &[PeerId]) -> Option<Vec<RouteStage>> {
+        let usable = |index: &usize| {
+            let is_known = *index == 0 || self.now < self.heard[*index] + EXPIRY;
+            let is_wanted = !excluding.contains(&fixtures::peer(*index as u8));
+            is_known && is_wanted && self.connected[*index]
+        };
+        let mut order: Vec<usize> = (0..self.peers.len()).filter(usable).collect();
+        order.shuffle(&mut self.rng);
+        let mut route = Vec::new();
+        let mut next = 0;
+        for index in order {
+            let most = self.weather.capacities[index].min(toy::LAYERS - next);
+            if most == 0 {
+                break;
+            }
+            route.push(RouteStage {
+                peer: fixtures::peer(index as u8),
+                layers: LayerRange::new(next, next + most),
+            });
+            next += most;
+        }
+        (next == toy::LAYERS).then_some(route)
+    }
+
+    fn call(&mut self, epoch: u64, stage: usize, commits: bool) {
+        let RouteStage { peer, layers } = self.machine.route[stage].clone();
+        let to = self.index(peer);
+        let call = self.order;
+        let entry = Call {
+            epoch,
+            stage,
+            commits,
+        };
+        self.calls.insert(call, entry);
+        if !self.connected[to] {
+            return self.at(
+                self.now + 1,
+                Happening::Answer(call, Err("peer_unreachable")),
+            );
+        }
+        let message = match commits {
+            true => Message::Commit {
+                call,
+                epoch,
+                route: self.route_indices(),
+            },
+            false => Message::Prepare {
+                call,
+                epoch,
+                layers,
+            },
+        };
+        self.at(self.now + CALL, Happening::Answer(call, Err("peer_silent")));
+        self.send(0, to, message);
+    }
+
+    fn route_indices(&self) -> Vec<usize> {
+        let stages = self.machine.route.iter();
+        stages.map(|stage| self.index(stage.peer)).collect()
+    }
+
+    /// The first answer counts.
+    pub(super) fn answered(&mut self, call: u64, answer: Result<(), &'static str>) {
+        let Some(Call {
+            epoch,
+            stage,
+            commits,
+        }) = self.calls.remove(&call)
+        else {
+            return;
+        };
+        let event = match answer {
+            Ok(()) if commits => Event::Committed { epoch, stage },
+            Ok(()) => Event::Prepared {
+                epoch,
+                stage,
+                report: StageReport::default(),
+            },
+            Err(code) => Event::Refused {
+                epoch,
+                stage,
+                failure: self.refusal(code),
+            },
+        };
+        self.feed(event);
+    }
+
+    fn refusal(&mut self, code: &'static str) -> Failure {
+        let (kind, code) = match (code, self.rng.random_range(0..3)) {
+            ("insufficient_memory", 0) => (ErrorKind::Overloaded, MEMORY_IN_USE),
+            ("insufficient_memory", 1) => (ErrorKind::NotFound, "content_not_found"),
+            (code, _) => (ErrorKind::Unavailable, code),
+        };
+        Failure::new(kind, code, "a peer refused", "wait")
+    }
+
+    /// An ending is told three times, since nobody says whether it was heard.
+    fn end(&mut self, epoch: u64, peer: PeerId) {
+        let to = self.index(peer);
+        for attempt in 0..3 {
+            for time in self.arrivals(0, to) {
+                let arrives = Happening::Arrive {
+                    from: 0,
+                    to,
+                    message: Message::End { epoch },
+                };
+                self.at(time + attempt * 1_000, arrives);
+            }
+        }
+    }
+
+    pub(super) fn renew_leases(&mut self) {
+        if self.checks.closed.is_some() {
+            return;
+        }
+        if self.machine.holds_stages() {
+            let epoch = self.machine.epoch();
+            for to in self.route_indices() {
+                self.send(0, to, Message::Renew { epoch });
+            }
+        }
+        self.at(self.now + LEASES, Happening::RenewLeases);
+    }
+
+    /// Nobody is there. Whoever sent a step finds out now and then.
+    pub(super) fn arrive_nowhere(&mut self, from: usize, to: usize, message: &Message) {
+        let Message::Step(Step { epoch, .. }) = message else {
+            return;
+        };
+        if self.rng.random_range(0..10) < 3 {
+            return;
+        }
+        let (time, epoch) = (self.now + DIAL, *epoch);
+        if from != 0 {
+            let code = NEXT_STAGE_LOST;
+            return self.at(
+                time,
+                Happening::Report(from, Report::Failed { epoch, code }),
+            );
+        }
+        let peer = fixtures::peer(to as u8);
+        let failure = Failure::unavailable("peer_unreachable", "nobody is there", "wait");
+        let unreachable = Event::Unreachable {
+            epoch,
+            peer,
+            failure,
+        };
+        self.at(time, Happening::Event(unreachable));
+    }
+
+    /// A frame of the tensor plane came, and means what it means to the real actor.
+    pub(super) fn hear(&mut self, from: usize, report: Report) {
+        let peers = self.machine.route.iter().map(|stage| stage.peer);
+        let route: Vec<PeerId> = peers.collect();
+        let frame = frame(report);
+        if let Some(event) = incoming::event(&route, fixtures::peer(from as u8), frame) {
+            self.feed(event);
+        }
+    }
+}
+
+fn frame(report: Report) -> TensorFrame {
+    let session = SessionId([0; 16]);
+    match report {
+        Report::Token {
+            epoch,
+            step,
+            position,
+            token,
+        } => TensorFrame::Token {
+            session,
+            epoch,
+            step,
+            position,
+            token,
+            logprob: 0.0,
+            top: Vec::new(),
+        },
+        Report::Applied { epoch, step } => TensorFrame::Applied {
+            session,
+            epoch,
+            step,
+            length: 0,
+        },
+        Report::Failed { epoch, code } => {
+            TensorFrame::failed(session, epoch, 0, code, "the stage says so")
+        }
+    }
+}
+
+fn millis(span: Duration) -> Millis {
+    span.as_millis() as Millis
+}

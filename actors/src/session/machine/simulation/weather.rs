@@ -1,0 +1,149 @@
+//! What a seed brings: the request, the peers, and what goes wrong, how much and when.
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::tolerance::FaultTolerance;
+
+/// Milliseconds of simulated time.
+pub(super) type Millis = u64;
+
+/// What is to be expected of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Promise {
+    /// No fault happens, and none is seen.
+    Undisturbed,
+    /// The full answer, whatever happened.
+    Completes,
+    /// The full answer, or an error that says why; and no wrong token before it.
+    EndsWell,
+}
+
+/// What a seed brings.
+#[derive(Debug, Clone)]
+pub(super) struct Weather {
+    pub(super) promise: Promise,
+    pub(super) level: FaultTolerance,
+    pub(super) prompt: usize,
+    pub(super) max_new: u64,
+    pub(super) stop: Option<u32>,
+    /// How many layers each peer takes; the first peer is the coordinator, which does not fail.
+    pub(super) capacities: Vec<u32>,
+    /// Time that a stage takes for a step.
+    pub(super) step: Millis,
+    /// How long things go wrong, from the first step on.
+    pub(super) window: Millis,
+    /// Of a thousand messages each: lost, doubled, held up for long.
+    pub(super) lost: u32,
+    pub(super) doubled: u32,
+    pub(super) delayed: u32,
+    /// Of a thousand: stages that refuse, steps that fail.
+    pub(super) refused: u32,
+    pub(super) failed: u32,
+    /// How many peers crash, stall and are slow, each at some time.
+    pub(super) crashes: u32,
+    pub(super) stalls: u32,
+    pub(super) slow: u32,
+    /// Whether those that crash come back while the session may wait for them.
+    pub(super) return_soon: bool,
+    /// Whether all connections break, for a moment, and nothing else happens.
+    pub(super) breaks: bool,
+    /// Whether the client reads slowly.
+    pub(super) slow_client: bool,
+}
+
+impl Weather {
+    pub(super) fn of(seed: u64, rng: &mut StdRng) -> Self {
+        let fair = Self::fair(rng);
+        match seed % 10 {
+            0 => fair,
+            1..=6 => Self::stormy(fair, rng),
+            7 => Self::hopeless(fair, rng),
+            8 => Self {
+                promise: Promise::Completes,
+                level: FaultTolerance::Low,
+                breaks: true,
+                ..fair
+            },
+            _ => {
+                let levels = [FaultTolerance::None, FaultTolerance::Low];
+                let level = levels[rng.random_range(0..2)];
+                Self {
+                    level,
+                    promise: Promise::EndsWell,
+                    ..Self::stormy(fair, rng)
+                }
+            }
+        }
+    }
+
+    fn fair(rng: &mut StdRng) -> Self {
+        let prompts = [1, 2, 9, 40, 255, 256, 257, 700];
+        let peers = rng.random_range(1..=5);
+        let capacities = (0..=peers).map(|_| rng.random_range(1..=6)).collect();
+        Self {
+            promise: Promise::Undisturbed,
+            level: FaultTolerance::Medium,
+            prompt: prompts[rng.random_range(0..prompts.len())],
+            max_new: rng.random_range(1..=40),
+            stop: rng.random_bool(0.2).then(|| rng.random_range(1..100)),
+            capacities: roomy(capacities, rng),
+            step: rng.random_range(1..=100),
+            window: 0,
+            lost: 0,
+            doubled: 0,
+            delayed: 0,
+            refused: 0,
+            failed: 0,
+            crashes: 0,
+            stalls: 0,
+            slow: 0,
+            return_soon: true,
+            breaks: false,
+            slow_client: rng.random_bool(0.1),
+        }
+    }
+
+    /// Anything may happen, for less time than a session waits.
+    fn stormy(fair: Self, rng: &mut StdRng) -> Self {
+        Self {
+            promise: Promise::Completes,
+            max_new: rng.random_range(8..=40),
+            window: rng.random_range(500..=20_000),
+            lost: [0, 0, 10, 40][rng.random_range(0..4)],
+            doubled: [0, 20, 100][rng.random_range(0..3)],
+            delayed: [0, 0, 10, 50][rng.random_range(0..4)],
+            refused: [0, 50, 200][rng.random_range(0..3)],
+            failed: [0, 0, 20][rng.random_range(0..3)],
+            crashes: rng.random_range(0..=4),
+            stalls: rng.random_range(0..=2),
+            slow: rng.random_range(0..=1),
+            ..fair
+        }
+    }
+
+    /// The same for longer than any session waits.
+    fn hopeless(fair: Self, rng: &mut StdRng) -> Self {
+        Self {
+            promise: Promise::EndsWell,
+            window: rng.random_range(30_000..=120_000),
+            lost: [10, 100, 400][rng.random_range(0..3)],
+            crashes: rng.random_range(3..=8),
+            return_soon: rng.random_bool(0.3),
+            ..Self::stormy(fair, rng)
+        }
+    }
+
+    pub(super) fn one_in_thousand(share: u32, rng: &mut StdRng) -> bool {
+        share > 0 && rng.random_range(0..1000) < share
+    }
+}
+
+/// With room for all layers, and something to spare now and then.
+fn roomy(mut capacities: Vec<u32>, rng: &mut StdRng) -> Vec<u32> {
+    while capacities.iter().sum::<u32>() < super::toy::LAYERS {
+        let index = rng.random_range(0..capacities.len());
+        capacities[index] += 1;
+    }
+    capacities
+}

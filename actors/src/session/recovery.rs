@@ -1,0 +1,120 @@
+//! What to do when a session that runs meets a fault: strategies, each in a file of its own. Pure:
+//! from the fault and the number of the attempt to a decision. A new strategy is a file here and
+//! a line in [`strategy`].
+//!
+//! | File | Holds |
+//! |---|---|
+//! | `simple.rs` | the same peers again, a few times |
+//! | `progressive.rs` | resume, restart, then fail over to other peers |
+//! | `backoff.rs` | how long to wait before an attempt |
+//! | `chronicle.rs` | what a session remembers of its recoveries, for people and metrics |
+
+mod backoff;
+pub(super) mod chronicle;
+mod progressive;
+mod simple;
+
+use std::time::Duration;
+
+use accel_p2p::PeerId;
+
+use crate::error::Failure;
+use crate::tolerance::FaultTolerance;
+pub(crate) use backoff::Attempt;
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Fault {
+    pub(crate) kind: FaultKind,
+    /// Whose fault it is, as far as that is known.
+    pub(crate) culprit: Option<PeerId>,
+    /// What the client is told if nothing helps.
+    pub(crate) failure: Failure,
+}
+
+/// Kinds of faults, as they are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum FaultKind {
+    /// A peer of the route is gone, or nobody can reach it.
+    PeerLost,
+    /// A stage said that it cannot carry out a step.
+    StepFailed,
+    /// Nobody answered a step.
+    StepTimeout,
+    /// A peer of the route could not be prepared again.
+    PlacementFailed,
+}
+
+impl FaultKind {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::PeerLost => "peer_lost",
+            Self::StepFailed => "step_failed",
+            Self::StepTimeout => "step_timeout",
+            Self::PlacementFailed => "placement_failed",
+        }
+    }
+}
+
+impl Fault {
+    /// What is wrong with the request itself is wrong on every peer.
+    fn is_the_requests(&self) -> bool {
+        matches!(
+            self.failure.code.as_str(),
+            "context_overflow" | "step_too_large"
+        )
+    }
+}
+
+/// How a session goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Remedy {
+    /// Send what was not answered again, under the same epoch: the stages go on from their KV
+    /// caches, and answer repeats from what they keep.
+    Resume,
+    /// The same route under a new epoch: KV caches are built again from the tokens.
+    Restart,
+    /// Another route under a new epoch, without the culprit.
+    FailOver,
+}
+
+impl Remedy {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Resume => "resume",
+            Self::Restart => "restart",
+            Self::FailOver => "fail_over",
+        }
+    }
+}
+
+/// What is to be done about a fault.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Decision {
+    /// Go on like this, after a pause.
+    Try { remedy: Remedy, after: Duration },
+    /// Nothing is left to try.
+    GiveUp(Failure),
+}
+
+/// A way to go on after faults.
+pub(crate) trait Strategy: Sync {
+    /// As metrics and records call it.
+    fn name(&self) -> &'static str;
+    /// Whether a session never leaves the peers that it was placed on.
+    fn keeps_peers(&self) -> bool;
+    /// What to do about a fault.
+    fn decide(&self, fault: &Fault, attempt: Attempt) -> Decision;
+}
+
+/// The strategy behind a level; none means that a fault ends the session.
+pub(crate) fn strategy(level: FaultTolerance) -> Option<&'static dyn Strategy> {
+    match level {
+        FaultTolerance::None => None,
+        FaultTolerance::Low => Some(&simple::Simple),
+        FaultTolerance::Medium => Some(&progressive::Progressive),
+    }
+}
+
+#[cfg(test)]
+mod tests;

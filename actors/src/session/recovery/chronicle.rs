@@ -1,0 +1,110 @@
+//! What a session remembers of its recoveries, for people and metrics. Pure: time is an argument.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::{FaultKind, Remedy};
+use crate::views::{Figure, RecoveryView};
+
+/// Recoveries that are shown, the newest; all are counted.
+const SHOWN: usize = 32;
+
+/// A recovery as it begins.
+#[derive(Debug, Clone)]
+pub(in crate::session) struct Begun {
+    pub(in crate::session) fault: FaultKind,
+    pub(in crate::session) strategy: &'static str,
+    pub(in crate::session) remedy: Remedy,
+    /// Positions that the stages compute again.
+    pub(in crate::session) replayed: u64,
+    pub(in crate::session) reason: String,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(in crate::session) struct Chronicle {
+    count: u64,
+    shown: VecDeque<RecoveryView>,
+    /// When the answer last went on: only then does a client begin to wait.
+    moved: Instant,
+}
+
+impl Chronicle {
+    pub(in crate::session) fn new(now: Instant) -> Self {
+        Self {
+            count: 0,
+            shown: VecDeque::new(),
+            moved: now,
+        }
+    }
+
+    /// The session got on: a token came, or the stages are ready for the prompt.
+    pub(in crate::session) fn moved(&mut self, now: Instant) {
+        self.moved = now;
+    }
+
+    /// A recovery begins behind so many tokens.
+    pub(in crate::session) fn begin(&mut self, begun: Begun, tokens: u64) {
+        self.count += 1;
+        if self.shown.len() >= SHOWN {
+            self.shown.pop_front();
+        }
+        self.shown.push_back(RecoveryView {
+            fault: begun.fault.name().to_owned(),
+            reason: begun.reason,
+            strategy: begun.strategy.to_owned(),
+            remedy: begun.remedy.name().to_owned(),
+            after_tokens: tokens,
+            tokens_replayed: begun.replayed,
+            stall_ms: None,
+        });
+    }
+
+    /// The first token since came: for how long the answer stood still.
+    pub(in crate::session) fn end(&mut self, now: Instant) -> Duration {
+        let stall = now.saturating_duration_since(self.moved);
+        if let Some(last) = self.shown.back_mut() {
+            last.stall_ms = Some(Figure::measured(stall.as_secs_f64() * 1000.0));
+        }
+        stall
+    }
+
+    /// How many recoveries there were.
+    pub(in crate::session) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The newest ones.
+    pub(in crate::session) fn shown(&self) -> Vec<RecoveryView> {
+        self.shown.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_recoveries_are_shown_and_all_are_counted() {
+        let start = Instant::now();
+        let mut chronicle = Chronicle::new(start);
+        for round in 0..40 {
+            let begun = Begun {
+                fault: FaultKind::PeerLost,
+                strategy: "progressive",
+                remedy: Remedy::FailOver,
+                replayed: 7,
+                reason: "a peer left".to_owned(),
+            };
+            chronicle.begin(begun, round);
+        }
+        let stall = chronicle.end(start + Duration::from_millis(1500));
+        assert_eq!(stall, Duration::from_millis(1500));
+        assert_eq!((chronicle.count(), chronicle.shown().len()), (40, SHOWN));
+        let shown = chronicle.shown();
+        let last = shown.last().expect("the newest is shown");
+        assert_eq!((last.after_tokens, last.tokens_replayed), (39, 7));
+        assert_eq!(last.stall_ms, Some(Figure::measured(1500.0)));
+        assert_eq!(shown.first().map(|view| view.stall_ms), Some(None));
+    }
+}

@@ -1,0 +1,52 @@
+//! `progressive`: from cheap to dear. What a living peer may still answer is asked again, then the
+//! same route is built anew, then other peers take over. A peer that is gone is replaced at once.
+
+use std::time::Duration;
+
+use super::{Attempt, Decision, Fault, FaultKind, Remedy, Strategy};
+use crate::error::Failure;
+
+/// Attempts without a new token. With their pauses they last for 25 seconds at least.
+const ATTEMPTS: u32 = 10;
+
+/// See the module.
+pub(super) struct Progressive;
+
+impl Strategy for Progressive {
+    fn name(&self) -> &'static str {
+        "progressive"
+    }
+
+    fn keeps_peers(&self) -> bool {
+        false
+    }
+
+    fn decide(&self, fault: &Fault, attempt: Attempt) -> Decision {
+        if fault.is_the_requests() {
+            return Decision::GiveUp(fault.failure.clone());
+        }
+        if attempt.number >= ATTEMPTS {
+            return Decision::GiveUp(no_progress(fault));
+        }
+        let remedy = match (fault.kind, attempt.number) {
+            (FaultKind::PeerLost | FaultKind::PlacementFailed, _) => Remedy::FailOver,
+            (FaultKind::StepTimeout, 0) => Remedy::Resume,
+            (FaultKind::StepTimeout, 1) | (FaultKind::StepFailed, 0) => Remedy::Restart,
+            _ => Remedy::FailOver,
+        };
+        let after = match attempt.number {
+            0 => Duration::ZERO,
+            _ => attempt.pause(),
+        };
+        Decision::Try { remedy, after }
+    }
+}
+
+fn no_progress(fault: &Fault) -> Failure {
+    let message = format!(
+        "no token came in {ATTEMPTS} attempts to go on; the last fault: {}",
+        fault.failure.message
+    );
+    let hint = "send the request again when the swarm is calmer; `accel peers` shows who is there";
+    Failure::unavailable("no_progress", message, hint)
+}

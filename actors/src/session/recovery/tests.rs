@@ -1,0 +1,86 @@
+use super::*;
+
+fn fault(kind: FaultKind) -> Fault {
+    Fault {
+        kind,
+        culprit: None,
+        failure: Failure::unavailable("step_failed", "a stage failed", "try again"),
+    }
+}
+
+fn attempt(number: u32) -> Attempt {
+    Attempt { number, salt: 7 }
+}
+
+/// The remedies of a strategy for a fault that comes again and again, until it gives up.
+fn remedies(level: FaultTolerance, kind: FaultKind) -> Vec<Remedy> {
+    let strategy = strategy(level).expect("it has a strategy");
+    let mut remedies = Vec::new();
+    for number in 0..100 {
+        match strategy.decide(&fault(kind), attempt(number)) {
+            Decision::Try { remedy, .. } => remedies.push(remedy),
+            Decision::GiveUp(_) => return remedies,
+        }
+    }
+    panic!("{kind:?}: it never gives up");
+}
+
+#[test]
+fn simple_asks_the_same_peers_three_times() {
+    let expected = [Remedy::Resume, Remedy::Restart, Remedy::Restart];
+    for kind in [
+        FaultKind::PeerLost,
+        FaultKind::StepFailed,
+        FaultKind::StepTimeout,
+        FaultKind::PlacementFailed,
+    ] {
+        assert_eq!(remedies(FaultTolerance::Low, kind), expected, "{kind:?}");
+    }
+}
+
+#[test]
+fn progressive_tries_what_is_cheap_first_and_replaces_a_lost_peer_at_once() {
+    use Remedy::{FailOver, Restart, Resume};
+    let cases = [
+        (FaultKind::PeerLost, [FailOver, FailOver, FailOver]),
+        (FaultKind::PlacementFailed, [FailOver, FailOver, FailOver]),
+        (FaultKind::StepFailed, [Restart, FailOver, FailOver]),
+        (FaultKind::StepTimeout, [Resume, Restart, FailOver]),
+    ];
+    for (kind, expected) in cases {
+        let remedies = remedies(FaultTolerance::Medium, kind);
+        assert_eq!(remedies[..3], expected, "{kind:?}");
+        assert_eq!(remedies.len(), 10, "{kind:?}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_the_request_is_not_tried_again() {
+    for level in [FaultTolerance::Low, FaultTolerance::Medium] {
+        let mut fault = fault(FaultKind::StepFailed);
+        "context_overflow".clone_into(&mut fault.failure.code);
+        let strategy = strategy(level).expect("it has a strategy");
+        let decision = strategy.decide(&fault, attempt(0));
+        assert_eq!(decision, Decision::GiveUp(fault.failure), "{level}");
+    }
+}
+
+#[test]
+fn pauses_double_up_to_five_seconds_and_differ_between_sessions() {
+    for number in 0..40 {
+        let least = Duration::from_millis(100 << number.min(16)).min(Duration::from_secs(5));
+        for salt in 0..50 {
+            let pause = Attempt { number, salt }.pause();
+            assert!(pause >= least, "{number}: {pause:?}");
+            assert!(pause <= (least * 3 / 2).min(Duration::from_secs(5)));
+        }
+    }
+    let of = |salt| Attempt { number: 0, salt }.pause();
+    assert_ne!(of(1), of(2));
+}
+
+#[test]
+fn without_a_token_progressive_lasts_longer_than_a_restart_of_a_peer_takes() {
+    let total: Duration = (1..10).map(|number| attempt(number).pause()).sum();
+    assert!(total >= Duration::from_secs(25), "{total:?}");
+}
