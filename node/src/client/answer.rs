@@ -29,9 +29,10 @@ impl Heard {
     /// Asks the node how fast the session was: a client that has to wait for its turn to run reads
     /// several tokens at once.
     pub async fn ask_for_speed(&mut self, client: &Client) -> Result<(), Failure> {
-        let session = client.get(&format!("/api/v1/sessions/{}", self.session));
-        let speed = session.await?.pointer("/tokens_per_s/value").cloned();
-        self.node_tokens_per_s = speed.as_ref().and_then(Value::as_f64);
+        let path = format!("/api/v1/sessions/{}", self.session);
+        let session = client.get(&path).await?;
+        let speed = session.pointer("/tokens_per_s/value");
+        self.node_tokens_per_s = speed.and_then(Value::as_f64);
         Ok(())
     }
 
