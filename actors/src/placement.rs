@@ -130,3 +130,44 @@ pub(crate) fn providers(records: &[PeerRecord], model: &Cid) -> Vec<PeerId> {
     having.sort_by_key(|(present, peer)| (std::cmp::Reverse(*present), *peer));
     having.into_iter().map(|(_, peer)| peer).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::testing::advert_body;
+
+    #[test]
+    fn what_was_begun_in_one_numerics_class_is_not_placed_in_another() {
+        let record = |numerics: &str, connected| PeerRecord {
+            peer: PeerId::random(),
+            is_self: false,
+            connected,
+            body: Arc::new(accel_p2p::AdvertBody {
+                numerics: numerics.to_owned(),
+                ..advert_body()
+            }),
+            seen: Instant::now(),
+        };
+        let (same, other, gone) = (
+            record("a-1", true),
+            record("b-1", true),
+            record("a-1", false),
+        );
+        let anyone = Wanted::default();
+        assert!(anyone.has(&same) && anyone.has(&other) && !anyone.has(&gone));
+        let pinned = Wanted {
+            numerics: Some("a-1".to_owned()),
+            ..Wanted::default()
+        };
+        assert!(pinned.has(&same) && !pinned.has(&other));
+        let excluding = vec![same.peer];
+        let without = Wanted {
+            excluding,
+            ..pinned
+        };
+        assert!(!without.has(&same));
+    }
+}

@@ -84,17 +84,7 @@ fn running_over(stages: usize, prompt: usize) -> (Machine, Vec<Command>) {
 fn begun(level: FaultTolerance, stages: usize, prompt: usize) -> (Machine, Vec<Command>) {
     let mut machine = machine(level, prompt, stages);
     machine.on(Event::Opened);
-    for stage in 0..stages {
-        machine.on(Event::Prepared {
-            epoch: 1,
-            stage,
-            report: StageReport::default(),
-        });
-    }
-    let mut commands = Vec::new();
-    for stage in 0..stages {
-        commands = machine.on(Event::Committed { epoch: 1, stage });
-    }
+    let commands = run_under(&mut machine, 1, stages);
     (machine, commands)
 }
 
@@ -114,13 +104,17 @@ fn of_a_long_prompt_a_bounded_number_of_chunks_is_under_way_so_that_every_stage_
 }
 
 fn token(step: u64, position: u64, token: u32) -> Event {
+    token_under(1, step, position, token)
+}
+
+fn token_under(epoch: u64, step: u64, position: u64, token: u32) -> Event {
     let drawn = Drawn {
         token,
         logprob: -1.0,
         top: Vec::new(),
     };
     Event::Token {
-        epoch: 1,
+        epoch,
         step,
         position,
         drawn,
@@ -238,6 +232,47 @@ fn a_lost_peer_is_planned_without_until_it_is_heard_of_again() {
     let route = route(&[200, 201]);
     let commands = machine.on(Event::Planned { epoch: 1, route });
     assert_eq!(commands[0], Command::Prepare { epoch: 2, stage: 0 });
+}
+
+/// Brings a machine whose route is planned to where it runs.
+fn run_under(machine: &mut Machine, epoch: u64, stages: usize) -> Vec<Command> {
+    for stage in 0..stages {
+        let report = StageReport::default();
+        machine.on(Event::Prepared {
+            epoch,
+            stage,
+            report,
+        });
+    }
+    let mut commands = Vec::new();
+    for stage in 0..stages {
+        commands = machine.on(Event::Committed { epoch, stage });
+    }
+    commands
+}
+
+#[test]
+fn as_long_as_tokens_come_any_number_of_peers_may_be_lost() {
+    let (mut machine, mut commands) = running(5);
+    for epoch in 1..40 {
+        let step = commands.iter().find_map(|command| match command {
+            Command::Forward { step, .. } => Some(*step),
+            _ => None,
+        });
+        let position = 5 + epoch - 1;
+        let drawn = token_under(epoch, step.expect("a step"), position, 7);
+        machine.on(drawn);
+        machine.on(Event::Journaled { index: epoch - 1 });
+        machine.on(Event::Emitted { index: epoch - 1 });
+        let lost = machine.route[0].peer;
+        let commands_then = machine.on(Event::PeerLost(lost));
+        let expected = (FaultKind::PeerLost, Remedy::FailOver, position + 1);
+        assert_eq!(remedy(&commands_then), Some(expected), "the {epoch}th loss");
+        machine.on(Event::PeerHeard(lost));
+        let route = route(&[200 + epoch as u8 % 2, 210]);
+        machine.on(Event::Planned { epoch, route });
+        commands = run_under(&mut machine, epoch + 1, 2);
+    }
 }
 
 #[test]

@@ -4,7 +4,11 @@ use rand::Rng;
 
 use super::weather::{Millis, Weather};
 use super::{Happening, Simulation};
+use crate::error::Failure;
+use crate::session::event::Event;
 
+/// What a session says that cannot be journaled.
+pub(super) const DISK: &str = "the disk is full";
 /// How long all connections are broken, where they break.
 const BREAK: Millis = 300;
 /// After so much silence a peer counts as lost.
@@ -26,6 +30,7 @@ impl Simulation {
             stalls,
             slow,
             breaks,
+            broken_off,
             ..
         } = self.weather;
         for _ in 0..crashes {
@@ -39,6 +44,14 @@ impl Simulation {
         for _ in 0..slow {
             let (peer, at) = self.victim();
             self.at(at, Happening::Slow(peer));
+        }
+        if broken_off {
+            let at = self.now + self.rng.random_range(0..self.weather.window);
+            let end = match self.rng.random() {
+                true => Event::Cancel,
+                false => Event::JournalFailed(Failure::internal(DISK)),
+            };
+            self.at(at, Happening::Event(end));
         }
         if breaks {
             let at = self.now + self.rng.random_range(0..2_000);

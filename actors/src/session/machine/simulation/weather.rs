@@ -50,6 +50,8 @@ pub(super) struct Weather {
     pub(super) breaks: bool,
     /// Whether the client reads slowly.
     pub(super) slow_client: bool,
+    /// Whether the client goes away, or the journal fails, in the middle of it.
+    pub(super) broken_off: bool,
 }
 
 impl Weather {
@@ -71,6 +73,7 @@ impl Weather {
                 Self {
                     level,
                     promise: Promise::EndsWell,
+                    broken_off: rng.random_bool(0.3),
                     ..Self::stormy(fair, rng)
                 }
             }
@@ -101,6 +104,7 @@ impl Weather {
             return_soon: true,
             breaks: false,
             slow_client: rng.random_bool(0.1),
+            broken_off: false,
         }
     }
 
@@ -130,6 +134,7 @@ impl Weather {
             lost: [10, 100, 400][rng.random_range(0..3)],
             crashes: rng.random_range(3..=8),
             return_soon: rng.random_bool(0.3),
+            broken_off: rng.random_bool(0.5),
             ..Self::stormy(fair, rng)
         }
     }
