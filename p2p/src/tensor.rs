@@ -5,17 +5,19 @@
 //! connection to the peer is there: it does not matter who dialled. Frames are
 //! `size: u32, header size: u16, header, payload` (`frame.rs`).
 //!
-//! A silent peer is noticed within [`IDLE_TIMEOUT`], a closed connection at once; both are told by
-//! [`TensorPlane::losses`]. The next [`TensorSender::send`] connects again. Frames of one sender
+//! A silent peer is noticed after [`SILENCE`] and a look, a closed connection at once; both are told
+//! by [`TensorPlane::losses`]. The next [`TensorSender::send`] connects again. Frames of one sender
 //! arrive in order; those that were under way when a connection broke are lost, and it is for the
 //! session's steps to ask again.
 //!
+//! - `thread.rs`: the thread on which all of it runs.
 //! - `endpoint.rs`: QUIC settings and who the other end is.
 //! - `greeting.rs`: both ends show that they are members, before any frame is taken.
 //! - `frame.rs`: frames on a stream.
 //! - `budget.rs`: how much memory incoming frames may take.
 //! - `link.rs`: the connections to one peer, dialling, writing.
 //! - `accept.rs`: incoming connections and reading.
+//! - `pulse.rs`: whether the other end lives.
 
 mod accept;
 mod budget;
@@ -23,6 +25,8 @@ mod endpoint;
 mod frame;
 mod greeting;
 mod link;
+mod pulse;
+mod thread;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -32,6 +36,7 @@ use std::time::Duration;
 
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,11 +46,14 @@ use crate::wire::{TensorFrame, WireError};
 use budget::Budget;
 use link::Link;
 pub use link::{TensorSender, Traffic};
+pub use pulse::SILENCE;
+use thread::PlaneThread;
 
 /// How often an idle connection shows that it lives.
-pub const KEEP_ALIVE: Duration = Duration::from_millis(300);
-/// After how much silence a peer counts as lost.
-pub const IDLE_TIMEOUT: Duration = Duration::from_millis(2500);
+pub const KEEP_ALIVE: Duration = Duration::from_millis(250);
+/// After how much silence QUIC itself gives a connection up. Longer than [`SILENCE`], because it
+/// goes by the clock, also while this node did not run.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one attempt to connect may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one frame may wait for a peer that lives but does not read.
@@ -92,6 +100,9 @@ pub enum TensorError {
         /// What the system says.
         reason: String,
     },
+    /// The plane's thread is not to be had.
+    #[error("cannot start a thread for the tensor plane: {0}")]
+    Thread(String),
     /// No certificate could be made from the node's key.
     #[error("cannot set up TLS: {0}")]
     Tls(String),
@@ -161,10 +172,11 @@ pub struct PeerLoss {
     pub error: TensorError,
 }
 
-/// Handle to the node's tensor plane; clones share it.
+/// Handle to the node's tensor plane; clones share it. Without one, its thread ends.
 #[derive(Clone)]
 pub struct TensorPlane {
     shared: Arc<Shared>,
+    _thread: Arc<PlaneThread>,
 }
 
 /// What all tasks of the plane share.
@@ -179,17 +191,20 @@ struct Shared {
     budget: Budget,
     tasks: TaskTracker,
     closing: CancellationToken,
+    thread: Handle,
 }
 
 impl TensorPlane {
     /// Listens on `addr` (UDP, port 0 allowed) as the peer that `keypair` belongs to. Incoming
-    /// frames come out of the receiver. Must run within a tokio runtime.
+    /// frames come out of the receiver.
     pub fn bind(
         keypair: &Keypair,
         addr: SocketAddr,
         admission: Arc<dyn Admission>,
     ) -> Result<(Self, mpsc::Receiver<(PeerId, TensorFrame)>), TensorError> {
-        let (endpoint, client) = endpoint::bind(keypair, addr)?;
+        let thread = PlaneThread::start();
+        let thread = thread.map_err(|error| TensorError::Thread(error.to_string()))?;
+        let (endpoint, client) = endpoint::bind(keypair, addr, &thread)?;
         let (frames, received) = mpsc::channel(FRAME_QUEUE);
         let shared = Arc::new(Shared {
             endpoint,
@@ -202,9 +217,14 @@ impl TensorPlane {
             budget: Budget::new(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
+            thread: thread.handle().clone(),
         });
-        shared.tasks.spawn(accept::run(shared.clone()));
-        Ok((Self { shared }, received))
+        shared.spawn(accept::run(shared.clone()));
+        let plane = Self {
+            shared,
+            _thread: Arc::new(thread),
+        };
+        Ok((plane, received))
     }
 
     /// Where the plane listens. An unspecified IP stands for every address of the machine.
@@ -278,6 +298,11 @@ impl fmt::Debug for TensorPlane {
 }
 
 impl Shared {
+    /// Starts a task on the plane's thread.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(task, &self.thread);
+    }
+
     fn lock_links(&self) -> MutexGuard<'_, HashMap<PeerId, Arc<Link>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }

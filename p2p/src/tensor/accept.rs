@@ -9,7 +9,9 @@ use tokio::time::timeout;
 
 use super::frame::{self, ReadFrameError};
 use super::link::Link;
-use super::{CONNECT_TIMEOUT, MAX_CONNECTIONS, PeerLoss, Shared, TensorError, endpoint, greeting};
+use super::{
+    CONNECT_TIMEOUT, MAX_CONNECTIONS, PeerLoss, Shared, TensorError, endpoint, greeting, pulse,
+};
 
 /// Takes connections until the plane shuts down.
 pub(super) async fn run(shared: Arc<Shared>) {
@@ -22,7 +24,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         let permit = shared.handshakes.clone().try_acquire_owned();
         match permit {
             Ok(permit) if shared.endpoint.open_connections() < MAX_CONNECTIONS => {
-                shared.tasks.spawn(greet(shared.clone(), incoming, permit));
+                shared.spawn(greet(shared.clone(), incoming, permit));
             }
             _ => incoming.refuse(),
         }
@@ -65,12 +67,20 @@ enum MeetError {
 /// Makes a connection part of the link to its peer, and reads from it until it ends.
 pub(super) fn adopt(shared: &Arc<Shared>, link: Arc<Link>, connection: Connection) {
     link.add(connection.clone());
-    shared.tasks.spawn(serve(shared.clone(), link, connection));
+    shared.spawn(serve(shared.clone(), link, connection));
 }
 
 async fn serve(shared: Arc<Shared>, link: Arc<Link>, connection: Connection) {
     let peer = link.peer();
-    let Err(error) = read_streams(&shared, &link, &connection).await else {
+    let ended = tokio::select! {
+        ended = read_streams(&shared, &link, &connection) => ended,
+        () = pulse::silence(&connection) => {
+            // Should it live after all, it learns that it has to connect again.
+            connection.close(endpoint::SILENT, b"silent");
+            Err(endpoint::silent(peer))
+        }
+    };
+    let Err(error) = ended else {
         return tracing::debug!(%peer, "tensor connection closed here");
     };
     tracing::debug!(%peer, %error, "tensor connection broke");

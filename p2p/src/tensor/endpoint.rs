@@ -1,6 +1,6 @@
 //! QUIC settings, and who is at the other end of a connection.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::rustls::pki_types::CertificateDer;
 use quinn::{ConnectionError, VarInt};
 
-use super::{IDLE_TIMEOUT, KEEP_ALIVE, TensorError};
+use super::thread::{OnThread, PlaneThread};
+use super::{IDLE_TIMEOUT, KEEP_ALIVE, SILENCE, TensorError};
 use crate::wire::protocol;
 
 /// Close code: an orderly end.
@@ -21,6 +22,8 @@ pub(super) const NOT_A_MEMBER: VarInt = VarInt::from_u32(1);
 pub(super) const BAD_FRAME: VarInt = VarInt::from_u32(2);
 /// Close code: another connection took over, or there are too many.
 pub(super) const SUPERSEDED: VarInt = VarInt::from_u32(3);
+/// Close code: nothing was heard of the peer.
+pub(super) const SILENT: VarInt = VarInt::from_u32(4);
 
 /// Streams of one peer at a time. It uses one; a second begins before the first is forgotten.
 const MAX_STREAMS: VarInt = VarInt::from_u32(8);
@@ -29,17 +32,22 @@ const STREAM_WINDOW: VarInt = VarInt::from_u32(16 * 1024 * 1024);
 /// Bytes of one connection that may be under way, unread or unacknowledged.
 const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
 
-/// Opens the endpoint for both directions.
+/// Opens the endpoint for both directions, driven on `thread`.
 pub(super) fn bind(
     keypair: &Keypair,
     addr: SocketAddr,
+    thread: &PlaneThread,
 ) -> Result<(quinn::Endpoint, quinn::ClientConfig), TensorError> {
     let transport = Arc::new(transport());
     let mut server = server_config(keypair)?;
     server.transport_config(transport.clone());
     let mut client = client_config(keypair)?;
     client.transport_config(transport);
-    let endpoint = quinn::Endpoint::server(server, addr).map_err(|error| TensorError::Bind {
+    let opened = UdpSocket::bind(addr).and_then(|socket| {
+        let config = quinn::EndpointConfig::default();
+        quinn::Endpoint::new(config, Some(server), socket, OnThread::new(thread))
+    });
+    let endpoint = opened.map_err(|error| TensorError::Bind {
         addr,
         reason: error.to_string(),
     })?;
@@ -92,6 +100,12 @@ pub(super) fn peer_of(connection: &quinn::Connection) -> Option<PeerId> {
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     let certificate = libp2p_tls::certificate::parse(chain.first()?).ok()?;
     Some(certificate.peer_id())
+}
+
+/// The end of a connection to a peer of which nothing is heard.
+pub(super) fn silent(peer: PeerId) -> TensorError {
+    let reason = format!("silent for {SILENCE:?}");
+    TensorError::Lost { peer, reason }
 }
 
 /// The end of a connection in our words.

@@ -65,6 +65,15 @@ impl Node {
         }
     }
 
+    /// Stops the plane's thread, like a process that hangs, until what is returned is dropped.
+    fn freeze(&self) -> std::sync::mpsc::Sender<()> {
+        let (hold, held) = std::sync::mpsc::channel();
+        self.plane.shared.spawn(async move {
+            let _ = held.recv();
+        });
+        hold
+    }
+
     async fn sender_to(&self, other: &Node) -> TensorSender {
         let addrs = other.plane.local_addrs();
         self.plane

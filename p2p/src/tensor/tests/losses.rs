@@ -44,24 +44,32 @@ async fn what_was_sent_before_a_shutdown_still_arrives() {
 
 #[tokio::test]
 async fn a_peer_that_dies_without_a_word_is_noticed() {
-    let a = Node::start();
+    let (a, b) = (Node::start(), Node::start());
     let mut losses = a.plane.losses();
-    let doomed = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a thread can be had");
-    let b = doomed
-        .spawn(async { Node::start() })
-        .await
-        .expect("it starts");
     let sender = a.sender_to(&b).await;
     sender.send(tokens(1)).await.expect("it is connected");
-    // Its tasks stop where they are, and nothing more is sent.
-    doomed.shutdown_background();
+    // Its thread stops where it is, and nothing more is sent.
+    let _frozen = b.freeze();
     let loss = next_loss(&mut losses).await;
     assert_eq!(loss.peer, b.id);
+    assert!(loss.error.to_string().contains("silent"), "{}", loss.error);
     assert!(sender.send(tokens(2)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_node_that_was_stopped_itself_takes_nobody_for_dead() {
+    let (a, mut b) = (Node::start(), Node::start());
+    let (mut losses, mut remote) = (a.plane.losses(), b.plane.losses());
+    let sender = a.sender_to(&b).await;
+    sender.send(tokens(1)).await.expect("it is connected");
+    b.next().await;
+    // Both stop and go on together, as on one machine that sleeps: the silence has no witness.
+    let (frozen_a, frozen_b) = (a.freeze(), b.freeze());
+    std::thread::sleep(SILENCE * 2);
+    drop((frozen_a, frozen_b));
+    sender.send(tokens(2)).await.expect("it is connected still");
+    assert_eq!(b.next().await, (a.id, tokens(2)));
+    assert!(losses.try_recv().is_err() && remote.try_recv().is_err());
 }
 
 #[tokio::test]
