@@ -31,6 +31,9 @@ pub struct NodeConfig {
     pub max_layers: Option<u32>,
     /// How much a request survives that does not say so itself.
     pub fault_tolerance: FaultTolerance,
+    /// Whether stages are made ready for the loss of a peer: here for others, and elsewhere for
+    /// the sessions of this node.
+    pub warm_stand_ins: bool,
     /// Bounds and times.
     pub limits: Limits,
 }
@@ -49,6 +52,7 @@ impl NodeConfig {
             memory_limit: None,
             max_layers: None,
             fault_tolerance: FaultTolerance::default(),
+            warm_stand_ins: true,
             limits: Limits::default(),
         }
     }

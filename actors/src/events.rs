@@ -7,6 +7,7 @@ use accel_p2p::{ControlReply, IncomingControl, NetworkEvent, PeerId, TensorFrame
 use tokio::sync::mpsc;
 
 use crate::directory::{Directory, Heard, tell};
+use crate::session::stand_ins::StandIns;
 use crate::session::table::SessionTable;
 use crate::stage::{Control, NextLost, StageServer, Step};
 use crate::supervisor::ActorRef;
@@ -21,6 +22,7 @@ pub(crate) struct Pump {
     pub(crate) directory: ActorRef<Directory>,
     pub(crate) stage: ActorRef<StageServer>,
     pub(crate) sessions: Arc<SessionTable>,
+    pub(crate) stand_ins: Option<Arc<StandIns>>,
 }
 
 impl Pump {
@@ -33,7 +35,12 @@ impl Pump {
 
     async fn dispatch(&self, event: NetworkEvent) {
         match event {
-            NetworkEvent::PeerConnected(peer) => self.hear(Heard::Connected(peer)).await,
+            NetworkEvent::PeerConnected(peer) => {
+                if let Some(stand_ins) = &self.stand_ins {
+                    stand_ins.forget(peer);
+                }
+                self.hear(Heard::Connected(peer)).await;
+            }
             NetworkEvent::PeerDisconnected(peer) => {
                 self.sessions.peer_lost(peer);
                 self.hear(Heard::Disconnected(peer)).await;

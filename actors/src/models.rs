@@ -30,7 +30,7 @@ use crate::supervisor::ActorRef;
 use crate::telemetry::Telemetry;
 use cache::Cache;
 pub use error::ModelsError;
-use header::Fetched;
+pub(crate) use header::Fetched;
 
 /// Headers and cards that are kept.
 const KEPT: usize = 8;

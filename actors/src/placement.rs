@@ -3,14 +3,14 @@
 
 use std::collections::HashMap;
 
-use accel_inference::ModelShape;
+use accel_inference::{LayerRange, ModelShape};
 use accel_p2p::PeerId;
 use accel_p2p::wire::{PeerEndpoint, limit};
 use cid::Cid;
 
 use crate::directory::{Directory, PeerRecord, snapshot};
 use crate::models::ModelRef;
-use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, plan};
+use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, plan, stand_ins};
 use crate::session::event::RouteStage;
 use crate::supervisor::ActorRef;
 
@@ -35,8 +35,7 @@ pub(crate) struct Placement {
 impl Placement {
     /// Where a peer can get blocks: everyone who has some, besides itself.
     pub(crate) fn providers_for(&self, peer: PeerId) -> Vec<PeerId> {
-        let others = self.providers.iter().filter(|provider| **provider != peer);
-        others.take(limit::PROVIDERS).copied().collect()
+        others(&self.providers, peer)
     }
 }
 
@@ -47,6 +46,8 @@ pub(crate) struct Wanted {
     pub(crate) excluding: Vec<PeerId>,
     /// Only those of this numerics class: what was begun in one is not gone on with in another.
     pub(crate) numerics: Option<String>,
+    /// Who computes what now, where a session is placed anew.
+    pub(crate) held: Vec<(PeerId, LayerRange)>,
 }
 
 impl Wanted {
@@ -78,6 +79,7 @@ impl Placer {
             model_bytes: model.bytes,
             tokens,
             peers: &peers,
+            held: &wanted.held,
         };
         let plan = plan(&request)?;
         Ok(Placement {
@@ -88,6 +90,38 @@ impl Placer {
             plan,
         })
     }
+}
+
+impl Placer {
+    /// Who would take over which layers, were a peer of the route that is held lost, and where
+    /// they can get the blocks.
+    pub(crate) async fn stand_ins(
+        &self,
+        model: &ModelRef,
+        shape: &ModelShape,
+        tokens: u32,
+        wanted: &Wanted,
+    ) -> Vec<(PeerId, LayerRange, Vec<PeerId>)> {
+        let records = snapshot(&self.directory).await;
+        let able = records.iter().filter(|record| wanted.has(record));
+        let peers: Vec<PeerFacts> = able.map(|record| facts(record, &model.cid)).collect();
+        let stages = stand_ins(&PlanRequest {
+            shape,
+            model_bytes: model.bytes,
+            tokens,
+            peers: &peers,
+            held: &wanted.held,
+        });
+        let providers = providers(&records, &model.cid);
+        let with_providers = |(peer, layers)| (peer, layers, others(&providers, peer));
+        stages.into_iter().map(with_providers).collect()
+    }
+}
+
+/// Up to as many as a message holds, without one.
+fn others(providers: &[PeerId], peer: PeerId) -> Vec<PeerId> {
+    let others = providers.iter().filter(|provider| **provider != peer);
+    others.take(limit::PROVIDERS).copied().collect()
 }
 
 fn facts(record: &PeerRecord, model: &Cid) -> PeerFacts {

@@ -11,12 +11,16 @@
 //! | `cost.rs` | bytes and predicted times of ranges of layers |
 //! | `single.rs` | the choice among peers that hold everything |
 //! | `split.rs` | the choice of ranges |
+//! | `stay.rs` | what is kept of a route when peers of it are lost |
+//! | `stand_ins.rs` | who would take over, were a peer lost |
 //! | `shortfall.rs` | why nothing fits, with numbers |
 
 mod cost;
 mod shortfall;
 mod single;
 mod split;
+mod stand_ins;
+mod stay;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +33,7 @@ use accel_p2p::PeerId;
 pub use shortfall::{PeerShortfall, PlanError};
 
 use cost::Costs;
+pub(crate) use stand_ins::stand_ins;
 
 /// What the planner knows about a peer.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,6 +65,8 @@ pub struct PlanRequest<'a> {
     pub tokens: u32,
     /// Who could take part.
     pub peers: &'a [PeerFacts],
+    /// Who computes what now, where a session is placed anew: what is loaded is kept if it can be.
+    pub held: &'a [(PeerId, LayerRange)],
 }
 
 /// Who computes what.
@@ -112,7 +119,8 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
         return Ok(single::describe(&costs, request.peers, best));
     }
     let splits = classes.values().filter_map(|peers| {
-        let route = split::choose(&costs, peers)?;
+        let best = split::choose(&costs, peers)?;
+        let route = stay::prefer(&costs, peers, request.held, best);
         Some((split::route_ns(&costs, peers, &route), peers, route))
     });
     match splits.min_by_key(|(token_ns, ..)| *token_ns) {

@@ -23,6 +23,7 @@
 //! | `pump.rs` | tasks beside the actor: journal, client, first stage |
 //! | `incoming.rs` | what a frame of a peer means |
 //! | `link.rs` | calls and frames to the stages of the route, near or far |
+//! | `stand_ins.rs` | whoever would take over is asked to have its layers ready |
 //! | `show.rs` | how it looks from outside |
 //! | `recovery.rs` | what to do about a fault: strategies, one file each |
 //! | `record.rs` | what the journal holds of a session |
@@ -38,5 +39,6 @@ mod pump;
 pub(crate) mod record;
 pub(crate) mod recovery;
 mod show;
+pub(crate) mod stand_ins;
 pub(crate) mod table;
 pub(crate) mod text;

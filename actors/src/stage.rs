@@ -12,6 +12,8 @@
 //! | `server.rs` | the actor: placement messages, leases, steps |
 //! | `seat.rs` | what one session has here |
 //! | `prepare.rs` | phase one, off the actor's thread |
+//! | `obtain.rs` | getting layers onto this node and into memory |
+//! | `warmer.rs` | layers that may be needed soon, made ready ahead of time |
 //! | `shelf.rs` | loaded stages, shared by sessions, least recently used out first |
 //! | `ledger.rs` | the memory they and their KV caches take; pure |
 //! | `fence.rs` | which steps may be applied; pure |
@@ -26,12 +28,14 @@ mod complaints;
 mod engine;
 pub(crate) mod fence;
 mod ledger;
+mod obtain;
 mod outlet;
 mod prepare;
 mod queue;
 mod seat;
 mod server;
 mod shelf;
+mod warmer;
 
 #[cfg(test)]
 mod tests;

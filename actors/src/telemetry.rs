@@ -28,6 +28,7 @@ pub(crate) struct Telemetry {
     tensor_bytes: IntCounterVec,
     recoveries: IntCounterVec,
     recovery_stall: Histogram,
+    stages_warmed: IntCounterVec,
 }
 
 const FAST: [f64; 12] = [
@@ -121,6 +122,11 @@ impl Telemetry {
                 "Time from the last token before a fault to the first after it",
                 &SLOW,
             ),
+            stages_warmed: labelled(
+                "accel_stages_warmed_total",
+                "Stages made ready ahead of time, by what became of them",
+                &["result"],
+            ),
             registry,
         }
     }
@@ -147,6 +153,10 @@ impl Telemetry {
 
     pub(crate) fn recovered(&self, stall: Duration) {
         self.recovery_stall.observe(stall.as_secs_f64());
+    }
+
+    pub(crate) fn warmed(&self, result: &str) {
+        self.stages_warmed.with_label_values(&[result]).inc();
     }
 
     pub(crate) fn batch_computed(&self, rows: usize, sessions: usize, took: Duration) {

@@ -170,6 +170,7 @@ impl TestNode {
             sessions: Arc::new(SessionTable::new(8)),
             max_layers,
             threads: Some(1),
+            warm_stand_ins: true,
             telemetry,
         });
         let stage = unit.member("stage server", move || {

@@ -264,6 +264,12 @@ pub struct RecoveryView {
     pub after_tokens: u64,
     /// Positions that stages had computed and compute again.
     pub tokens_replayed: u64,
+    /// Milliseconds from the last token, or from the fault before, until this one was noticed.
+    pub detect_ms: Option<Figure>,
+    /// Milliseconds from there until stages were ready: planned, fetched, loaded, committed.
+    pub place_ms: Option<Figure>,
+    /// Milliseconds from there to the next token: KV caches are built again.
+    pub rebuild_ms: Option<Figure>,
     /// Milliseconds from the last token before the fault to the first after it; absent while that
     /// has not come, and where another recovery followed.
     pub stall_ms: Option<Figure>,

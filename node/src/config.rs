@@ -25,7 +25,7 @@ pub const DEFAULT_API: &str = "127.0.0.1:8420";
 const DEFAULT_LISTEN: &str = "/ip4/0.0.0.0/tcp/0";
 
 /// Every key of the settings, in the order in which `accel up --help` shows them.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "data",
     "api",
     "listen",
@@ -37,10 +37,13 @@ const KEYS: [&str; 12] = [
     "memory",
     "max_layers",
     "fault_tolerance",
+    "warm_stand_ins",
     "ready_file",
 ];
 /// The keys whose value in the environment is a number.
 const NUMBERS: [&str; 2] = ["threads", "max_layers"];
+/// The keys whose value in the environment is true or false.
+const SWITCHES: [&str; 1] = ["warm_stand_ins"];
 
 /// What is wrong with the settings.
 #[derive(Debug, Error)]
@@ -123,6 +126,10 @@ pub struct Flags {
     #[arg(long, value_name = "LEVEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault_tolerance: Option<String>,
+    /// Have layers ready for when a peer is lost, here and on others: true or false [default: true]
+    #[arg(long, value_name = "BOOL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warm_stand_ins: Option<bool>,
     /// File to write {"peer_id","api","addrs"} to once everything listens
     #[arg(long, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,6 +168,8 @@ pub struct Settings {
     /// What requests survive that do not say so.
     #[serde(default)]
     pub fault_tolerance: FaultTolerance,
+    /// Whether layers are made ready for when a peer is lost.
+    pub warm_stand_ins: bool,
     /// Where to tell that everything listens.
     #[serde(default)]
     pub ready_file: Option<PathBuf>,
@@ -175,7 +184,8 @@ impl Settings {
     fn load_with(flags: &Flags, env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let mut figment = Figment::from(Serialized::default("api", DEFAULT_API))
             .merge(Serialized::default("listen", [DEFAULT_LISTEN]))
-            .merge(Serialized::default("device", "auto"));
+            .merge(Serialized::default("device", "auto"))
+            .merge(Serialized::default("warm_stand_ins", true));
         if let Some(path) = &flags.config {
             check_readable(path)?;
             figment = figment.merge(Toml::file_exact(path));
@@ -281,13 +291,18 @@ impl Environment {
             let Some(text) = lookup(&format!("ACCEL_{}", key.to_uppercase())) else {
                 continue;
             };
-            let value = match text.parse::<u64>() {
-                Ok(number) if NUMBERS.contains(&key) => Value::from(number),
-                _ => Value::from(text),
-            };
-            found.insert(key.to_owned(), value);
+            found.insert(key.to_owned(), typed(key, text));
         }
         Self(found)
+    }
+}
+
+/// What is no number or switch stays text, also where one is wanted: the error shows it.
+fn typed(key: &str, text: String) -> Value {
+    match (text.parse::<u64>(), text.parse::<bool>()) {
+        (Ok(number), _) if NUMBERS.contains(&key) => Value::from(number),
+        (_, Ok(switch)) if SWITCHES.contains(&key) => Value::from(switch),
+        _ => Value::from(text),
     }
 }
 

@@ -11,6 +11,7 @@
 //! |---|---|---|
 //! | [`advert`] | adverts and goodbyes, signed by the node | gossipsub |
 //! | [`control`] | placement of stages, two-phase | `/accel/control/1` |
+//! | [`warm`] | what a stand-in should have ready; part of control | `/accel/control/1` |
 //! | [`join`] | an invite for a certificate | `/accel/join/1` |
 //! | [`step`] | activations and tokens | the tensor plane |
 //! | [`framed`] | length-prefixed messages on a stream | |
@@ -22,6 +23,7 @@ pub mod framed;
 pub mod join;
 pub mod session;
 pub mod step;
+pub mod warm;
 
 pub use advert::{
     Advert, AdvertBody, AdvertError, Goodbye, Gossip, GpuAdvert, HardwareAdvert, LoadAdvert,
@@ -33,6 +35,7 @@ pub use framed::{FrameError, read_message, write_message};
 pub use join::{JoinRequest, JoinResponse};
 pub use session::SessionId;
 pub use step::{StepInput, TensorFrame};
+pub use warm::WarmOrder;
 
 use bincode::error::{DecodeError, EncodeError};
 

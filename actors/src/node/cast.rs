@@ -20,6 +20,7 @@ use crate::placement::Placer;
 use crate::router::{Admission, Router, RouterDeps};
 use crate::session::actor::SessionDeps;
 use crate::session::link::Link;
+use crate::session::stand_ins::StandIns;
 use crate::session::table::SessionTable;
 use crate::stage::{Shelf, StageDeps, StageServer};
 use crate::supervisor::{ActorRef, RestartPolicy, Unit, UnitWatch};
@@ -81,13 +82,15 @@ impl Cast {
             peers,
             stage: stage.clone(),
         };
-        let router = self.router(&mut front, &models, &placer, link);
+        let stand_ins = self.config.warm_stand_ins.then(Arc::<StandIns>::default);
+        let router = self.router(&mut front, &models, &placer, link, stand_ins.clone());
 
         let units = vec![front.start(), stages.start()];
         let pump = Pump {
             directory: directory.clone(),
             stage,
             sessions: Arc::clone(&self.shared.sessions),
+            stand_ins,
         };
         actix::spawn(pump.run(events));
         actix::spawn(keep_pruning(self.store.journal()));
@@ -124,6 +127,7 @@ impl Cast {
             sessions: Arc::clone(&self.shared.sessions),
             max_layers: self.config.max_layers,
             threads: self.config.threads,
+            warm_stand_ins: self.config.warm_stand_ins,
             telemetry: self.shared.telemetry.clone(),
         });
         unit.member("stage server", move || {
@@ -137,6 +141,7 @@ impl Cast {
         models: &Arc<Models>,
         placer: &Placer,
         link: Link,
+        stand_ins: Option<Arc<StandIns>>,
     ) -> ActorRef<Router> {
         let session = SessionDeps {
             link,
@@ -146,6 +151,7 @@ impl Cast {
             limits: self.config.limits.clone(),
             fault_tolerance: self.config.fault_tolerance,
             telemetry: self.shared.telemetry.clone(),
+            stand_ins,
         };
         let deps = Arc::new(RouterDeps {
             models: Arc::clone(models),

@@ -55,6 +55,7 @@ fn request<'a>(shape: &'a ModelShape, peers: &'a [PeerFacts]) -> PlanRequest<'a>
         model_bytes: 20 * MIB,
         tokens: 100,
         peers,
+        held: &[],
     }
 }
 
@@ -274,4 +275,96 @@ proptest! {
         peers.reverse();
         prop_assert_eq!(forward, plan(&request(&shape, &peers)));
     }
+}
+
+/// Four peers of which three take the nine layers, and the route over them.
+fn three_of_four(shape: &ModelShape) -> (Vec<PeerFacts>, Vec<(PeerId, LayerRange)>) {
+    let limited = |n| PeerFacts {
+        max_layers: Some(3),
+        ..peer(n, 100, 10.0)
+    };
+    let peers: Vec<PeerFacts> = (0..4).map(limited).collect();
+    let planned = plan(&request(shape, &peers)).expect("it fits");
+    let held = planned
+        .stages
+        .iter()
+        .map(|stage| (stage.peer, stage.layers));
+    let held = held.collect();
+    (peers, held)
+}
+
+#[test]
+fn whoever_is_not_lost_keeps_its_layers() {
+    let shape = shape(9);
+    let (peers, held) = three_of_four(&shape);
+    for (lost, range) in &held {
+        let others: Vec<PeerFacts> = peers.iter().filter(|p| p.peer != *lost).cloned().collect();
+        let again = PlanRequest {
+            held: &held,
+            ..request(&shape, &others)
+        };
+        let again = plan(&again).expect("it fits");
+        for stage in &again.stages {
+            let kept = held.contains(&(stage.peer, stage.layers));
+            assert!(kept || stage.layers == *range, "{stage:?}");
+        }
+    }
+}
+
+#[test]
+fn a_route_that_is_held_gives_way_to_one_that_is_much_faster() {
+    let shape = shape(9);
+    let (mut peers, held) = three_of_four(&shape);
+    let spare = peers
+        .iter()
+        .position(|p| held.iter().all(|(h, _)| *h != p.peer));
+    let spare = spare.expect("one of four is free");
+    peers[spare].gb_s = 100.0;
+    peers[spare].max_layers = None;
+    let again = PlanRequest {
+        held: &held,
+        ..request(&shape, &peers)
+    };
+    let again = plan(&again).expect("it fits");
+    assert_eq!(again.stages[0].peer, peers[spare].peer, "it takes it whole");
+}
+
+#[test]
+fn a_spare_stands_in_for_each_peer_but_the_coordinator_and_the_plan_agrees() {
+    let shape = shape(9);
+    let (peers, held) = three_of_four(&shape);
+    let foreseen = stand_ins(&PlanRequest {
+        held: &held,
+        ..request(&shape, &peers)
+    });
+    let others = held.iter().filter(|(peer, _)| *peer != id(0));
+    for (lost, _) in others {
+        let left: Vec<PeerFacts> = peers.iter().filter(|p| p.peer != *lost).cloned().collect();
+        let again = PlanRequest {
+            held: &held,
+            ..request(&shape, &left)
+        };
+        for stage in plan(&again).expect("it fits").stages {
+            let stage = (stage.peer, stage.layers);
+            assert!(held.contains(&stage) || foreseen.contains(&stage));
+        }
+    }
+    assert!(foreseen.iter().all(|stage| !held.contains(stage)));
+    assert!(foreseen.len() <= 3, "{foreseen:?}");
+}
+
+#[test]
+fn where_nobody_can_take_over_nobody_stands_in() {
+    let shape = shape(9);
+    let (peers, held) = three_of_four(&shape);
+    let route: Vec<PeerId> = held.iter().map(|(peer, _)| *peer).collect();
+    let only: Vec<PeerFacts> = peers
+        .into_iter()
+        .filter(|p| route.contains(&p.peer))
+        .collect();
+    let foreseen = stand_ins(&PlanRequest {
+        held: &held,
+        ..request(&shape, &only)
+    });
+    assert_eq!(foreseen, []);
 }

@@ -21,6 +21,7 @@ use super::pump::{self, FirstStage, JournalItem};
 use super::record::OpeningRecord;
 use super::recovery::chronicle::{Begun, Chronicle};
 use super::show::{error_view, first_view};
+use super::stand_ins::StandIns;
 use super::table::SessionTable;
 use crate::config::Limits;
 use crate::error::Failure;
@@ -49,6 +50,8 @@ pub(crate) struct SessionDeps {
     /// How much a request survives that does not say so itself.
     pub(crate) fault_tolerance: FaultTolerance,
     pub(crate) telemetry: Telemetry,
+    /// Whom this node asked to get ready; absent where it asks nobody.
+    pub(crate) stand_ins: Option<Arc<StandIns>>,
 }
 
 /// What one session is about.
@@ -226,11 +229,13 @@ impl SessionActor {
                 epoch,
                 context.address(),
             ));
+            let now = Instant::now();
             if self.placed.is_none() {
-                let now = Instant::now();
                 self.placed = Some(now);
                 self.chronicle.moved(now);
             }
+            self.chronicle.placed(now);
+            self.warm_stand_ins();
         }
         // Whoever takes no more steps tells why by itself.
         if !self.steps.as_ref().is_some_and(|steps| steps.send(frame)) {
@@ -250,7 +255,8 @@ impl SessionActor {
         );
         let telemetry = &self.deps.telemetry;
         telemetry.recovering(begun.fault.name(), begun.strategy);
-        self.chronicle.begin(begun, self.machine.tokens());
+        self.chronicle
+            .begin(begun, self.machine.tokens(), Instant::now());
     }
 
     fn recovered(&mut self) {

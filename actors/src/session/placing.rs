@@ -21,6 +21,7 @@ impl SessionActor {
         let wanted = Wanted {
             excluding,
             numerics: self.placed.is_some().then(|| begun_in.clone()),
+            held: self.held(),
         };
         let planning = async move { deps.placer.place(&model, &shape, tokens, &wanted).await };
         let done = planning

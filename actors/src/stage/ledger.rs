@@ -113,6 +113,25 @@ impl Ledger {
         Ok(evicted)
     }
 
+    /// Takes memory that is free for weights that nobody needs yet; whether they are in now. They
+    /// are unused weights like others, so whoever needs the memory gets it.
+    pub(crate) fn keep_spare(&mut self, key: StageKey, weights: u64, now: Instant) -> bool {
+        if let Some(known) = self.weights.get_mut(&key) {
+            known.last_used = now;
+            return true;
+        }
+        if weights > self.limit.saturating_sub(self.used()) {
+            return false;
+        }
+        let spare = Weights {
+            bytes: weights,
+            users: HashSet::new(),
+            last_used: now,
+        };
+        self.weights.insert(key, spare);
+        true
+    }
+
     /// Evicts unused weights, least recently used first, until `needed` bytes are free. Where
     /// that is not enough, says how many are free then, and evicts nothing.
     fn make_room(&mut self, keep: StageKey, needed: u64) -> Result<Vec<StageKey>, u64> {
@@ -238,6 +257,29 @@ mod tests {
             92,
             "weights that are there need not be loaded again"
         );
+    }
+
+    #[test]
+    fn spare_weights_take_free_memory_only_and_make_room_for_whoever_needs_it() {
+        let (mut ledger, now) = (Ledger::new(100), Instant::now());
+        ledger.reserve(session(1), key(0), 40, 10, now).unwrap();
+        assert!(ledger.keep_spare(key(1), 50, now));
+        assert!(!ledger.keep_spare(key(2), 1, now), "nothing is free");
+        assert!(ledger.keep_spare(key(1), 50, now), "it is there already");
+        assert_eq!((ledger.used(), ledger.held()), (100, 50));
+        let evicted = ledger.reserve(session(2), key(3), 40, 10, now).unwrap();
+        assert_eq!(evicted, [key(1)]);
+        ledger.release(session(2), now);
+        assert!(!ledger.keep_spare(key(1), 50, now), "unused weights stay");
+    }
+
+    #[test]
+    fn spare_weights_that_a_session_takes_over_need_no_more_memory() {
+        let (mut ledger, now) = (Ledger::new(100), Instant::now());
+        assert!(ledger.keep_spare(key(0), 90, now));
+        let evicted = ledger.reserve(session(1), key(0), 90, 10, now).unwrap();
+        assert_eq!((evicted, ledger.used(), ledger.held()), (vec![], 100, 100));
+        assert!(!ledger.forget_unused(&key(0)), "it is in use");
     }
 
     #[test]

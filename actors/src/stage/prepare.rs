@@ -4,15 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use accel_inference::{LayerRange, LoadOptions, SeqId, load_stage};
-use accel_p2p::PeerId;
+use accel_inference::SeqId;
 use accel_p2p::wire::{ControlReply, SessionId};
-use accel_storage::{FetchProgress, FetchReport, Want};
-use cid::Cid;
+use accel_storage::FetchProgress;
 use tokio::sync::mpsc;
 
 use super::engine::Engine;
-use super::ledger::{Shortage, StageKey};
+use super::ledger::Shortage;
+use super::obtain::{Layers, bad_request};
 use super::server::StageDeps;
 use crate::error::{ErrorKind, Failure, MEMORY_IN_USE};
 use crate::models::Header;
@@ -25,12 +24,8 @@ const PROGRESS: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     pub(super) session: SessionId,
-    pub(super) model: Cid,
-    pub(super) model_bytes: u64,
-    pub(super) layers: LayerRange,
-    pub(super) total_layers: u32,
+    pub(super) layers: Layers,
     pub(super) max_tokens: u32,
-    pub(super) providers: Vec<PeerId>,
 }
 
 /// A stage with a KV cache for the session.
@@ -77,11 +72,7 @@ pub(super) async fn run(
     if result.is_ok() {
         deps.telemetry.prepared(started.elapsed());
     } else {
-        let key = StageKey {
-            model: order.model,
-            layers: order.layers,
-        };
-        deps.shelf.release(order.session, &key);
+        deps.shelf.release(order.session, &order.layers.key());
     }
     result
 }
@@ -91,32 +82,29 @@ async fn prepare(
     order: &Order,
     meter: Arc<Meter>,
 ) -> Result<Prepared, Failure> {
-    let (header, mut fetched) = deps
-        .models
-        .header(&order.model, order.providers.clone())
-        .await
-        .map_err(|error| refusal(&error))?;
+    let (header, mut fetched) = order.layers.header(deps).await?;
     check(order, &header)?;
 
-    let key = StageKey {
-        model: order.model,
-        layers: order.layers,
-    };
-    let weights = header.shape.stage_bytes(&order.layers);
+    let key = order.layers.key();
+    let weights = header.shape.stage_bytes(&key.layers);
     let kv = header
         .shape
         .kv_bytes_per_token_layer
-        .saturating_mul(u64::from(order.layers.len()))
+        .saturating_mul(u64::from(key.layers.len()))
         .saturating_mul(u64::from(order.max_tokens));
     let cell = deps.shelf.reserve(order.session, key, weights, kv);
     let cell = cell.map_err(short_of_memory)?;
 
     let engine = cell
         .get_or_try_init(|| async {
-            let report = fetch(deps, order, &header, meter).await?;
+            let progress = move |now: FetchProgress| {
+                meter.done.store(now.done_bytes, Ordering::Relaxed);
+                meter.total.store(now.total_bytes, Ordering::Relaxed);
+            };
+            let report = order.layers.fetch(deps, &header, &progress).await?;
             fetched.blocks_fetched += report.blocks_fetched;
             fetched.bytes_fetched += report.bytes_fetched;
-            load(deps, order, &header).await
+            order.layers.load(deps, &header).await
         })
         .await?;
     let engine = Arc::clone(engine);
@@ -146,107 +134,13 @@ fn short_of_memory(shortage: Shortage) -> Failure {
     Failure::unavailable("insufficient_memory", message, hint)
 }
 
-fn refusal(error: &crate::models::ModelsError) -> Failure {
-    Failure::new(error.kind(), error.code(), error.to_string(), error.hint())
-}
-
-/// The order fits the model, whatever its sender believes.
+/// The session's context is one that the model has.
 fn check(order: &Order, header: &Header) -> Result<(), Failure> {
-    let shape = &header.shape;
-    let problem = if order.total_layers != shape.layers {
-        format!(
-            "the model has {} layers, not {}",
-            shape.layers, order.total_layers
-        )
-    } else if header.file_len != order.model_bytes {
-        format!(
-            "the model has {} bytes, not {}",
-            header.file_len, order.model_bytes
-        )
-    } else if order.max_tokens == 0 || order.max_tokens > shape.context {
-        format!(
-            "{} tokens are outside the context of {}",
-            order.max_tokens, shape.context
-        )
-    } else {
-        return Ok(());
-    };
-    let hint = "update accel on all nodes; they disagree about the model";
-    Err(Failure::new(
-        ErrorKind::BadRequest,
-        "bad_request",
-        problem,
-        hint,
-    ))
-}
-
-/// Fetches what the layers need; resumes where an earlier attempt stopped.
-async fn fetch(
-    deps: &Arc<StageDeps>,
-    order: &Order,
-    header: &Header,
-    meter: Arc<Meter>,
-) -> Result<FetchReport, Failure> {
-    let ranges = header.shape.byte_ranges(&header.gguf, &order.layers);
-    let source = deps.peers.blocks(order.providers.clone());
-    let progress = move |now: FetchProgress| {
-        meter.done.store(now.done_bytes, Ordering::Relaxed);
-        meter.total.store(now.total_bytes, Ordering::Relaxed);
-    };
-    let report = deps
-        .store
-        .fetch(
-            &order.model,
-            Want::Ranges(ranges),
-            source.as_ref(),
-            &progress,
-        )
-        .await
-        .map_err(|error| {
-            let hint = "check that a node with the model is connected (`accel peers`)";
-            Failure::unavailable("fetch_failed", error.to_string(), hint)
-        })?;
-    deps.telemetry
-        .fetched(report.bytes_fetched, report.blocks_fetched);
-    deps.models.keep_record(&order.model, header.file_len).await;
-    Ok(report)
-}
-
-async fn load(
-    deps: &Arc<StageDeps>,
-    order: &Order,
-    header: &Header,
-) -> Result<Arc<Engine>, Failure> {
-    let failed = |reason: String| {
-        Failure::unavailable(
-            "load_failed",
-            reason,
-            "the log of the node that loads says more",
-        )
-    };
-    let path = deps
-        .store
-        .model_path(&order.model)
-        .map_err(|error| failed(error.to_string()))?;
-    let (gguf, layers) = (Arc::clone(&header.gguf), order.layers);
-    let options = LoadOptions {
-        threads: deps.threads,
-        // A second line of defence: what is reserved for sessions stays below it.
-        kv_bytes: Some(deps.shelf.limit()),
-        ..LoadOptions::default()
-    };
-    let leave = deps.shelf.leave_to_load().await;
-    let loading = tokio::task::spawn_blocking(move || {
-        let _leave = leave;
-        load_stage(&path, &gguf, layers, &options)
-    });
-    let stage = match loading.await {
-        Ok(Ok(stage)) => stage,
-        Ok(Err(error)) => return Err(failed(error.to_string())),
-        Err(_) => return Err(failed("loading the layers panicked".to_owned())),
-    };
-    let engine = Engine::spawn(stage, deps.telemetry.clone());
-    engine
-        .map(Arc::new)
-        .map_err(|error| failed(format!("cannot start a thread: {error}")))
+    let (tokens, context) = (order.max_tokens, header.shape.context);
+    if tokens == 0 || tokens > context {
+        return Err(bad_request(format!(
+            "{tokens} tokens are outside the context of {context}"
+        )));
+    }
+    Ok(())
 }

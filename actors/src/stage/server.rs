@@ -16,12 +16,14 @@ use tokio::sync::mpsc;
 use super::complaints::Complaints;
 use super::fence::Fence;
 use super::ledger::StageKey;
+use super::obtain::Layers;
 use super::outlet::{NEXT_STAGE_LOST, Next, Outlet, StepName};
 use super::prepare::{self, Order, Prepared};
 use super::seat::{
     Live, Seat, SeatState, answer, apply, endpoint_of, not_ready, params_of, refused, stale,
 };
 use super::shelf::Shelf;
+use super::warmer::Warmer;
 use crate::error::Failure;
 use crate::models::Models;
 use crate::peers::Peers;
@@ -47,6 +49,8 @@ pub(crate) struct StageDeps {
     pub(crate) sessions: Arc<SessionTable>,
     pub(crate) max_layers: Option<u32>,
     pub(crate) threads: Option<usize>,
+    /// Whether layers are made ready for sessions that may need them.
+    pub(crate) warm_stand_ins: bool,
     pub(crate) telemetry: Telemetry,
 }
 
@@ -82,6 +86,7 @@ pub(crate) struct StageServer {
     /// The newest epoch of sessions without a seat: what is older stays refused.
     past: HashMap<SessionId, (u64, Instant)>,
     complaints: Complaints,
+    warmer: Warmer,
 }
 
 impl StageServer {
@@ -90,6 +95,7 @@ impl StageServer {
         let (peers, sessions) = (Arc::clone(&deps.peers), Arc::clone(&deps.sessions));
         Self {
             complaints: Complaints::start(peers, sessions),
+            warmer: Warmer::start(&deps),
             deps,
             seats: HashMap::new(),
             past: HashMap::new(),
@@ -130,12 +136,14 @@ impl StageServer {
         let lease = Duration::from_millis(lease_ms).min(LONGEST_LEASE);
         let order = Order {
             session,
-            model,
-            model_bytes,
-            layers,
-            total_layers,
+            layers: Layers {
+                model,
+                model_bytes,
+                layers,
+                total_layers,
+                providers,
+            },
             max_tokens,
-            providers,
         };
         let work = prepare::run(Arc::clone(&self.deps), order, replies.clone());
         let task = work.into_actor(self).map(move |result, server, context| {
@@ -436,6 +444,7 @@ impl Handler<Control> for StageServer {
                 epoch,
                 lease_ms,
             } => self.renew(from, session, epoch, lease_ms),
+            ControlRequest::Warm { order } => self.warmer.take(order),
         };
         let reply = match done {
             Ok(()) => ControlReply::Done,

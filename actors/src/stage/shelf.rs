@@ -77,6 +77,31 @@ impl Shelf {
         Ok(Arc::clone(inner.cells.entry(key).or_default()))
     }
 
+    /// The place of a stage that nobody needs yet, if there is memory that nobody uses: nothing
+    /// is unloaded for it. It is as good as unused until a session reserves it.
+    pub(super) fn spare(&self, key: StageKey, weights: u64) -> Option<Cell> {
+        let mut inner = self.lock();
+        Self::drop_dead(&mut inner, &key);
+        if !inner.ledger.keep_spare(key, weights, Instant::now()) {
+            return None;
+        }
+        Some(Arc::clone(inner.cells.entry(key).or_default()))
+    }
+
+    /// Whether a stage is loaded.
+    pub(super) fn has(&self, key: &StageKey) -> bool {
+        let inner = self.lock();
+        inner.cells.get(key).is_some_and(|cell| cell.initialized())
+    }
+
+    /// Forgets a stage that could not be loaded, unless a session waits for it.
+    pub(super) fn forget(&self, key: &StageKey) {
+        let mut inner = self.lock();
+        if inner.ledger.forget_unused(key) {
+            inner.cells.remove(key);
+        }
+    }
+
     /// A stage whose thread died is loaded anew.
     fn drop_dead(inner: &mut Inner, key: &StageKey) {
         let cell = inner.cells.get(key);

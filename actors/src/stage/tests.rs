@@ -1,3 +1,5 @@
+mod warm;
+
 use std::sync::Arc;
 
 use accel_inference::{Gguf, LayerRange, ModelShape};

@@ -143,6 +143,7 @@ fn node_config(settings: &Settings, data_dir: PathBuf) -> NodeConfig {
         memory_limit: settings.memory.map(|size| size.0),
         max_layers: settings.max_layers,
         fault_tolerance: settings.fault_tolerance,
+        warm_stand_ins: settings.warm_stand_ins,
         ..NodeConfig::loopback(data_dir)
     }
 }

@@ -22,6 +22,7 @@ fn without_any_source_the_defaults_hold() {
     assert_eq!(settings.listen, [DEFAULT_LISTEN]);
     assert!(settings.join.is_empty() && settings.threads.is_none());
     assert_eq!(settings.fault_tolerance, FaultTolerance::Medium);
+    assert!(settings.warm_stand_ins);
 }
 
 #[test]
@@ -31,6 +32,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
         "ACCEL_THREADS" => Some("2".to_owned()),
         "ACCEL_MAX_LAYERS" => Some("2".to_owned()),
         "ACCEL_FAULT_TOLERANCE" => Some("low".to_owned()),
+        "ACCEL_WARM_STAND_INS" => Some("false".to_owned()),
         _ => None,
     };
     flags.max_layers = Some(3);
@@ -47,6 +49,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     );
     assert_eq!(settings.max_layers, Some(3), "the flag wins over both");
     assert_eq!(settings.fault_tolerance, FaultTolerance::Low);
+    assert!(!settings.warm_stand_ins);
 }
 
 #[test]

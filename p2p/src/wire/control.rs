@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use cid::Cid;
 use libp2p::PeerId;
 
-use super::{Message, SessionId, clip, limit, tag, wire_enum, wire_struct};
+use super::{Message, SessionId, WarmOrder, clip, limit, tag, wire_enum, wire_struct};
 
 /// What a coordinator asks of a stage's peer.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,6 +71,12 @@ pub enum ControlRequest {
         epoch: u64,
         /// How long the reservation holds from now.
         lease_ms: u64,
+    },
+    /// Of no session: layers that a stand-in may need soon. Answered at once; what becomes of it
+    /// is the peer's own business.
+    Warm {
+        /// Which layers.
+        order: WarmOrder,
     },
 }
 
@@ -154,6 +160,7 @@ wire_enum!(ControlRequest {
     3 => Abort { session, epoch },
     4 => Release { session, epoch },
     5 => Renew { session, epoch, lease_ms },
+    6 => Warm { order },
 });
 wire_enum!(ControlReply {
     1 => Progress { done, total },
@@ -173,25 +180,27 @@ wire_struct!(SamplingWire {
 });
 
 impl ControlRequest {
-    /// The session it is about.
-    pub fn session(&self) -> SessionId {
+    /// The session it is about, if it is about one.
+    pub fn session(&self) -> Option<SessionId> {
         match self {
             Self::Prepare { session, .. }
             | Self::Commit { session, .. }
             | Self::Abort { session, .. }
             | Self::Release { session, .. }
-            | Self::Renew { session, .. } => *session,
+            | Self::Renew { session, .. } => Some(*session),
+            Self::Warm { .. } => None,
         }
     }
 
-    /// The epoch it speaks under.
-    pub fn epoch(&self) -> u64 {
+    /// The epoch it speaks under, if it is about a session.
+    pub fn epoch(&self) -> Option<u64> {
         match self {
             Self::Prepare { epoch, .. }
             | Self::Commit { epoch, .. }
             | Self::Abort { epoch, .. }
             | Self::Release { epoch, .. }
-            | Self::Renew { epoch, .. } => *epoch,
+            | Self::Renew { epoch, .. } => Some(*epoch),
+            Self::Warm { .. } => None,
         }
     }
 }
@@ -230,6 +239,7 @@ impl Message for ControlRequest {
                 check_route(route)?;
                 sampling.check()
             }
+            Self::Warm { order } => order.check(),
             Self::Abort { .. } | Self::Release { .. } | Self::Renew { .. } => Ok(()),
         }
     }
@@ -241,7 +251,7 @@ impl Message for ControlReply {
     const LIMIT: usize = limit::CONTROL_REPLY;
 }
 
-fn check_layers((first, end): (u32, u32), total: u32) -> Result<(), String> {
+pub(super) fn check_layers((first, end): (u32, u32), total: u32) -> Result<(), String> {
     if first < end && end <= total {
         return Ok(());
     }

@@ -27,6 +27,9 @@ pub(in crate::session) struct Chronicle {
     shown: VecDeque<RecoveryView>,
     /// When the answer last went on: only then does a client begin to wait.
     moved: Instant,
+    /// When the newest fault was noticed, and when stages were ready to go on after it.
+    noticed: Option<Instant>,
+    ready: Option<Instant>,
 }
 
 impl Chronicle {
@@ -35,6 +38,8 @@ impl Chronicle {
             count: 0,
             shown: VecDeque::new(),
             moved: now,
+            noticed: None,
+            ready: None,
         }
     }
 
@@ -44,8 +49,11 @@ impl Chronicle {
     }
 
     /// A recovery begins behind so many tokens.
-    pub(in crate::session) fn begin(&mut self, begun: Begun, tokens: u64) {
+    pub(in crate::session) fn begin(&mut self, begun: Begun, tokens: u64, now: Instant) {
         self.count += 1;
+        // Behind an attempt that came to nothing, the time counts from that one.
+        let since = self.noticed.unwrap_or(self.moved).max(self.moved);
+        (self.noticed, self.ready) = (Some(now), None);
         if self.shown.len() >= SHOWN {
             self.shown.pop_front();
         }
@@ -56,16 +64,30 @@ impl Chronicle {
             remedy: begun.remedy.name().to_owned(),
             after_tokens: tokens,
             tokens_replayed: begun.replayed,
+            detect_ms: Some(between(since, now)),
+            place_ms: None,
+            rebuild_ms: None,
             stall_ms: None,
         });
+    }
+
+    /// Stages are ready to go on after a fault.
+    pub(in crate::session) fn placed(&mut self, now: Instant) {
+        let (Some(noticed), Some(last)) = (self.noticed, self.shown.back_mut()) else {
+            return;
+        };
+        self.ready = Some(now);
+        last.place_ms = Some(between(noticed, now));
     }
 
     /// The first token since came: for how long the answer stood still.
     pub(in crate::session) fn end(&mut self, now: Instant) -> Duration {
         let stall = now.saturating_duration_since(self.moved);
         if let Some(last) = self.shown.back_mut() {
-            last.stall_ms = Some(Figure::measured(stall.as_secs_f64() * 1000.0));
+            last.stall_ms = Some(between(self.moved, now));
+            last.rebuild_ms = self.ready.map(|ready| between(ready, now));
         }
+        (self.noticed, self.ready) = (None, None);
         stall
     }
 
@@ -78,6 +100,10 @@ impl Chronicle {
     pub(in crate::session) fn shown(&self) -> Vec<RecoveryView> {
         self.shown.iter().cloned().collect()
     }
+}
+
+fn between(from: Instant, to: Instant) -> Figure {
+    Figure::measured(to.saturating_duration_since(from).as_secs_f64() * 1000.0)
 }
 
 #[cfg(test)]
@@ -96,7 +122,7 @@ mod tests {
                 replayed: 7,
                 reason: "a peer left".to_owned(),
             };
-            chronicle.begin(begun, round);
+            chronicle.begin(begun, round, start);
         }
         let stall = chronicle.end(start + Duration::from_millis(1500));
         assert_eq!(stall, Duration::from_millis(1500));
@@ -106,5 +132,34 @@ mod tests {
         assert_eq!((last.after_tokens, last.tokens_replayed), (39, 7));
         assert_eq!(last.stall_ms, Some(Figure::measured(1500.0)));
         assert_eq!(shown.first().map(|view| view.stall_ms), Some(None));
+    }
+
+    #[test]
+    fn the_parts_of_a_stall_add_up_to_it() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut chronicle = Chronicle::new(start);
+        chronicle.placed(at(1));
+        chronicle.moved(at(10));
+        let begun = Begun {
+            fault: FaultKind::PeerLost,
+            strategy: "progressive",
+            remedy: Remedy::FailOver,
+            replayed: 7,
+            reason: "a peer left".to_owned(),
+        };
+        chronicle.begin(begun, 3, at(15));
+        chronicle.placed(at(40));
+        chronicle.end(at(110));
+        let shown = chronicle.shown();
+        let last = shown.last().expect("it is shown");
+        let parts = [
+            last.detect_ms,
+            last.place_ms,
+            last.rebuild_ms,
+            last.stall_ms,
+        ];
+        let expected = [5.0, 25.0, 70.0, 100.0].map(|millis| Some(Figure::measured(millis)));
+        assert_eq!(parts, expected);
     }
 }

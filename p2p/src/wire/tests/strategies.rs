@@ -246,7 +246,18 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
             },
         }
     });
-    prop_oneof![prepare, commit, short]
+    let warm = (cid(), any::<u64>(), layers(), vec(peer(), 0..4)).prop_map(
+        |(model, model_bytes, (layers, total_layers), providers)| ControlRequest::Warm {
+            order: WarmOrder {
+                model,
+                model_bytes,
+                layers,
+                total_layers,
+                providers,
+            },
+        },
+    );
+    prop_oneof![prepare, commit, short, warm]
 }
 
 pub fn reply() -> impl Strategy<Value = ControlReply> {
