@@ -87,6 +87,31 @@ impl Cluster {
     }
 }
 
+/// Waits until `nodes` have loaded `count` stages ahead of time, all together.
+pub async fn wait_for_warm_stages(nodes: &[Node], count: u64) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut warm = 0;
+        for node in nodes {
+            warm += stages_warmed(node).await?;
+        }
+        if warm >= count {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{warm} stages were loaded ahead of time, not {count}");
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn stages_warmed(node: &Node) -> Result<u64> {
+    let (_, metrics) = node.client.get_text("/metrics").await?;
+    let name = "accel_stages_warmed_total{result=\"loaded\"} ";
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+    line.map_or(Ok(0), |count| Ok(count.trim().parse()?))
+}
+
 /// Waits until the set of peers that `node` lists (itself among them) is as wished.
 pub async fn wait_for_peers(node: &Node, wished: impl Fn(&BTreeSet<String>) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;

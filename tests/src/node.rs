@@ -27,6 +27,8 @@ pub struct NodeOptions {
     pub data: Option<PathBuf>,
     /// Further arguments of `accel up`.
     pub args: Vec<String>,
+    /// What it logs, in the form of `ACCEL_LOG`; warnings by default.
+    pub log: Option<String>,
 }
 
 /// A running node, gone when dropped.
@@ -207,6 +209,9 @@ fn up_command(options: &NodeOptions, data: &Path, home: &Path) -> Result<Command
     }
     if let Some(layers) = options.max_layers {
         command.arg("--max-layers").arg(layers.to_string());
+    }
+    if let Some(log) = &options.log {
+        command.env("ACCEL_LOG", log);
     }
     command.args(&options.args);
     Ok(command)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use accel_tests::{
     ChatRequest, Cluster, Node, NodeOptions, PATIENCE,
     client::{Stream, delta},
-    cluster::wait_for_peers,
+    cluster::{wait_for_peers, wait_for_warm_stages},
     models::{self, Model},
 };
 use anyhow::{Context as _, Result, bail};
@@ -171,6 +171,59 @@ async fn two_peers_killed_in_mid_answer_change_no_byte_of_it() -> Result<()> {
     let (_, metrics) = asked.client.get_text("/metrics").await?;
     let counted = r#"accel_recoveries_total{fault="peer_lost",strategy="progressive"}"#;
     assert!(metrics.contains(counted), "{metrics}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stand_in_has_the_layers_before_a_peer_is_lost() -> Result<()> {
+    let model = models::talkative()?;
+    let request = sampled(&model, PROMPT, LONG);
+    let expected = undisturbed(&model, &request).await?;
+    let (asked, mut cluster) = swarm(4, &model).await?;
+    let short = sampled(&model, PROMPT, 4);
+    asked.client.chat(&short).await?;
+    // One spare, which may have to stand in for either of the two others.
+    wait_for_warm_stages(&cluster.nodes, 2).await?;
+
+    let mut listener = Listener::start(&asked, &request).await?;
+    listener.hear(3).await?;
+    let victim = stage_of(&asked, &cluster.nodes, &listener.session).await?;
+    cluster.nodes.remove(victim).process.kill();
+    let (text, session) = listener.rest().await?;
+    assert_eq!(text, expected);
+    let log = recoveries(&asked, &session).await?;
+    let last = log.last().context("a last recovery")?;
+    for part in ["detect_ms", "place_ms", "rebuild_ms"] {
+        assert_eq!(last[part]["tag"], "measured", "{part}: {last}");
+    }
+    let view = asked.client.session(&session).await?;
+    assert_eq!(
+        view["bytes_fetched"], 0,
+        "nothing was left to fetch: {view}"
+    );
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_told_so_gets_nothing_ready_for_others() -> Result<()> {
+    let model = models::small()?;
+    let mut cluster = Cluster::empty()?;
+    for _ in 0..4 {
+        let node = NodeOptions {
+            max_layers: Some(LAYERS),
+            args: vec!["--warm-stand-ins".into(), "false".into()],
+            ..NodeOptions::default()
+        };
+        cluster.add(node).await?;
+    }
+    cluster.wait_until_complete().await?;
+    let asked = cluster.nodes.first().context("the first node")?;
+    asked.add_model(&model.path)?;
+    asked.client.chat(&sampled(&model, PROMPT, 8)).await?;
+    for node in &cluster.nodes {
+        let (_, metrics) = node.client.get_text("/metrics").await?;
+        assert!(!metrics.contains("accel_stages_warmed_total{"), "{metrics}");
+    }
     Ok(())
 }
 

@@ -1,0 +1,92 @@
+//! Measures how long an answer stands still when a node that computes a part of it is killed or
+//! hangs, and where that time goes. With `--alarms`, instead, how many nodes that live are taken
+//! for dead while every core is busy.
+//!
+//! ```text
+//! cargo run --release -p accel-tests --example stall -- --trials 20
+//! cargo run --release -p accel-tests --example stall -- --trials 20 --cold
+//! cargo run --release -p accel-tests --example stall -- --trials 20 --hang
+//! cargo run --release -p accel-tests --example stall -- --alarms 60 --busy 8
+//! ```
+//!
+//! Real processes on loopback: four nodes, the model split over three of them, in a new swarm for
+//! each trial. The figures are printed as a table, and written as JSON with `--out`.
+//!
+//! - `trial.rs`: one session, one loss
+//! - `alarms.rs`: sessions under load, no loss
+//! - `figures.rs`: percentiles and their table
+
+mod alarms;
+mod figures;
+mod trial;
+
+use std::path::PathBuf;
+
+use accel_tests::models::{self, Model};
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use serde_json::json;
+
+use figures::Figures;
+
+/// Measures the stall of an answer when a node is lost
+#[derive(Debug, Clone, Parser)]
+pub struct Options {
+    /// How often
+    #[arg(long, default_value_t = 20)]
+    trials: usize,
+    /// Tokens of the prompt, roughly
+    #[arg(long, default_value_t = 512)]
+    context: usize,
+    /// Nodes make nothing ready ahead of time
+    #[arg(long)]
+    cold: bool,
+    /// Say nothing about stand-ins to the nodes, and wait for none: for older binaries
+    #[arg(long, conflicts_with = "cold")]
+    as_it_is: bool,
+    /// The node hangs (SIGSTOP) instead of being killed
+    #[arg(long)]
+    hang: bool,
+    /// Instead: count false alarms for so many minutes
+    #[arg(long, value_name = "MINUTES")]
+    alarms: Option<u64>,
+    /// Threads that keep the machine busy meanwhile
+    #[arg(long, default_value_t = 0)]
+    busy: usize,
+    /// File for the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let options = Options::parse();
+    let model = models::smollm2()?.context("it is measured with SmolLM2")?;
+    let _busy = alarms::Busy::start(options.busy);
+    let report = match options.alarms {
+        Some(minutes) => alarms::count(&options, &model, minutes).await?,
+        None => stalls(&options, &model).await?,
+    };
+    if let Some(path) = &options.out {
+        std::fs::write(path, format!("{report:#}\n"))?;
+    }
+    Ok(())
+}
+
+async fn stalls(options: &Options, model: &Model) -> Result<serde_json::Value> {
+    let mut figures = Figures::default();
+    for number in 0..options.trials {
+        let told = trial::run(options, model, number).await?;
+        eprintln!("trial {number}: {told:?}");
+        figures.add(&told);
+    }
+    println!("\n{}", figures.markdown());
+    Ok(json!({
+        "trials": options.trials,
+        "context": options.context,
+        "cold": options.cold,
+        "hang": options.hang,
+        "busy": options.busy,
+        "figures": figures.json(),
+    }))
+}
