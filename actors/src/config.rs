@@ -81,6 +81,9 @@ pub struct Limits {
     pub step_timeout: Duration,
     /// How long a client may leave an answer unread.
     pub client_timeout: Duration,
+    /// How long a session that was interrupted waits for its client, and one that ended stays
+    /// readable.
+    pub resume_window: Duration,
     /// How many ended sessions stay visible.
     pub sessions_kept: usize,
     /// The longest context that is reserved for a request without `max_tokens`.
@@ -102,6 +105,7 @@ impl Default for Limits {
             commit_timeout: Duration::from_secs(10),
             step_timeout: Duration::from_secs(10),
             client_timeout: Duration::from_secs(120),
+            resume_window: Duration::from_secs(600),
             sessions_kept: 256,
             default_answer: 4096,
         }

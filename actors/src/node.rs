@@ -27,7 +27,8 @@ use crate::error::{ErrorKind, Failure, GenerateError, StartError};
 use crate::models::{Models, ModelsError};
 use crate::own::Own;
 use crate::placement::{Placer, Wanted};
-use crate::request::{GenerateRequest, Generation};
+use crate::request::{GenerateRequest, Generation, Resumption};
+use crate::resume::{Resume, Returns};
 use crate::router::{Admission, Generate, Router};
 use crate::session::table::SessionTable;
 use crate::stage::Shelf;
@@ -71,6 +72,7 @@ struct Inner {
     units: Vec<WatchedUnit>,
     stopping: AtomicBool,
     default_answer: u32,
+    resume_window: Duration,
     actors: ArbiterHandle,
     io: start::IoThreads,
 }
@@ -93,6 +95,29 @@ impl NodeHandle {
         let permit = permit.inspect_err(|error| self.inner.telemetry.request(error.code()))?;
         let message = Generate { request, permit };
         let answer = self.inner.router.ask(message, GENERATE_WITHIN).await;
+        answer.map_err(|error| GenerateError::Internal(error.to_string()))?
+    }
+
+    /// Goes on with a session for a client that has its answer up to token `after`; that has
+    /// nothing of it when absent.
+    pub async fn resume(
+        &self,
+        session: &str,
+        after: Option<u64>,
+    ) -> Result<Resumption, GenerateError> {
+        let inner = &self.inner;
+        if inner.stopping.load(Ordering::Relaxed) {
+            return Err(GenerateError::ShuttingDown);
+        }
+        let sessions = Returns {
+            journal: inner.models.store().journal(),
+            table: Arc::clone(&inner.sessions),
+            window: inner.resume_window,
+        };
+        let found = sessions.find(session, after).await?;
+        let permit = inner.admission.admit().await?;
+        let message = Resume { found, permit };
+        let answer = inner.router.ask(message, GENERATE_WITHIN).await;
         answer.map_err(|error| GenerateError::Internal(error.to_string()))?
     }
 

@@ -33,6 +33,23 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
+    /// None yet, for a session of this numerics class: the first plan replaces it.
+    pub(crate) fn none(numerics: &str) -> Self {
+        let plan = Plan {
+            numerics: numerics.to_owned(),
+            stages: Vec::new(),
+            token_ns: 0,
+            why: String::new(),
+        };
+        Self {
+            plan,
+            route: Vec::new(),
+            endpoints: HashMap::new(),
+            token_ns: 0,
+            providers: Vec::new(),
+        }
+    }
+
     /// Where a peer can get blocks: everyone who has some, besides itself.
     pub(crate) fn providers_for(&self, peer: PeerId) -> Vec<PeerId> {
         let others = self.providers.iter().filter(|provider| **provider != peer);

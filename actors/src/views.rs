@@ -202,7 +202,8 @@ pub struct ModelDetail {
 pub struct SessionView {
     /// Its id.
     pub id: String,
-    /// `placing`, `prefill`, `decoding`, `recovering`, `done`, `failed` or `cancelled`.
+    /// `placing`, `prefill`, `decoding`, `recovering`, `suspended`, `moved`, `done`, `failed` or
+    /// `cancelled`.
     pub state: String,
     /// The model's name.
     pub model: String,
@@ -252,7 +253,7 @@ pub struct RouteView {
 /// How a session went on after a fault.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RecoveryView {
-    /// `peer_lost`, `step_failed`, `step_timeout` or `placement_failed`.
+    /// `peer_lost`, `step_failed`, `step_timeout`, `placement_failed` or `interrupted`.
     pub fault: String,
     /// The fault in words.
     pub reason: String,

@@ -25,7 +25,7 @@ pub const DEFAULT_API: &str = "127.0.0.1:8420";
 const DEFAULT_LISTEN: &str = "/ip4/0.0.0.0/tcp/0";
 
 /// Every key of the settings, in the order in which `accel up --help` shows them.
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "data",
     "api",
     "listen",
@@ -37,10 +37,13 @@ const KEYS: [&str; 12] = [
     "memory",
     "max_layers",
     "fault_tolerance",
+    "resume_window",
     "ready_file",
 ];
 /// The keys whose value in the environment is a number.
-const NUMBERS: [&str; 2] = ["threads", "max_layers"];
+const NUMBERS: [&str; 3] = ["threads", "max_layers", "resume_window"];
+/// The longest time that sessions wait for their clients: a week.
+const LONGEST_WINDOW: u32 = 7 * 24 * 3600;
 
 /// What is wrong with the settings.
 #[derive(Debug, Error)]
@@ -123,6 +126,10 @@ pub struct Flags {
     #[arg(long, value_name = "LEVEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault_tolerance: Option<String>,
+    /// Seconds that a session which was interrupted waits for its client [default: 600]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume_window: Option<u32>,
     /// File to write {"peer_id","api","addrs"} to once everything listens
     #[arg(long, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,6 +168,9 @@ pub struct Settings {
     /// What requests survive that do not say so.
     #[serde(default)]
     pub fault_tolerance: FaultTolerance,
+    /// Seconds that a session which was interrupted waits for its client.
+    #[serde(default)]
+    pub resume_window: Option<u32>,
     /// Where to tell that everything listens.
     #[serde(default)]
     pub ready_file: Option<PathBuf>,
@@ -194,6 +204,7 @@ impl Settings {
         check_device(&self.device)?;
         check_range("threads", self.threads, MAX_THREADS)?;
         check_range("max_layers", self.max_layers, u32::MAX)?;
+        check_range("resume_window", self.resume_window, LONGEST_WINDOW)?;
         if self.swarm.is_some() && self.swarm_key.is_some() {
             return Err(ConfigError::Value {
                 key: "swarm",

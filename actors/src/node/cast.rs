@@ -23,6 +23,7 @@ use crate::session::link::Link;
 use crate::session::table::SessionTable;
 use crate::stage::{Shelf, StageDeps, StageServer};
 use crate::supervisor::{ActorRef, RestartPolicy, Unit, UnitWatch};
+use crate::suspended::Suspended;
 use crate::telemetry::Telemetry;
 
 /// Closed sessions that the journal keeps.
@@ -91,6 +92,12 @@ impl Cast {
         };
         actix::spawn(pump.run(events));
         actix::spawn(keep_pruning(self.store.journal()));
+        let suspended = Suspended {
+            journal: self.store.journal(),
+            table: Arc::clone(&self.shared.sessions),
+            window: limits.resume_window,
+        };
+        actix::spawn(suspended.keep_closing());
         let telling = Arc::clone(&self.shared.own);
         actix::spawn(telling.keep_telling(directory.clone(), limits.advert_ttl / 3));
         Raised {

@@ -31,6 +31,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
         "ACCEL_THREADS" => Some("2".to_owned()),
         "ACCEL_MAX_LAYERS" => Some("2".to_owned()),
         "ACCEL_FAULT_TOLERANCE" => Some("low".to_owned()),
+        "ACCEL_RESUME_WINDOW" => Some("60".to_owned()),
         _ => None,
     };
     flags.max_layers = Some(3);
@@ -47,6 +48,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     );
     assert_eq!(settings.max_layers, Some(3), "the flag wins over both");
     assert_eq!(settings.fault_tolerance, FaultTolerance::Low);
+    assert_eq!(settings.resume_window, Some(60));
 }
 
 #[test]
@@ -101,6 +103,8 @@ fn values_out_of_range_name_their_key() {
         ("threads = 0", "threads"),
         ("threads = 100000", "threads"),
         ("max_layers = 0", "max_layers"),
+        ("resume_window = 0", "resume_window"),
+        ("resume_window = 10000000", "resume_window"),
         ("memory = \"lots\"", "memory"),
         ("memory = -1", "memory"),
         ("api = \"nowhere\"", "api"),

@@ -3,7 +3,7 @@
 use accel_p2p::PeerId;
 
 use super::{Machine, Phase};
-use crate::error::{ErrorKind, Failure, PEER_SILENT};
+use crate::error::{ErrorKind, Failure, PEER_SILENT, SESSION_MOVED};
 use crate::session::event::{Command, RouteStage, StageReport, Timer};
 use crate::session::recovery::{Fault, FaultKind};
 
@@ -20,8 +20,12 @@ const SILENT_CALL: u32 = 16;
 
 impl Machine {
     pub(super) fn on_opened(&mut self) {
-        if matches!(self.phase, Phase::Opening) {
-            self.place();
+        if !matches!(self.phase, Phase::Opening) {
+            return;
+        }
+        match self.resumed.is_some() {
+            true => self.go_on(),
+            false => self.place(),
         }
     }
 
@@ -155,6 +159,9 @@ impl Machine {
         let Some(peer) = self.route.get(stage).map(|stage| stage.peer) else {
             return;
         };
+        if failure.code == SESSION_MOVED {
+            return self.depose();
+        }
         self.placement_failed(peer, failure);
     }
 
@@ -191,7 +198,7 @@ impl Machine {
         match failure.kind {
             ErrorKind::Unavailable | ErrorKind::Overloaded => true,
             ErrorKind::NotFound | ErrorKind::Internal => self.recovery.is_under_way(),
-            ErrorKind::BadRequest => false,
+            ErrorKind::BadRequest | ErrorKind::Conflict => false,
         }
     }
 

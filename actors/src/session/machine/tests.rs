@@ -50,6 +50,7 @@ fn whatever_the_network_and_the_peers_do_the_answer_is_the_one_without_faults() 
         }
     }
     assert!(seen.contains(&(PlacementFailed, Restart)));
+    assert!(seen.contains(&(Interrupted, FailOver)));
 }
 
 /// Says how to see a seed again that failed.
@@ -127,7 +128,7 @@ fn a_token_is_journaled_before_it_is_emitted_while_the_next_step_is_under_way() 
     let commands = machine.on(token(1, 5, 7));
     assert!(matches!(
         commands.first(),
-        Some(Command::JournalToken { index: 0, token: 7 })
+        Some(Command::JournalToken { index: 0, drawn }) if drawn.token == 7
     ));
     assert!(
         commands
