@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use accel_inference::KvFormat;
+
 use crate::tolerance::FaultTolerance;
 
 /// What a node is started with.
@@ -25,6 +27,8 @@ pub struct NodeConfig {
     pub api: Option<SocketAddr>,
     /// Threads that compute; one per core when absent.
     pub threads: Option<usize>,
+    /// How the KV caches are kept. Nodes that differ in it share no session.
+    pub kv: KvFormat,
     /// Memory that models may take; a share of the machine's when absent.
     pub memory_limit: Option<u64>,
     /// The most layers of one model that this node takes.
@@ -46,6 +50,7 @@ impl NodeConfig {
             swarm_key: None,
             api: None,
             threads: None,
+            kv: KvFormat::default(),
             memory_limit: None,
             max_layers: None,
             fault_tolerance: FaultTolerance::default(),

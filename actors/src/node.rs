@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use accel_inference::KvFormat;
 use accel_p2p::{Network, SessionId};
 use actix::ArbiterHandle;
 use tokio::sync::watch;
@@ -71,6 +72,7 @@ struct Inner {
     units: Vec<WatchedUnit>,
     stopping: AtomicBool,
     default_answer: u32,
+    kv: KvFormat,
     actors: ArbiterHandle,
     io: start::IoThreads,
 }
@@ -182,7 +184,7 @@ impl NodeHandle {
         let all = self.models().await?;
         let cid = card.model.cid.to_string();
         let summary = all.into_iter().find(|view| view.cid == cid);
-        Ok(views::detail(&card, summary))
+        Ok(views::detail(&card, summary, self.inner.kv))
     }
 
     /// The sessions that run here and the last that ended, newest first.

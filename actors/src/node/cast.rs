@@ -124,6 +124,7 @@ impl Cast {
             sessions: Arc::clone(&self.shared.sessions),
             max_layers: self.config.max_layers,
             threads: self.config.threads,
+            kv: self.config.kv,
             telemetry: self.shared.telemetry.clone(),
         });
         unit.member("stage server", move || {

@@ -210,7 +210,7 @@ async fn raise(
         store,
         ..
     } = ground;
-    let default_answer = config.limits.default_answer;
+    let (default_answer, kv) = (config.limits.default_answer, config.kv);
     let arbiter = Arbiter::new();
     let (sender, raised) = oneshot::channel();
     let cast = Cast {
@@ -239,6 +239,7 @@ async fn raise(
         units: raised.units.into_iter().map(watched).collect(),
         stopping: AtomicBool::new(false),
         default_answer,
+        kv,
         actors: arbiter.handle(),
         io,
     })

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use accel_inference::{KvFormat, LayerRange};
 use accel_storage::ModelRecord;
 
 use crate::directory::PeerRecord;
@@ -119,7 +120,7 @@ pub(super) fn models(records: Vec<ModelRecord>, peers: &[PeerRecord]) -> Vec<Mod
     views
 }
 
-pub(super) fn detail(card: &Card, summary: Option<ModelView>) -> ModelDetail {
+pub(super) fn detail(card: &Card, summary: Option<ModelView>, kv: KvFormat) -> ModelDetail {
     let shape = &card.header.shape;
     let summary = summary.unwrap_or_else(|| ModelView {
         cid: card.model.cid.to_string(),
@@ -131,7 +132,7 @@ pub(super) fn detail(card: &Card, summary: Option<ModelView>) -> ModelDetail {
         added_unix: None,
         peers: 0,
     });
-    let whole = accel_inference::LayerRange::whole(shape.layers);
+    let whole = LayerRange::whole(shape.layers);
     ModelDetail {
         summary,
         architecture: shape.architecture.clone(),
@@ -141,7 +142,7 @@ pub(super) fn detail(card: &Card, summary: Option<ModelView>) -> ModelDetail {
         vocab: shape.vocab,
         context: shape.context,
         weights_bytes: shape.stage_bytes(&whole),
-        kv_bytes_per_token: shape.kv_bytes_per_token_layer * u64::from(shape.layers),
+        kv_bytes_per_token: shape.kv_bytes_per_token_layer(kv) * u64::from(shape.layers),
         chat_template: card.template.is_some(),
     }
 }
