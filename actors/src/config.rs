@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use accel_inference::KvFormat;
 
+use crate::health::BreakerLimits;
 use crate::tolerance::FaultTolerance;
 
 /// What a node is started with.
@@ -86,6 +87,8 @@ pub struct Limits {
     pub step_timeout: Duration,
     /// How long a client may leave an answer unread.
     pub client_timeout: Duration,
+    /// When peers that fail are left alone, and for how long.
+    pub breaker: BreakerLimits,
     /// How many ended sessions stay visible.
     pub sessions_kept: usize,
     /// The longest context that is reserved for a request without `max_tokens`.
@@ -107,6 +110,7 @@ impl Default for Limits {
             commit_timeout: Duration::from_secs(10),
             step_timeout: Duration::from_secs(10),
             client_timeout: Duration::from_secs(120),
+            breaker: BreakerLimits::default(),
             sessions_kept: 256,
             default_answer: 4096,
         }

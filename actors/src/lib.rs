@@ -13,6 +13,7 @@
 //! | [`node`] | the way in | [`NodeHandle`]: starts everything, answers the API, shuts down |
 //! | `router` | actor | admission: how many sessions run and wait; starts them |
 //! | `directory` | actor | what the peers say of themselves, until it expires |
+//! | `health` | | how well they do their part, and whom to leave alone for a while |
 //! | `planner` | pure | who computes which layers |
 //! | `session` | pure machine + actor | one request: two-phase placement, steps, journal, emission, recovery |
 //! | `stage` | actor + compute threads | the layers that this node computes, for itself and others |
@@ -27,6 +28,7 @@ pub mod config;
 mod directory;
 pub mod error;
 mod events;
+mod health;
 pub mod models;
 pub mod node;
 mod own;
@@ -48,6 +50,7 @@ pub mod views;
 
 pub use config::{Limits, NodeConfig};
 pub use error::{ErrorKind, Failure, GenerateError, StartError};
+pub use health::BreakerLimits;
 pub use models::ModelsError;
 pub use node::{NodeHandle, Progress};
 pub use planner::PlanError;

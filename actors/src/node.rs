@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use accel_inference::KvFormat;
 use accel_p2p::{Network, SessionId};
@@ -23,7 +23,7 @@ use actix::ArbiterHandle;
 use tokio::sync::watch;
 
 use crate::config::NodeConfig;
-use crate::directory::{Directory, snapshot};
+use crate::directory::{Directory, PeerRecord, snapshot};
 use crate::error::{ErrorKind, Failure, GenerateError, StartError};
 use crate::models::{Models, ModelsError};
 use crate::own::Own;
@@ -101,7 +101,9 @@ impl NodeHandle {
     /// The nodes of the swarm, this one first.
     pub async fn peers(&self) -> Result<Vec<PeerView>, Failure> {
         let records = snapshot(&self.inner.directory).await;
-        Ok(records.iter().map(views::peer).collect())
+        let (health, now) = (&self.inner.placer.health, Instant::now());
+        let view = |record: &PeerRecord| views::peer(record, &health.diagnosis(record.peer, now));
+        Ok(records.iter().map(view).collect())
     }
 
     /// Who would hold what, for `tokens` tokens of context.

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use crate::config::NodeConfig;
 use crate::directory::Directory;
 use crate::events::Pump;
+use crate::health::Health;
 use crate::models::Models;
 use crate::own::Own;
 use crate::peers::{NetworkPeers, Peers};
@@ -47,6 +48,7 @@ pub(super) struct Shared {
     pub(super) sessions: Arc<SessionTable>,
     pub(super) admission: Arc<Admission>,
     pub(super) telemetry: Telemetry,
+    pub(super) health: Arc<Health>,
 }
 
 /// What the actors are made of.
@@ -76,6 +78,7 @@ impl Cast {
         let stage = self.stage_server(&mut stages, &models, &peers);
         let placer = Placer {
             directory: directory.clone(),
+            health: Arc::clone(&self.shared.health),
         };
         let link = Link {
             peers,
@@ -88,6 +91,8 @@ impl Cast {
             directory: directory.clone(),
             stage,
             sessions: Arc::clone(&self.shared.sessions),
+            health: Arc::clone(&self.shared.health),
+            telemetry: self.shared.telemetry.clone(),
         };
         actix::spawn(pump.run(events));
         actix::spawn(keep_pruning(self.store.journal()));

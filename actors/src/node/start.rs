@@ -20,6 +20,7 @@ use super::cast::{Cast, Shared};
 use super::{Inner, WatchedUnit};
 use crate::config::NodeConfig;
 use crate::error::StartError;
+use crate::health::Health;
 use crate::own::{Own, fixed_body, memory_for_models};
 use crate::router::Admission;
 use crate::session::table::SessionTable;
@@ -195,6 +196,7 @@ fn share(ground: &Ground) -> Shared {
         sessions: Arc::new(SessionTable::new(config.limits.sessions_kept)),
         admission,
         telemetry: Telemetry::new(),
+        health: Arc::new(Health::new(config.limits.breaker)),
     }
 }
 

@@ -6,13 +6,14 @@ use accel_inference::{KvFormat, LayerRange};
 use accel_storage::ModelRecord;
 
 use crate::directory::PeerRecord;
+use crate::health::Diagnosis;
 use crate::models::{Card, ModelRef};
 use crate::planner::{Plan, PlannedStage};
 use crate::views::{
     Figure, GpuView, ModelDetail, ModelView, OfferView, PeerView, PlanStageView, PlanView,
 };
 
-pub(super) fn peer(record: &PeerRecord) -> PeerView {
+pub(super) fn peer(record: &PeerRecord, health: &Diagnosis) -> PeerView {
     let body = &record.body;
     let hardware = &body.hardware;
     let gpus = hardware.gpus.iter().map(|gpu| GpuView {
@@ -45,6 +46,11 @@ pub(super) fn peer(record: &PeerRecord) -> PeerView {
         max_layers: body.max_layers,
         sessions: body.load.sessions,
         models: models.collect(),
+        health: health.score,
+        breaker: health.breaker.name().to_owned(),
+        ping_ms: health
+            .ping
+            .map(|ping| Figure::measured(ping.as_secs_f64() * 1000.0)),
         seen_ms_ago: record.seen.elapsed().as_millis() as u64,
     }
 }

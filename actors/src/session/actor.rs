@@ -22,6 +22,7 @@ use super::record::OpeningRecord;
 use super::recovery::chronicle::{Begun, Chronicle};
 use super::show::{error_view, first_view};
 use super::table::SessionTable;
+use super::verdicts::Verdicts;
 use crate::config::Limits;
 use crate::error::Failure;
 use crate::models::ModelRef;
@@ -79,6 +80,7 @@ pub(crate) struct SessionActor {
     pub(super) steps: Option<FirstStage>,
     pub(super) endpoints: HashMap<PeerId, PeerEndpoint>,
     pub(super) chronicle: Chronicle,
+    pub(super) verdicts: Verdicts,
     pub(super) started: Instant,
     pub(super) placed: Option<Instant>,
     pub(super) first_token: Option<Instant>,
@@ -135,6 +137,7 @@ impl SessionActor {
                 steps: None,
                 endpoints,
                 chronicle: Chronicle::new(Instant::now()),
+                verdicts: Verdicts::default(),
                 started: Instant::now(),
                 placed: None,
                 first_token: None,
@@ -144,6 +147,7 @@ impl SessionActor {
     }
 
     pub(super) fn feed(&mut self, event: Event, context: &mut Context<Self>) {
+        self.judge(&event);
         let commands = self.machine.on(event);
         for command in commands {
             self.execute(command, context);

@@ -2,6 +2,7 @@
 //! their leases alive.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use accel_p2p::PeerId;
 use accel_p2p::wire::{ControlReply, ControlRequest, Hop, PeerEndpoint, SamplingWire};
@@ -55,6 +56,7 @@ impl SessionActor {
         let Some(RouteStage { peer, layers }) = self.stage(stage) else {
             return;
         };
+        self.deps.placer.health.placed(peer, Instant::now());
         let request = ControlRequest::Prepare {
             session: self.spec.id,
             epoch,
@@ -146,9 +148,14 @@ impl SessionActor {
                 lease_ms,
             };
             let (link, peer) = (self.deps.link.clone(), stage.peer);
+            let health = Arc::clone(&self.deps.placer.health);
             actix::spawn(async move {
-                if let Err(failure) = link.call(peer, request, lease).await {
-                    tracing::debug!(%session, %peer, %failure, "a lease was not renewed");
+                let asked = Instant::now();
+                match link.call(peer, request, lease).await {
+                    Ok(_) => health.answered(peer, asked.elapsed(), Instant::now()),
+                    Err(failure) => {
+                        tracing::debug!(%session, %peer, %failure, "a lease was not renewed");
+                    }
                 }
             });
         }
