@@ -100,16 +100,15 @@ async fn inside(options: Options, net: Option<Net>, why: &str) -> Result<u8> {
         model,
         out: options.out.clone(),
     };
+    let mut batch = 0;
     for plan in plans(&options, &shape) {
-        if plan.trial % BATCH == 0 && is_late(&options, report.started) {
-            // Only between batches, of which each has all sizes.
-            report.stopped_before = Some(plan.trial);
-        }
-        if report
-            .stopped_before
-            .is_some_and(|batch| plan.trial >= batch)
-        {
-            continue;
+        // Only between batches, of which each has all sizes.
+        if plan.trial / BATCH != batch {
+            batch = plan.trial / BATCH;
+            if is_late(&options, report.started) {
+                report.stopped_before = Some(batch * BATCH);
+                break;
+            }
         }
         let outcome = stage.play(&plan).await;
         tell(&outcome, report.outcomes.len() + 1);

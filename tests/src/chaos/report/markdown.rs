@@ -134,7 +134,7 @@ fn by_fault(report: &Report) -> String {
     }
     let mut text = String::from(
         "## By fault\n\nA stand-in is there where the peers that were not hit can hold the model; otherwise the answer \
-         has to wait until a fault passes, which takes up to 8 s.\n\n| fault | stand-in | trials | faults | complete | equal | recoveries | pause p50 / p95 / p99 / most, ms \
+         has to wait until a fault passes.\n\n| fault | stand-in | trials | faults | complete | equal | recoveries | pause p50 / p95 / p99 / most, ms \
          | silence p50 / p95 / p99 / most, ms | computed again |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for ((name, stand_in), trials) in &groups {
