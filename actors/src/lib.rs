@@ -15,6 +15,7 @@
 //! | `resume` | | a client comes back for the rest of its answer |
 //! | `suspended` | | sessions that wait for their clients, until they are closed |
 //! | `directory` | actor | what the peers say of themselves, until it expires |
+//! | `health` | | how well they do their part, and whom to leave alone for a while |
 //! | `planner` | pure | who computes which layers |
 //! | `session` | pure machine + actor | one request: two-phase placement, steps, journal, emission, recovery |
 //! | `stage` | actor + compute threads | the layers that this node computes, for itself and others |
@@ -29,6 +30,7 @@ pub mod config;
 mod directory;
 pub mod error;
 mod events;
+mod health;
 pub mod models;
 pub mod node;
 mod own;
@@ -52,6 +54,7 @@ pub mod views;
 
 pub use config::{Limits, NodeConfig};
 pub use error::{ErrorKind, Failure, GenerateError, StartError};
+pub use health::BreakerLimits;
 pub use models::ModelsError;
 pub use node::{NodeHandle, Progress};
 pub use planner::PlanError;

@@ -15,14 +15,15 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use accel_inference::KvFormat;
 use accel_p2p::{Network, SessionId};
 use actix::ArbiterHandle;
 use tokio::sync::watch;
 
 use crate::config::NodeConfig;
-use crate::directory::{Directory, snapshot};
+use crate::directory::{Directory, PeerRecord, snapshot};
 use crate::error::{ErrorKind, Failure, GenerateError, StartError};
 use crate::models::{Models, ModelsError};
 use crate::own::Own;
@@ -73,6 +74,7 @@ struct Inner {
     stopping: AtomicBool,
     default_answer: u32,
     resume_window: Duration,
+    kv: KvFormat,
     actors: ArbiterHandle,
     io: start::IoThreads,
 }
@@ -124,7 +126,9 @@ impl NodeHandle {
     /// The nodes of the swarm, this one first.
     pub async fn peers(&self) -> Result<Vec<PeerView>, Failure> {
         let records = snapshot(&self.inner.directory).await;
-        Ok(records.iter().map(views::peer).collect())
+        let (health, now) = (&self.inner.placer.health, Instant::now());
+        let view = |record: &PeerRecord| views::peer(record, &health.diagnosis(record.peer, now));
+        Ok(records.iter().map(view).collect())
     }
 
     /// Who would hold what, for `tokens` tokens of context.
@@ -207,7 +211,7 @@ impl NodeHandle {
         let all = self.models().await?;
         let cid = card.model.cid.to_string();
         let summary = all.into_iter().find(|view| view.cid == cid);
-        Ok(views::detail(&card, summary))
+        Ok(views::detail(&card, summary, self.inner.kv))
     }
 
     /// The sessions that run here and the last that ended, newest first.

@@ -2,6 +2,8 @@
 //! and keeps the addresses that go with it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
 
 use accel_inference::ModelShape;
 use accel_p2p::PeerId;
@@ -9,6 +11,7 @@ use accel_p2p::wire::{PeerEndpoint, limit};
 use cid::Cid;
 
 use crate::directory::{Directory, PeerRecord, snapshot};
+use crate::health::Health;
 use crate::models::ModelRef;
 use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, plan};
 use crate::session::event::RouteStage;
@@ -18,6 +21,7 @@ use crate::supervisor::ActorRef;
 #[derive(Clone)]
 pub(crate) struct Placer {
     pub(crate) directory: ActorRef<Directory>,
+    pub(crate) health: Arc<Health>,
 }
 
 /// A plan with what is needed to carry it out.
@@ -76,7 +80,8 @@ impl Wanted {
 }
 
 impl Placer {
-    /// Places a model for `tokens` tokens on connected peers.
+    /// Places a model for `tokens` tokens on connected peers. Those that failed lately are left
+    /// alone, unless it does not go without them.
     pub(crate) async fn place(
         &self,
         model: &ModelRef,
@@ -85,18 +90,24 @@ impl Placer {
         wanted: &Wanted,
     ) -> Result<Placement, PlanError> {
         let records = snapshot(&self.directory).await;
-        let peers: Vec<PeerFacts> = records
+        let everyone: Vec<PeerFacts> = records
             .iter()
             .filter(|record| wanted.has(record))
             .map(|record| facts(record, &model.cid))
             .collect();
-        let request = PlanRequest {
-            shape,
-            model_bytes: model.bytes,
-            tokens,
-            peers: &peers,
+        let plan_with = |peers: &[PeerFacts]| {
+            plan(&PlanRequest {
+                shape,
+                model_bytes: model.bytes,
+                tokens,
+                peers,
+            })
         };
-        let plan = plan(&request)?;
+        let well = self.well(&everyone);
+        let plan = match plan_with(&well) {
+            Err(_) if well.len() < everyone.len() => plan_with(&everyone)?,
+            planned => planned?,
+        };
         Ok(Placement {
             route: route(&plan),
             endpoints: records.iter().map(endpoint).collect(),
@@ -104,6 +115,15 @@ impl Placer {
             providers: providers(&records, &model.cid),
             plan,
         })
+    }
+}
+
+impl Placer {
+    /// Those that may be asked, by their circuit breakers.
+    fn well(&self, peers: &[PeerFacts]) -> Vec<PeerFacts> {
+        let now = Instant::now();
+        let is_well = |peer: &&PeerFacts| peer.is_self || self.health.admits(peer.peer, now);
+        peers.iter().filter(is_well).cloned().collect()
     }
 }
 
@@ -150,9 +170,6 @@ pub(crate) fn providers(records: &[PeerRecord], model: &Cid) -> Vec<PeerId> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::time::Instant;
-
     use super::*;
     use crate::testing::advert_body;
 

@@ -29,6 +29,7 @@
 //! | `show.rs` | how it looks from outside |
 //! | `recovery.rs` | what to do about a fault: strategies, one file each |
 //! | `record.rs` | what the journal holds of a session |
+//! | `verdicts.rs` | what its events say about the peers' health |
 //! | `table.rs` | all sessions of this node, for views and for incoming frames |
 
 pub(crate) mod actor;
@@ -44,3 +45,4 @@ pub(crate) mod show;
 pub(crate) mod table;
 mod telling;
 pub(crate) mod text;
+mod verdicts;

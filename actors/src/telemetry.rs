@@ -28,6 +28,7 @@ pub(crate) struct Telemetry {
     tensor_bytes: IntCounterVec,
     recoveries: IntCounterVec,
     recovery_stall: Histogram,
+    breakers_opened: IntCounter,
 }
 
 const FAST: [f64; 12] = [
@@ -121,6 +122,10 @@ impl Telemetry {
                 "Time from the last token before a fault to the first after it",
                 &SLOW,
             ),
+            breakers_opened: counter(
+                "accel_breakers_opened_total",
+                "Times that a peer was left alone because it failed or was lost",
+            ),
             registry,
         }
     }
@@ -147,6 +152,10 @@ impl Telemetry {
 
     pub(crate) fn recovered(&self, stall: Duration) {
         self.recovery_stall.observe(stall.as_secs_f64());
+    }
+
+    pub(crate) fn breaker_opened(&self) {
+        self.breakers_opened.inc();
     }
 
     pub(crate) fn batch_computed(&self, rows: usize, sessions: usize, took: Duration) {
@@ -220,12 +229,14 @@ mod tests {
         telemetry.token();
         telemetry.recovering("peer_lost", "progressive");
         telemetry.recovered(Duration::from_secs(1));
+        telemetry.breaker_opened();
         let text = telemetry.text();
         assert!(
             text.contains("accel_requests_total{result=\"accepted\"} 1"),
             "{text}"
         );
         assert!(text.contains("accel_tokens_emitted_total 1"), "{text}");
+        assert!(text.contains("accel_breakers_opened_total 1"), "{text}");
         let recoveries = "accel_recoveries_total{fault=\"peer_lost\",strategy=\"progressive\"} 1";
         assert!(text.contains(recoveries), "{text}");
         assert!(

@@ -39,6 +39,13 @@ pub struct PeerView {
     pub sessions: u32,
     /// What it holds.
     pub models: Vec<OfferView>,
+    /// How well it does its part in this node's sessions, from 0 to 100.
+    pub health: u8,
+    /// Whether this node places sessions on it: `closed` yes, `open` only where nobody else can,
+    /// `half_open` a few to see.
+    pub breaker: String,
+    /// How long it takes to answer a small request, once one was made.
+    pub ping_ms: Option<Figure>,
     /// Age of its newest advert.
     pub seen_ms_ago: u64,
 }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use accel_actors::FaultTolerance;
-use accel_inference::MAX_THREADS;
+use accel_inference::{KvFormat, MAX_THREADS};
 use clap::Args;
 use directories::ProjectDirs;
 use figment::error::Kind;
@@ -34,6 +34,7 @@ const KEYS: [&str; 13] = [
     "swarm_key",
     "device",
     "threads",
+    "kv",
     "memory",
     "max_layers",
     "fault_tolerance",
@@ -114,6 +115,11 @@ pub struct Flags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// How KV caches are kept: f16, or q8, which holds nearly twice as many tokens and is a little
+    /// less precise; nodes that differ share no session [default: f16]
+    #[arg(long, value_name = "f16|q8")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv: Option<KvFormat>,
     /// Memory that models may take, like 2G or 512MiB [default: measured]
     #[arg(long, value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -159,6 +165,9 @@ pub struct Settings {
     /// Threads that compute.
     #[serde(default)]
     pub threads: Option<usize>,
+    /// How KV caches are kept.
+    #[serde(default)]
+    pub kv: KvFormat,
     /// Memory that models may take.
     #[serde(default)]
     pub memory: Option<Size>,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 
 use crate::PATIENCE;
@@ -111,8 +112,19 @@ pub struct Answer {
 impl Client {
     /// A client of the API at `host:port`.
     pub fn new(api: &str) -> Result<Self> {
+        Self::with_headers(api, HeaderMap::new())
+    }
+
+    /// A client of an API that asks for a key.
+    pub fn with_key(api: &str, key: &str) -> Result<Self> {
+        let value = HeaderValue::from_str(&format!("Bearer {key}"))?;
+        Self::with_headers(api, HeaderMap::from_iter([(AUTHORIZATION, value)]))
+    }
+
+    fn with_headers(api: &str, headers: HeaderMap) -> Result<Self> {
         let http = reqwest::Client::builder()
             .timeout(PATIENCE)
+            .default_headers(headers)
             // Sooner than a node closes it, or a request may meet a connection that is being closed.
             .pool_idle_timeout(Duration::from_secs(5))
             .build()?;

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use crate::config::NodeConfig;
 use crate::directory::Directory;
 use crate::events::Pump;
+use crate::health::Health;
 use crate::models::Models;
 use crate::own::Own;
 use crate::peers::{NetworkPeers, Peers};
@@ -48,6 +49,7 @@ pub(super) struct Shared {
     pub(super) sessions: Arc<SessionTable>,
     pub(super) admission: Arc<Admission>,
     pub(super) telemetry: Telemetry,
+    pub(super) health: Arc<Health>,
 }
 
 /// What the actors are made of.
@@ -77,6 +79,7 @@ impl Cast {
         let stage = self.stage_server(&mut stages, &models, &peers);
         let placer = Placer {
             directory: directory.clone(),
+            health: Arc::clone(&self.shared.health),
         };
         let link = Link {
             peers,
@@ -89,6 +92,8 @@ impl Cast {
             directory: directory.clone(),
             stage,
             sessions: Arc::clone(&self.shared.sessions),
+            health: Arc::clone(&self.shared.health),
+            telemetry: self.shared.telemetry.clone(),
         };
         actix::spawn(pump.run(events));
         actix::spawn(keep_pruning(self.store.journal()));
@@ -131,6 +136,7 @@ impl Cast {
             sessions: Arc::clone(&self.shared.sessions),
             max_layers: self.config.max_layers,
             threads: self.config.threads,
+            kv: self.config.kv,
             telemetry: self.shared.telemetry.clone(),
         });
         unit.member("stage server", move || {

@@ -20,6 +20,7 @@ use super::cast::{Cast, Shared};
 use super::{Inner, WatchedUnit};
 use crate::config::NodeConfig;
 use crate::error::StartError;
+use crate::health::Health;
 use crate::own::{Own, fixed_body, memory_for_models};
 use crate::router::Admission;
 use crate::session::table::SessionTable;
@@ -183,6 +184,7 @@ fn share(ground: &Ground) -> Shared {
         sessions: Arc::new(SessionTable::new(config.limits.sessions_kept)),
         admission,
         telemetry: Telemetry::new(),
+        health: Arc::new(Health::new(config.limits.breaker)),
     }
 }
 
@@ -204,7 +206,7 @@ async fn raise(
         store,
         ..
     } = ground;
-    let default_answer = config.limits.default_answer;
+    let (default_answer, kv) = (config.limits.default_answer, config.kv);
     let resume_window = config.limits.resume_window;
     let arbiter = Arbiter::new();
     let (sender, raised) = oneshot::channel();
@@ -235,6 +237,7 @@ async fn raise(
         stopping: AtomicBool::new(false),
         default_answer,
         resume_window,
+        kv,
         actors: arbiter.handle(),
         io,
     })

@@ -22,6 +22,7 @@ use super::record::{OpeningRecord, token_record};
 use super::recovery::chronicle::{Begun, Chronicle};
 use super::show::first_view;
 use super::table::SessionTable;
+use super::verdicts::Verdicts;
 use crate::config::Limits;
 use crate::error::Failure;
 use crate::models::ModelRef;
@@ -80,6 +81,7 @@ pub(crate) struct SessionActor {
     pub(super) steps: Option<FirstStage>,
     pub(super) endpoints: HashMap<PeerId, PeerEndpoint>,
     pub(super) chronicle: Chronicle,
+    pub(super) verdicts: Verdicts,
     pub(super) started: Instant,
     pub(super) placed: Option<Instant>,
     /// When the first token was emitted that was drawn here, and how many there were then.
@@ -146,6 +148,7 @@ impl SessionActor {
                 steps: None,
                 endpoints,
                 chronicle: Chronicle::new(Instant::now()),
+                verdicts: Verdicts::default(),
                 started: Instant::now(),
                 placed: None,
                 first_token: None,
@@ -155,6 +158,7 @@ impl SessionActor {
     }
 
     pub(super) fn feed(&mut self, event: Event, context: &mut Context<Self>) {
+        self.judge(&event);
         let commands = self.machine.on(event);
         for command in commands {
             self.execute(command, context);

@@ -2,6 +2,7 @@
 //! their leases alive.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use accel_p2p::PeerId;
 use accel_p2p::wire::{ControlReply, ControlRequest, Hop, PeerEndpoint, SamplingWire};
@@ -54,6 +55,7 @@ impl SessionActor {
         let Some(RouteStage { peer, layers }) = self.stage(stage) else {
             return;
         };
+        self.deps.placer.health.placed(peer, Instant::now());
         let request = ControlRequest::Prepare {
             session: self.spec.id,
             epoch,
@@ -145,9 +147,13 @@ impl SessionActor {
                 lease_ms,
             };
             let (link, peer) = (self.deps.link.clone(), stage.peer);
+            let asked = Instant::now();
             let call = async move { link.call(peer, request, lease).await };
             let done = call.into_actor(self).map(move |reply, actor, context| {
-                let Err(failure) = reply else { return };
+                let Err(failure) = reply else {
+                    let health = &actor.deps.placer.health;
+                    return health.answered(peer, asked.elapsed(), Instant::now());
+                };
                 tracing::debug!(%session, %peer, %failure, "a lease was not renewed");
                 if failure.code == SESSION_MOVED {
                     actor.feed(Event::Deposed, context);

@@ -105,7 +105,7 @@ async fn prepare(
     let weights = header.shape.stage_bytes(&order.layers);
     let kv = header
         .shape
-        .kv_bytes_per_token_layer
+        .kv_bytes_per_token_layer(deps.kv)
         .saturating_mul(u64::from(order.layers.len()))
         .saturating_mul(u64::from(order.max_tokens));
     let cell = deps.shelf.reserve(order.session, key, weights, kv);
@@ -231,6 +231,7 @@ async fn load(
     let (gguf, layers) = (Arc::clone(&header.gguf), order.layers);
     let options = LoadOptions {
         threads: deps.threads,
+        kv: deps.kv,
         // A second line of defence: what is reserved for sessions stays below it.
         kv_bytes: Some(deps.shelf.limit()),
         ..LoadOptions::default()

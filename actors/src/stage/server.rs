@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use accel_inference::LayerRange;
+use accel_inference::{KvFormat, LayerRange};
 use accel_p2p::PeerId;
 use accel_p2p::wire::{ControlReply, ControlRequest, SessionId, TensorFrame};
 use accel_storage::Store;
@@ -47,6 +47,7 @@ pub(crate) struct StageDeps {
     pub(crate) sessions: Arc<SessionTable>,
     pub(crate) max_layers: Option<u32>,
     pub(crate) threads: Option<usize>,
+    pub(crate) kv: KvFormat,
     pub(crate) telemetry: Telemetry,
 }
 

@@ -145,6 +145,7 @@ fn node_config(settings: &Settings, data_dir: PathBuf) -> NodeConfig {
         swarm: settings.swarm.clone(),
         swarm_key: settings.swarm_key.clone(),
         threads: settings.threads,
+        kv: settings.kv,
         memory_limit: settings.memory.map(|size| size.0),
         max_layers: settings.max_layers,
         fault_tolerance: settings.fault_tolerance,

@@ -52,6 +52,24 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
+fn the_form_of_the_cache_comes_from_any_source() {
+    let settings = Settings::load_with(&Flags::default(), no_env).unwrap();
+    assert_eq!(settings.kv, KvFormat::F16);
+    let (_dir, mut flags) = toml("kv = \"q8\"\n");
+    assert_eq!(
+        Settings::load_with(&flags, no_env).unwrap().kv,
+        KvFormat::Q8
+    );
+    let env = |name: &str| (name == "ACCEL_KV").then(|| "f16".to_owned());
+    assert_eq!(Settings::load_with(&flags, env).unwrap().kv, KvFormat::F16);
+    flags.kv = Some(KvFormat::Q8);
+    assert_eq!(Settings::load_with(&flags, env).unwrap().kv, KvFormat::Q8);
+    let odd = |name: &str| (name == "ACCEL_KV").then(|| "8".to_owned());
+    let error = Settings::load_with(&Flags::default(), odd).unwrap_err();
+    assert!(error.to_string().contains("`f16` or `q8`"), "{error}");
+}
+
+#[test]
 fn a_list_of_a_stronger_source_replaces_the_weaker_one() {
     let (_dir, flags) = toml("listen = [\"/ip4/1.1.1.1/tcp/1\"]\n");
     let env = |name: &str| {
@@ -113,6 +131,7 @@ fn values_out_of_range_name_their_key() {
         ("device = \"abacus\"", "not one of"),
         ("fault_tolerance = \"high\"", "not built yet"),
         ("fault_tolerance = \"some\"", "none, low and medium"),
+        ("kv = \"q4\"", "kv"),
         ("swarm = \"a\"\nswarm_key = \"b\"", "not both"),
     ];
     for (text, expected) in cases {

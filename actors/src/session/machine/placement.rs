@@ -56,6 +56,14 @@ impl Machine {
             }
             return self.wait(Timer::Peers { epoch });
         }
+        if self.survives_a_loss() && is_loss(&refusal) {
+            // It was planned with peers that were there: the answer has begun, though not yet a token of it.
+            return self.recover(Fault {
+                kind: FaultKind::PeerLost,
+                culprit: self.excluded.last().copied(),
+                failure: refusal,
+            });
+        }
         if refusal.kind != ErrorKind::Overloaded || self.waits >= WAITS {
             return self.fail(refusal);
         }
@@ -231,6 +239,11 @@ impl Machine {
         let failure = Failure::unavailable(COMMIT_TIMEOUT, message, hint);
         self.placement_failed(peer, failure);
     }
+}
+
+/// Whether a peer of the route is gone, or cannot be reached.
+fn is_loss(failure: &Failure) -> bool {
+    ["peer_lost", "peer_unreachable", PEER_SILENT].contains(&failure.code.as_str())
 }
 
 /// Whether a peer said nothing, for as long as that may take: it may hang.

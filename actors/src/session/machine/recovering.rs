@@ -167,6 +167,12 @@ impl Machine {
         strategy.is_some_and(|strategy| strategy.keeps_peers())
     }
 
+    /// Whether the session may go on without peers that it was placed on.
+    pub(super) fn survives_a_loss(&self) -> bool {
+        let strategy = self.tolerance.strategy;
+        strategy.is_some_and(|strategy| !strategy.keeps_peers())
+    }
+
     /// What a remedy comes to where the session stands.
     fn then(&self, remedy: Remedy) -> Then {
         let holds = self.holds_stages();

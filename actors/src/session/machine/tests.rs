@@ -300,6 +300,41 @@ fn a_session_that_lost_a_peer_waits_for_others_for_a_bounded_time() {
 }
 
 #[test]
+fn a_peer_that_is_lost_before_the_first_placement_is_done_is_waited_for() {
+    for (level, is_waited_for) in [
+        (FaultTolerance::None, false),
+        (FaultTolerance::Medium, true),
+    ] {
+        let mut machine = machine(level, 5, 2);
+        machine.on(Event::Opened);
+        let plan = machine.on(Event::PeerLost(peer(201)));
+        let excluding = vec![peer(201)];
+        let epoch = 1;
+        assert_eq!(plan.last(), Some(&Command::Plan { epoch, excluding }));
+        let no_plan = || Event::NoPlan {
+            epoch,
+            failure: Failure::unavailable("no_peers", "too few peers", "wait"),
+        };
+        let commands = machine.on(no_plan());
+        if !is_waited_for {
+            let [Command::Close(Outcome::Failed(failure))] = commands.as_slice() else {
+                panic!("{commands:?}");
+            };
+            assert_eq!(failure.code, "peer_lost");
+            continue;
+        }
+        let expected = (FaultKind::PeerLost, Remedy::FailOver, 0);
+        assert_eq!(remedy(&commands), Some(expected));
+        let timer = Timer::Peers { epoch };
+        assert_eq!(machine.on(no_plan()), [Command::Arm(timer)]);
+        machine.on(Event::PeerHeard(peer(201)));
+        let excluding = Vec::new();
+        let commands = machine.on(Event::Timeout(timer));
+        assert_eq!(commands, [Command::Plan { epoch, excluding }]);
+    }
+}
+
+#[test]
 fn unanswered_steps_are_sent_again_as_they_were_then_the_route_is_built_anew() {
     let (mut machine, sent) = running_over(2, 3 * CHUNK);
     let forwards = |commands: &[Command]| -> Vec<Command> {
