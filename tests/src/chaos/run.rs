@@ -273,14 +273,17 @@ fn tell(outcome: &Outcome, count: usize) {
     } else {
         "FAILED"
     };
+    let healed = match outcome.healed_ms {
+        Some(after) => format!("healed after {after:.0} ms"),
+        None => "not healed".to_owned(),
+    };
     println!(
-        "{count}: trial {} {word}: {} nodes, {} answers, {}; {:.1} s, healed {:?} ms",
+        "{count}: trial {} {word}: {} nodes, {} answers, {}; {:.1} s, {healed}",
         outcome.plan.trial,
         outcome.plan.nodes,
         outcome.sessions.len(),
         faults.join(" + "),
         outcome.took_ms / 1000.0,
-        outcome.healed_ms,
     );
     for problem in &outcome.problems {
         println!("    {}", problem.chars().take(600).collect::<String>());
