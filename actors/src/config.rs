@@ -4,6 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use accel_inference::KvFormat;
+
+use crate::health::BreakerLimits;
 use crate::tolerance::FaultTolerance;
 
 /// What a node is started with.
@@ -25,6 +28,8 @@ pub struct NodeConfig {
     pub api: Option<SocketAddr>,
     /// Threads that compute; one per core when absent.
     pub threads: Option<usize>,
+    /// How the KV caches are kept. Nodes that differ in it share no session.
+    pub kv: KvFormat,
     /// Memory that models may take; a share of the machine's when absent.
     pub memory_limit: Option<u64>,
     /// The most layers of one model that this node takes.
@@ -49,6 +54,7 @@ impl NodeConfig {
             swarm_key: None,
             api: None,
             threads: None,
+            kv: KvFormat::default(),
             memory_limit: None,
             max_layers: None,
             fault_tolerance: FaultTolerance::default(),
@@ -85,6 +91,11 @@ pub struct Limits {
     pub step_timeout: Duration,
     /// How long a client may leave an answer unread.
     pub client_timeout: Duration,
+    /// How long a session that was interrupted waits for its client, and one that ended stays
+    /// readable.
+    pub resume_window: Duration,
+    /// When peers that fail are left alone, and for how long.
+    pub breaker: BreakerLimits,
     /// How many ended sessions stay visible.
     pub sessions_kept: usize,
     /// The longest context that is reserved for a request without `max_tokens`.
@@ -106,6 +117,8 @@ impl Default for Limits {
             commit_timeout: Duration::from_secs(10),
             step_timeout: Duration::from_secs(10),
             client_timeout: Duration::from_secs(120),
+            resume_window: Duration::from_secs(600),
+            breaker: BreakerLimits::default(),
             sessions_kept: 256,
             default_answer: 4096,
         }

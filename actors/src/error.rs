@@ -15,6 +15,9 @@ pub(crate) const MEMORY_IN_USE: &str = "memory_in_use";
 /// The code of failures because a peer does not answer a call.
 pub(crate) const PEER_SILENT: &str = "peer_silent";
 
+/// The code of failures because another coordinator goes on with the session.
+pub(crate) const SESSION_MOVED: &str = "session_moved";
+
 /// Families of errors, as a client must react to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -23,6 +26,8 @@ pub enum ErrorKind {
     NotFound,
     /// The request itself must be changed.
     BadRequest,
+    /// What was asked for is there, but in no state for that.
+    Conflict,
     /// The same request may succeed later.
     Overloaded,
     /// The swarm cannot serve it as it is now.
@@ -131,6 +136,28 @@ pub enum GenerateError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// The session is not in the journal, or was forgotten.
+    #[error("no session {session} can be gone on with here")]
+    SessionNotFound {
+        /// Which.
+        session: String,
+        /// How long sessions are kept for their clients.
+        kept: Duration,
+    },
+    /// The session is there, but cannot be gone on with.
+    #[error("session {session} cannot be gone on with: {reason}")]
+    NotResumable {
+        /// Which.
+        session: String,
+        /// Why.
+        reason: String,
+    },
+    /// Somebody else is just taking the session up.
+    #[error("session {session} is being taken up by another client")]
+    SessionBusy {
+        /// Which.
+        session: String,
+    },
     /// The node is being stopped.
     #[error("the node is shutting down")]
     ShuttingDown,
@@ -150,6 +177,8 @@ impl GenerateError {
             | Self::BadField { .. }
             | Self::NoChatTemplate { .. }
             | Self::Template(_) => ErrorKind::BadRequest,
+            Self::SessionNotFound { .. } => ErrorKind::NotFound,
+            Self::NotResumable { .. } | Self::SessionBusy { .. } => ErrorKind::Conflict,
             Self::Overloaded { .. } => ErrorKind::Overloaded,
             Self::ShuttingDown => ErrorKind::Unavailable,
             Self::Internal(_) => ErrorKind::Internal,
@@ -166,6 +195,9 @@ impl GenerateError {
             Self::BadField { .. } => "invalid_value",
             Self::NoChatTemplate { .. } => "no_chat_template",
             Self::Template(_) => "chat_template",
+            Self::SessionNotFound { .. } => "session_not_found",
+            Self::NotResumable { .. } => "session_not_resumable",
+            Self::SessionBusy { .. } => "session_busy",
             Self::Overloaded { .. } => "overloaded",
             Self::ShuttingDown => "shutting_down",
             Self::Internal(_) => "internal",
@@ -192,6 +224,18 @@ impl GenerateError {
                     retry_after.as_secs().max(1)
                 );
             }
+            Self::SessionNotFound { kept, .. } => {
+                return format!(
+                    "ask the node that took the request, within {} s of the last token, or send \
+                     the request again",
+                    kept.as_secs()
+                );
+            }
+            Self::NotResumable { .. } => {
+                "send the request again, as a stream with fault_tolerance `medium` to be able to \
+                 go on"
+            }
+            Self::SessionBusy { .. } => "try again in a moment, with the same Last-Event-ID",
             Self::ShuttingDown => "send the request to another node of the swarm",
             Self::Internal(_) => {
                 "send the request again; if it happens again, the log of the node says more"

@@ -1,16 +1,18 @@
 //! The pump of network events: each goes to the actor that it concerns, in order.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use accel_p2p::{ControlReply, IncomingControl, NetworkEvent, PeerId, TensorFrame};
 use tokio::sync::mpsc;
 
-use crate::directory::{Directory, Heard, tell};
+use crate::directory::{Directory, Heard, snapshot, tell};
+use crate::health::Health;
 use crate::session::stand_ins::StandIns;
 use crate::session::table::SessionTable;
 use crate::stage::{Control, NextLost, StageServer, Step};
 use crate::supervisor::ActorRef;
+use crate::telemetry::Telemetry;
 
 /// How long the stage server may take to take a message.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -23,6 +25,8 @@ pub(crate) struct Pump {
     pub(crate) stage: ActorRef<StageServer>,
     pub(crate) sessions: Arc<SessionTable>,
     pub(crate) stand_ins: Option<Arc<StandIns>>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) telemetry: Telemetry,
 }
 
 impl Pump {
@@ -43,6 +47,7 @@ impl Pump {
             }
             NetworkEvent::PeerDisconnected(peer) => {
                 self.sessions.peer_lost(peer);
+                self.dropped(peer).await;
                 self.hear(Heard::Disconnected(peer)).await;
             }
             NetworkEvent::Advert(advert) => {
@@ -54,12 +59,23 @@ impl Pump {
             NetworkEvent::TensorLost { peer, reason } => {
                 tracing::info!(%peer, %reason, "the tensor plane lost a peer");
                 self.sessions.peer_lost(peer);
+                self.dropped(peer).await;
                 if let Err(error) = self.stage.ask(NextLost { peer, reason }, WITHIN).await {
                     tracing::warn!(%error, "the stage server did not hear of a lost peer");
                 }
             }
             NetworkEvent::Control(incoming) => self.control(incoming).await,
             NetworkEvent::Tensor { peer, frame } => self.frame(peer, frame).await,
+        }
+    }
+
+    /// Whoever says goodbye is out of the directory before its connections end.
+    async fn dropped(&self, peer: PeerId) {
+        let records = snapshot(&self.directory).await;
+        let is_there = records.iter().any(|record| record.peer == peer);
+        if is_there && self.health.dropped(peer, Instant::now()) {
+            tracing::info!(%peer, "lost without a goodbye: left alone for a while");
+            self.telemetry.breaker_opened();
         }
     }
 

@@ -12,7 +12,10 @@
 //! |---|---|---|
 //! | [`node`] | the way in | [`NodeHandle`]: starts everything, answers the API, shuts down |
 //! | `router` | actor | admission: how many sessions run and wait; starts them |
+//! | `resume` | | a client comes back for the rest of its answer |
+//! | `suspended` | | sessions that wait for their clients, until they are closed |
 //! | `directory` | actor | what the peers say of themselves, until it expires |
+//! | `health` | | how well they do their part, and whom to leave alone for a while |
 //! | `planner` | pure | who computes which layers |
 //! | `session` | pure machine + actor | one request: two-phase placement, steps, journal, emission, recovery |
 //! | `stage` | actor + compute threads | the layers that this node computes, for itself and others |
@@ -27,6 +30,7 @@ pub mod config;
 mod directory;
 pub mod error;
 mod events;
+mod health;
 pub mod models;
 pub mod node;
 mod own;
@@ -35,10 +39,12 @@ mod placement;
 pub mod planner;
 mod prompt;
 pub mod request;
+mod resume;
 mod router;
 mod session;
 mod stage;
 pub mod supervisor;
+mod suspended;
 mod swarm;
 mod telemetry;
 #[cfg(test)]
@@ -48,10 +54,13 @@ pub mod views;
 
 pub use config::{Limits, NodeConfig};
 pub use error::{ErrorKind, Failure, GenerateError, StartError};
+pub use health::BreakerLimits;
 pub use models::ModelsError;
 pub use node::{NodeHandle, Progress};
 pub use planner::PlanError;
-pub use request::{FinishReason, GenEvent, GenerateRequest, Generation, Input, TopToken};
+pub use request::{
+    FinishReason, GenEvent, GenerateRequest, Generation, Input, Resumption, TopToken,
+};
 pub use swarm::DEFAULT_SWARM;
 pub use tolerance::{FaultTolerance, ToleranceError};
 pub use views::{

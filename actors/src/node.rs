@@ -15,19 +15,21 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use accel_inference::KvFormat;
 use accel_p2p::{Network, SessionId};
 use actix::ArbiterHandle;
 use tokio::sync::watch;
 
 use crate::config::NodeConfig;
-use crate::directory::{Directory, snapshot};
+use crate::directory::{Directory, PeerRecord, snapshot};
 use crate::error::{ErrorKind, Failure, GenerateError, StartError};
 use crate::models::{Models, ModelsError};
 use crate::own::Own;
 use crate::placement::{Placer, Wanted};
-use crate::request::{GenerateRequest, Generation};
+use crate::request::{GenerateRequest, Generation, Resumption};
+use crate::resume::{Resume, Returns};
 use crate::router::{Admission, Generate, Router};
 use crate::session::table::SessionTable;
 use crate::stage::Shelf;
@@ -71,6 +73,8 @@ struct Inner {
     units: Vec<WatchedUnit>,
     stopping: AtomicBool,
     default_answer: u32,
+    resume_window: Duration,
+    kv: KvFormat,
     actors: ArbiterHandle,
     io: start::IoThreads,
 }
@@ -96,10 +100,35 @@ impl NodeHandle {
         answer.map_err(|error| GenerateError::Internal(error.to_string()))?
     }
 
+    /// Goes on with a session for a client that has its answer up to token `after`; that has
+    /// nothing of it when absent.
+    pub async fn resume(
+        &self,
+        session: &str,
+        after: Option<u64>,
+    ) -> Result<Resumption, GenerateError> {
+        let inner = &self.inner;
+        if inner.stopping.load(Ordering::Relaxed) {
+            return Err(GenerateError::ShuttingDown);
+        }
+        let sessions = Returns {
+            journal: inner.models.store().journal(),
+            table: Arc::clone(&inner.sessions),
+            window: inner.resume_window,
+        };
+        let found = sessions.find(session, after).await?;
+        let permit = inner.admission.admit().await?;
+        let message = Resume { found, permit };
+        let answer = inner.router.ask(message, GENERATE_WITHIN).await;
+        answer.map_err(|error| GenerateError::Internal(error.to_string()))?
+    }
+
     /// The nodes of the swarm, this one first.
     pub async fn peers(&self) -> Result<Vec<PeerView>, Failure> {
         let records = snapshot(&self.inner.directory).await;
-        Ok(records.iter().map(views::peer).collect())
+        let (health, now) = (&self.inner.placer.health, Instant::now());
+        let view = |record: &PeerRecord| views::peer(record, &health.diagnosis(record.peer, now));
+        Ok(records.iter().map(view).collect())
     }
 
     /// Who would hold what, for `tokens` tokens of context.
@@ -182,7 +211,7 @@ impl NodeHandle {
         let all = self.models().await?;
         let cid = card.model.cid.to_string();
         let summary = all.into_iter().find(|view| view.cid == cid);
-        Ok(views::detail(&card, summary))
+        Ok(views::detail(&card, summary, self.inner.kv))
     }
 
     /// The sessions that run here and the last that ended, newest first.

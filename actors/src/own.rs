@@ -138,7 +138,7 @@ pub(crate) fn fixed_body(
             gpus: gpus.collect(),
         },
         measured_gb_s: measured.matvec_gb_s,
-        numerics: accel_inference::numerics().to_owned(),
+        numerics: config.kv.numerics().to_owned(),
         max_layers: config.max_layers,
         load: LoadAdvert::default(),
         models: Vec::new(),

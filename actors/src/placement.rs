@@ -2,6 +2,8 @@
 //! and keeps the addresses that go with it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
 
 use accel_inference::{LayerRange, ModelShape};
 use accel_p2p::PeerId;
@@ -9,6 +11,7 @@ use accel_p2p::wire::{PeerEndpoint, limit};
 use cid::Cid;
 
 use crate::directory::{Directory, PeerRecord, snapshot};
+use crate::health::Health;
 use crate::models::ModelRef;
 use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, plan, stand_ins};
 use crate::session::event::RouteStage;
@@ -18,6 +21,7 @@ use crate::supervisor::ActorRef;
 #[derive(Clone)]
 pub(crate) struct Placer {
     pub(crate) directory: ActorRef<Directory>,
+    pub(crate) health: Arc<Health>,
 }
 
 /// A plan with what is needed to carry it out.
@@ -33,6 +37,23 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
+    /// None yet, for a session of this numerics class: the first plan replaces it.
+    pub(crate) fn none(numerics: &str) -> Self {
+        let plan = Plan {
+            numerics: numerics.to_owned(),
+            stages: Vec::new(),
+            token_ns: 0,
+            why: String::new(),
+        };
+        Self {
+            plan,
+            route: Vec::new(),
+            endpoints: HashMap::new(),
+            token_ns: 0,
+            providers: Vec::new(),
+        }
+    }
+
     /// Where a peer can get blocks: everyone who has some, besides itself.
     pub(crate) fn providers_for(&self, peer: PeerId) -> Vec<PeerId> {
         others(&self.providers, peer)
@@ -60,7 +81,8 @@ impl Wanted {
 }
 
 impl Placer {
-    /// Places a model for `tokens` tokens on connected peers.
+    /// Places a model for `tokens` tokens on connected peers. Those that failed lately are left
+    /// alone, unless it does not go without them.
     pub(crate) async fn place(
         &self,
         model: &ModelRef,
@@ -69,19 +91,25 @@ impl Placer {
         wanted: &Wanted,
     ) -> Result<Placement, PlanError> {
         let records = snapshot(&self.directory).await;
-        let peers: Vec<PeerFacts> = records
+        let everyone: Vec<PeerFacts> = records
             .iter()
             .filter(|record| wanted.has(record))
             .map(|record| facts(record, &model.cid))
             .collect();
-        let request = PlanRequest {
-            shape,
-            model_bytes: model.bytes,
-            tokens,
-            peers: &peers,
-            held: &wanted.held,
+        let plan_with = |peers: &[PeerFacts]| {
+            plan(&PlanRequest {
+                shape,
+                model_bytes: model.bytes,
+                tokens,
+                peers,
+                held: &wanted.held,
+            })
         };
-        let plan = plan(&request)?;
+        let well = self.well(&everyone);
+        let plan = match plan_with(&well) {
+            Err(_) if well.len() < everyone.len() => plan_with(&everyone)?,
+            planned => planned?,
+        };
         Ok(Placement {
             route: route(&plan),
             endpoints: records.iter().map(endpoint).collect(),
@@ -90,9 +118,7 @@ impl Placer {
             plan,
         })
     }
-}
 
-impl Placer {
     /// Who would take over which layers, were a peer of the route that is held lost, and where
     /// they can get the blocks.
     pub(crate) async fn stand_ins(
@@ -104,7 +130,8 @@ impl Placer {
     ) -> Vec<(PeerId, LayerRange, Vec<PeerId>)> {
         let records = snapshot(&self.directory).await;
         let able = records.iter().filter(|record| wanted.has(record));
-        let peers: Vec<PeerFacts> = able.map(|record| facts(record, &model.cid)).collect();
+        let able: Vec<PeerFacts> = able.map(|record| facts(record, &model.cid)).collect();
+        let peers = self.well(&able);
         let stages = stand_ins(&PlanRequest {
             shape,
             model_bytes: model.bytes,
@@ -115,6 +142,13 @@ impl Placer {
         let providers = providers(&records, &model.cid);
         let with_providers = |(peer, layers)| (peer, layers, others(&providers, peer));
         stages.into_iter().map(with_providers).collect()
+    }
+
+    /// Those that may be asked, by their circuit breakers.
+    fn well(&self, peers: &[PeerFacts]) -> Vec<PeerFacts> {
+        let now = Instant::now();
+        let is_well = |peer: &&PeerFacts| peer.is_self || self.health.admits(peer.peer, now);
+        peers.iter().filter(is_well).cloned().collect()
     }
 }
 
@@ -167,9 +201,6 @@ pub(crate) fn providers(records: &[PeerRecord], model: &Cid) -> Vec<PeerId> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::time::Instant;
-
     use super::*;
     use crate::testing::advert_body;
 

@@ -27,7 +27,7 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use accel_inference::{LayerRange, ModelShape};
+use accel_inference::{KvFormat, LayerRange, ModelShape};
 use accel_p2p::PeerId;
 
 pub use shortfall::{PeerShortfall, PlanError};
@@ -108,43 +108,57 @@ type Route = Vec<(usize, LayerRange)>;
 
 /// Finds the plan with the lowest predicted time per token, whole before split.
 pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
-    let costs = Costs::new(request.shape, request.tokens);
-    let classes = by_class(request.peers);
+    let classes = by_class(request);
     let holders = |peer: &PeerFacts| peer.present_bytes >= request.model_bytes;
 
-    let singles = classes
-        .values()
-        .filter_map(|peers| single::choose(&costs, peers, &holders));
-    if let Some(best) = singles.min_by_key(|choice| (choice.near_tie_rank, choice.token_ns)) {
-        return Ok(single::describe(&costs, request.peers, best));
+    let singles = classes.iter().filter_map(|class| {
+        let choice = single::choose(&class.costs, &class.peers, &holders)?;
+        Some((class, choice))
+    });
+    if let Some((class, best)) =
+        singles.min_by_key(|(_, choice)| (choice.near_tie_rank, choice.token_ns))
+    {
+        return Ok(single::describe(&class.costs, request.peers, best));
     }
-    let splits = classes.values().filter_map(|peers| {
-        let best = split::choose(&costs, peers)?;
-        let route = stay::prefer(&costs, peers, request.held, best);
-        Some((split::route_ns(&costs, peers, &route), peers, route))
+    let splits = classes.iter().filter_map(|class| {
+        let best = split::choose(&class.costs, &class.peers)?;
+        let route = stay::prefer(&class.costs, &class.peers, request.held, best);
+        let token_ns = split::route_ns(&class.costs, &class.peers, &route);
+        Some((token_ns, class, route))
     });
     match splits.min_by_key(|(token_ns, ..)| *token_ns) {
-        Some((_, peers, route)) => Ok(split::describe(&costs, peers, &route)),
-        None => Err(shortfall::explain(&costs, request, &classes)),
+        Some((_, class, route)) => Ok(split::describe(&class.costs, &class.peers, &route)),
+        None => Err(shortfall::explain(request, &classes)),
     }
 }
 
+/// The peers of one numerics class.
+struct Class {
+    /// What the model costs on them: the form of their KV caches is part of the class.
+    costs: Costs,
+    peers: Vec<PeerFacts>,
+}
+
 /// Peers by numerics class, each once, in an order that does not depend on the input's.
-fn by_class(peers: &[PeerFacts]) -> BTreeMap<String, Vec<PeerFacts>> {
+fn by_class(request: &PlanRequest<'_>) -> Vec<Class> {
     let mut seen = BTreeSet::new();
-    let mut classes: BTreeMap<String, Vec<PeerFacts>> = BTreeMap::new();
-    for peer in peers {
+    let mut classes: BTreeMap<&str, Vec<PeerFacts>> = BTreeMap::new();
+    for peer in request.peers {
         if seen.insert(peer.peer) {
-            classes
-                .entry(peer.numerics.clone())
-                .or_default()
-                .push(peer.clone());
+            let class = classes.entry(&peer.numerics).or_default();
+            class.push(peer.clone());
         }
     }
-    for class in classes.values_mut() {
-        class.sort_by_key(|peer| (std::cmp::Reverse(cost::speed_key(peer)), peer.peer));
-    }
-    classes
+    let class = |(numerics, mut peers): (&str, Vec<PeerFacts>)| {
+        peers.sort_by_key(|peer| (std::cmp::Reverse(cost::speed_key(peer)), peer.peer));
+        // Of a class that this build does not know, the larger form is assumed.
+        let kv = KvFormat::of_numerics(numerics).unwrap_or_default();
+        Class {
+            costs: Costs::new(request.shape, request.tokens, kv),
+            peers,
+        }
+    };
+    classes.into_iter().map(class).collect()
 }
 
 /// Bytes for people.

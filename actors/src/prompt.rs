@@ -7,6 +7,7 @@ use accel_inference::StopMatcher;
 use crate::error::GenerateError;
 use crate::models::Card;
 use crate::request::{GenerateRequest, Input};
+use crate::session::record::FORM_LIMIT;
 
 /// The longest prompt as text, far beyond any context.
 const LONGEST_TEXT: usize = 16 << 20;
@@ -23,6 +24,13 @@ pub(crate) fn check(request: &mut GenerateRequest) -> Result<StopMatcher, Genera
         .sampling
         .check()
         .map_err(|error| bad("sampling", &error.to_string()))?;
+    if request
+        .form
+        .as_ref()
+        .is_some_and(|form| form.len() > FORM_LIMIT)
+    {
+        return Err(bad("form", "is longer than 4096 bytes"));
+    }
     if request.max_tokens == Some(0) {
         return Err(bad("max_tokens", "must be at least 1"));
     }

@@ -24,6 +24,10 @@ pub struct GenerateRequest {
     pub top_logprobs: u32,
     /// How much the request survives; the node's default when absent.
     pub fault_tolerance: Option<FaultTolerance>,
+    /// What the client needs to be written to again if it comes back for the answer
+    /// ([`crate::NodeHandle::resume`]): at most 4 KiB, opaque to the node. Absent, nobody can come
+    /// back, and an answer that nobody reads is cancelled for good.
+    pub form: Option<String>,
 }
 
 impl GenerateRequest {
@@ -37,6 +41,7 @@ impl GenerateRequest {
             stop: Vec::new(),
             top_logprobs: 0,
             fault_tolerance: None,
+            form: None,
         }
     }
 }
@@ -65,6 +70,17 @@ pub struct Generation {
     pub prompt_tokens: usize,
     /// The answer: tokens in order, then exactly one `Done` or `Failed`.
     pub events: mpsc::Receiver<GenEvent>,
+}
+
+/// An answer that goes on for a client that came back.
+#[derive(Debug)]
+pub struct Resumption {
+    /// [`GenerateRequest::form`], as it was given.
+    pub form: String,
+    /// How many characters of the text the client has already.
+    pub seen_chars: usize,
+    /// The rest of the answer.
+    pub generation: Generation,
 }
 
 /// A piece of an answer.

@@ -13,9 +13,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use crate::config::Limits;
 use crate::error::GenerateError;
 use crate::models::{Card, Models};
-use crate::placement::Wanted;
+use crate::placement::{Placement, Wanted};
 use crate::prompt;
-use crate::request::{GenEvent, GenerateRequest, Generation};
+use crate::request::{GenerateRequest, Generation, Resumption};
+use crate::resume::{self, Resume};
 use crate::session::actor::{SessionActor, SessionDeps, SessionSpec};
 use crate::session::machine::{Machine, Opening, Tolerance};
 use crate::session::record::OpeningRecord;
@@ -148,6 +149,15 @@ impl Handler<Generate> for Router {
     }
 }
 
+impl Handler<Resume> for Router {
+    type Result = ResponseFuture<Result<Resumption, GenerateError>>;
+
+    fn handle(&mut self, message: Resume, _: &mut Context<Self>) -> Self::Result {
+        let deps = Arc::clone(&self.deps);
+        Box::pin(async move { resume::take_up(&deps, message).await })
+    }
+}
+
 async fn take_on(deps: &RouterDeps, message: Generate) -> Result<Generation, GenerateError> {
     let Generate {
         mut request,
@@ -165,67 +175,100 @@ async fn take_on(deps: &RouterDeps, message: Generate) -> Result<Generation, Gen
         .place(&card.model, &shape, max_tokens, &Wanted::default())
         .await?;
 
-    let (events, receiver) = mpsc::channel(EVENTS);
-    let generation = generation(&card, prompt.len(), receiver);
-    let text = AnswerText::new(Arc::clone(&card.tokenizer), stop);
-    let opening = Opening {
-        prompt: prompt.clone(),
-        max_new: u64::from(max_new),
-        vocab: shape.vocab,
-    };
     let level = request.fault_tolerance;
-    let level = level.unwrap_or(deps.session.fault_tolerance);
-    let tolerance = Tolerance {
-        strategy: strategy(level),
-        salt: salt(generation.0),
-        peer_wait: deps.session.limits.peer_wait,
-    };
-    let route = placement.route.clone();
-    let machine = Machine::new(opening, route, Box::new(text), tolerance);
-    let record = OpeningRecord::new(
-        card.model.cid.to_string(),
+    let record = OpeningRecord {
+        version: OpeningRecord::version(),
+        model: card.model.cid.to_string(),
+        name: card.model.name.clone(),
         prompt,
-        request.sampling,
-        u64::from(max_new),
-        request.stop,
-    );
-    let spec = SessionSpec {
-        id: generation.0,
-        model: card.model,
-        shape,
-        tokenizer: card.tokenizer,
-        opening: record,
         sampling: request.sampling,
-        max_tokens,
-        fault_tolerance: level,
+        max_new: u64::from(max_new),
+        stop: request.stop,
+        numerics: placement.plan.numerics.clone(),
+        fault_tolerance: level.unwrap_or(deps.session.fault_tolerance),
+        form: request.form,
+    };
+    let text = AnswerText::new(Arc::clone(&card.tokenizer), stop);
+    let id = SessionId::random();
+    let tolerance = tolerance(deps, id, &record);
+    let route = placement.route.clone();
+    let machine = Machine::new(opening(&record, &card), route, Box::new(text), tolerance);
+    let begun = Begun {
+        id,
+        record,
         placement,
+        is_over: false,
+        permit,
+    };
+    Ok(begin(deps, card, begun, machine))
+}
+
+/// What the machine has to know of a request.
+pub(crate) fn opening(record: &OpeningRecord, card: &Card) -> Opening {
+    Opening {
+        prompt: record.prompt.clone(),
+        max_new: record.max_new,
+        vocab: card.header.shape.vocab,
+    }
+}
+
+pub(crate) fn tolerance(deps: &RouterDeps, id: SessionId, record: &OpeningRecord) -> Tolerance {
+    Tolerance {
+        strategy: strategy(record.fault_tolerance),
+        salt: salt(id),
+        peer_wait: deps.session.limits.peer_wait,
+        resumable: record.is_resumable(),
+    }
+}
+
+/// A session that is ready to run.
+pub(crate) struct Begun {
+    pub(crate) id: SessionId,
+    pub(crate) record: OpeningRecord,
+    pub(crate) placement: Placement,
+    /// Whether the journal has its outcome already.
+    pub(crate) is_over: bool,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+/// Starts the session's actor.
+pub(crate) fn begin(deps: &RouterDeps, card: Card, begun: Begun, machine: Machine) -> Generation {
+    let (events, receiver) = mpsc::channel(EVENTS);
+    let Begun {
+        id,
+        record,
+        placement,
+        is_over,
+        permit,
+    } = begun;
+    let generation = Generation {
+        id: id.to_string(),
+        cid: record.model.clone(),
+        model: record.name.clone(),
+        prompt_tokens: record.prompt.len(),
+        events: receiver,
+    };
+    let spec = SessionSpec {
+        id,
+        model: card.model,
+        shape: Arc::clone(&card.header.shape),
+        tokenizer: card.tokenizer,
+        sampling: record.sampling,
+        max_tokens: (record.prompt.len() as u64 + record.max_new) as u32,
+        opening: record,
+        placement,
+        is_over,
         events,
         _permit: permit,
     };
     SessionActor::launch(Arc::clone(&deps.session), spec, machine);
-    Ok(generation.1)
+    generation
 }
 
 /// Some bits of the session's id, which is random.
 fn salt(session: SessionId) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = session.bytes();
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
-}
-
-fn generation(
-    card: &Card,
-    prompt_tokens: usize,
-    events: mpsc::Receiver<GenEvent>,
-) -> (SessionId, Generation) {
-    let session = SessionId::random();
-    let generation = Generation {
-        id: session.to_string(),
-        cid: card.model.cid.to_string(),
-        model: card.model.name.clone(),
-        prompt_tokens,
-        events,
-    };
-    (session, generation)
 }
 
 #[cfg(test)]

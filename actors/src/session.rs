@@ -8,7 +8,8 @@
 //! - a token is journaled, durably, before it is emitted; in order, once, and never taken back;
 //! - at most one epoch is live, and it only grows;
 //! - every stage that was asked to prepare is told to commit, abort or release in the end;
-//! - the session ends exactly once: done, failed or cancelled.
+//! - the session ends exactly once: done, failed or cancelled; or it is suspended, and whoever goes
+//!   on with it begins under a higher claim than everyone before.
 //!
 //! | File | Holds |
 //! |---|---|
@@ -16,10 +17,12 @@
 //! | `machine/placement.rs` | two-phase placement |
 //! | `machine/steps.rs` | steps and their answers |
 //! | `machine/recovering.rs` | going on after a fault |
+//! | `machine/resuming.rs` | going on with what is in the journal |
 //! | `event.rs` | its vocabulary: events, commands, outcomes |
 //! | `text.rs` | from tokens to clean text, with stop texts |
 //! | `actor.rs` | the actor: executes commands, feeds events |
 //! | `placing.rs` | the actor's part in a placement |
+//! | `telling.rs` | the actor's part in journaling and emitting |
 //! | `pump.rs` | tasks beside the actor: journal, client, first stage |
 //! | `incoming.rs` | what a frame of a peer means |
 //! | `link.rs` | calls and frames to the stages of the route, near or far |
@@ -27,6 +30,7 @@
 //! | `show.rs` | how it looks from outside |
 //! | `recovery.rs` | what to do about a fault: strategies, one file each |
 //! | `record.rs` | what the journal holds of a session |
+//! | `verdicts.rs` | what its events say about the peers' health |
 //! | `table.rs` | all sessions of this node, for views and for incoming frames |
 
 pub(crate) mod actor;
@@ -38,7 +42,9 @@ mod placing;
 mod pump;
 pub(crate) mod record;
 pub(crate) mod recovery;
-mod show;
+pub(crate) mod show;
 pub(crate) mod stand_ins;
 pub(crate) mod table;
+mod telling;
 pub(crate) mod text;
+mod verdicts;

@@ -29,6 +29,7 @@ pub(crate) struct Telemetry {
     recoveries: IntCounterVec,
     recovery_stall: Histogram,
     stages_warmed: IntCounterVec,
+    breakers_opened: IntCounter,
 }
 
 const FAST: [f64; 12] = [
@@ -127,6 +128,10 @@ impl Telemetry {
                 "Stages made ready ahead of time, by what became of them",
                 &["result"],
             ),
+            breakers_opened: counter(
+                "accel_breakers_opened_total",
+                "Times that a peer was left alone because it failed or was lost",
+            ),
             registry,
         }
     }
@@ -157,6 +162,10 @@ impl Telemetry {
 
     pub(crate) fn warmed(&self, result: &str) {
         self.stages_warmed.with_label_values(&[result]).inc();
+    }
+
+    pub(crate) fn breaker_opened(&self) {
+        self.breakers_opened.inc();
     }
 
     pub(crate) fn batch_computed(&self, rows: usize, sessions: usize, took: Duration) {
@@ -230,12 +239,14 @@ mod tests {
         telemetry.token();
         telemetry.recovering("peer_lost", "progressive");
         telemetry.recovered(Duration::from_secs(1));
+        telemetry.breaker_opened();
         let text = telemetry.text();
         assert!(
             text.contains("accel_requests_total{result=\"accepted\"} 1"),
             "{text}"
         );
         assert!(text.contains("accel_tokens_emitted_total 1"), "{text}");
+        assert!(text.contains("accel_breakers_opened_total 1"), "{text}");
         let recoveries = "accel_recoveries_total{fault=\"peer_lost\",strategy=\"progressive\"} 1";
         assert!(text.contains(recoveries), "{text}");
         assert!(

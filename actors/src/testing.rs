@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use accel_inference::KvFormat;
 use accel_inference::synthetic::{SyntheticArch, SyntheticSpec, generate};
 use accel_p2p::wire::{
     ControlReply, ControlRequest, HardwareAdvert, LoadAdvert, PeerEndpoint, TensorFrame,
@@ -145,6 +146,15 @@ pub(crate) struct TestNode {
 impl TestNode {
     /// A node with this much memory for models.
     pub(crate) fn start(hub: &Arc<Hub>, memory: u64, max_layers: Option<u32>) -> Self {
+        Self::start_with_kv(hub, memory, max_layers, KvFormat::default())
+    }
+
+    pub(crate) fn start_with_kv(
+        hub: &Arc<Hub>,
+        memory: u64,
+        max_layers: Option<u32>,
+        kv: KvFormat,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&DataDir::open(dir.path()).unwrap()).unwrap();
         let peer = PeerId::random();
@@ -171,6 +181,7 @@ impl TestNode {
             max_layers,
             threads: Some(1),
             warm_stand_ins: true,
+            kv,
             telemetry,
         });
         let stage = unit.member("stage server", move || {

@@ -39,6 +39,13 @@ pub struct PeerView {
     pub sessions: u32,
     /// What it holds.
     pub models: Vec<OfferView>,
+    /// How well it does its part in this node's sessions, from 0 to 100.
+    pub health: u8,
+    /// Whether this node places sessions on it: `closed` yes, `open` only where nobody else can,
+    /// `half_open` a few to see.
+    pub breaker: String,
+    /// How long it takes to answer a small request, once one was made.
+    pub ping_ms: Option<Figure>,
     /// Age of its newest advert.
     pub seen_ms_ago: u64,
 }
@@ -202,7 +209,8 @@ pub struct ModelDetail {
 pub struct SessionView {
     /// Its id.
     pub id: String,
-    /// `placing`, `prefill`, `decoding`, `recovering`, `done`, `failed` or `cancelled`.
+    /// `placing`, `prefill`, `decoding`, `recovering`, `suspended`, `moved`, `done`, `failed` or
+    /// `cancelled`.
     pub state: String,
     /// The model's name.
     pub model: String,
@@ -252,7 +260,7 @@ pub struct RouteView {
 /// How a session went on after a fault.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RecoveryView {
-    /// `peer_lost`, `step_failed`, `step_timeout` or `placement_failed`.
+    /// `peer_lost`, `step_failed`, `step_timeout`, `placement_failed` or `interrupted`.
     pub fault: String,
     /// The fault in words.
     pub reason: String,

@@ -1,6 +1,5 @@
 //! Speed of the local engine on one model file; no node is involved.
 
-use crate::cpu::NUMERICS;
 use crate::gguf::{Gguf, GgufError};
 use crate::hardware;
 use crate::layers::LayerRange;
@@ -108,6 +107,7 @@ pub fn bench(model: &Path, options: &BenchOptions) -> Result<BenchReport, BenchE
     let decode_tok_s = decode(stage.as_mut(), options)?;
     let weights_bytes = stage.weights_bytes();
     let peak_rss_mib = peak_rss_bytes() as f64 / f64::from(1 << 20);
+    let numerics = stage.numerics().to_owned();
     drop(stage);
     let machine = hardware::measure_limits(options.load.threads);
     // An embedding that is not the output head as well is only looked up.
@@ -126,7 +126,7 @@ pub fn bench(model: &Path, options: &BenchOptions) -> Result<BenchReport, BenchE
         decode_gb_s: read as f64 * decode_tok_s / options.batch as f64 / 1e9,
         prefill_gmac_s: layer_weights(&gguf) as f64 * prefill_tok_s / 1e9,
         isa: hardware::isa().to_owned(),
-        numerics: NUMERICS.to_owned(),
+        numerics,
     })
 }
 

@@ -1,6 +1,6 @@
 //! The engine's own CPU backend.
 //!
-//! Its numerics class is `cpu-1`: the same tokens give the same bits on every instruction set,
+//! Its numerics class is `cpu-1`, or `cpu-1-kv8` where the KV cache is in eight bits: the same tokens give the same bits on every instruction set,
 //! with any number of threads, however the prompt is cut into chunks, whatever else is in the
 //! batch. The rules that make it so:
 //!
@@ -47,5 +47,12 @@ pub(crate) use rope::{Pairing, RopeSpec, Scaling};
 pub(crate) use softmax::Softmax;
 pub(crate) use stage::CpuStage;
 
-/// The numerics class.
-pub(crate) const NUMERICS: &str = "cpu-1";
+use crate::kv_format::KvFormat;
+
+/// The numerics class, which the form of the KV cache is part of.
+pub(crate) fn numerics(kv: KvFormat) -> &'static str {
+    match kv {
+        KvFormat::F16 => "cpu-1",
+        KvFormat::Q8 => "cpu-1-kv8",
+    }
+}

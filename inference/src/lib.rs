@@ -7,7 +7,8 @@
 //!    range of layers needs;
 //! 3. [`stage`] is the seam where backends meet: [`load_stage`] gives a [`Stage`] that takes
 //!    token ids or activations and gives activations or logits. The `cpu` module is the
-//!    backend on our own kernels; `arch` has one file per architecture.
+//!    backend on our own kernels; `arch` has one file per architecture; [`kv_format`] names the
+//!    forms of the KV cache.
 //!
 //! The text side: [`tokenizer`] turns text into tokens and back, [`chat`] writes a conversation as
 //! the model wants it, [`sampler`] draws the next token, [`stop`] watches for stop texts.
@@ -23,6 +24,7 @@ mod cpu;
 pub mod eval;
 pub mod gguf;
 pub mod hardware;
+pub mod kv_format;
 pub mod layers;
 pub mod perplexity;
 mod quant;
@@ -36,12 +38,13 @@ pub mod tokenizer;
 pub use arch::known as known_architectures;
 pub use chat::{ChatError, ChatMessage, ChatTemplate};
 pub use gguf::{Gguf, GgufError};
+pub use kv_format::{KvFormat, UnknownKvFormat};
 pub use layers::LayerRange;
 pub use sampler::{SampleError, Sampled, SamplingParams, sample};
 pub use shape::{ModelError, ModelShape};
 pub use stage::{
     Device, LoadError, LoadOptions, LogitRows, Logits, MAX_THREADS, SeqId, Stage, StageError,
-    StageInput, StageOutput, StepRequest, load_stage, numerics,
+    StageInput, StageOutput, StepRequest, load_stage,
 };
 pub use stop::{StopError, StopMatcher, StopOutcome};
 pub use tokenizer::{StreamDecoder, TokenKind, Tokenizer, TokenizerData, TokenizerError};

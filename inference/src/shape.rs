@@ -13,6 +13,7 @@ pub(crate) use keys::Keys;
 
 use crate::arch::{self, Architecture, Hyper, TensorSpec};
 use crate::gguf::{Gguf, TensorInfo};
+use crate::kv_format::KvFormat;
 use crate::layers::LayerRange;
 use crate::quant;
 use serde::Serialize;
@@ -65,8 +66,6 @@ pub struct ModelShape {
     pub head_bytes: u64,
     /// Whether the output head is the token embedding.
     pub tied_embeddings: bool,
-    /// Memory that one token takes in the KV cache of one layer.
-    pub kv_bytes_per_token_layer: u64,
     /// What people call the quantisation, e.g. `Q4_K_M`.
     pub quantisation: String,
 }
@@ -99,7 +98,6 @@ impl ModelShape {
         }
         let embedding = required(gguf, EMBEDDING)?;
         let vocab = embedding.dims.get(1).copied().unwrap_or(0);
-        let kv_values = 2 * u64::from(kv_heads) * u64::from(head_dim);
         Ok(Self {
             architecture: architecture.name().to_owned(),
             name: gguf.metadata.str("general.name").map(printable),
@@ -115,7 +113,6 @@ impl ModelShape {
             embedding_bytes: 0,
             head_bytes: 0,
             tied_embeddings: gguf.tensor(OUTPUT).is_none(),
-            kv_bytes_per_token_layer: kv_values * size_of::<u16>() as u64,
             quantisation: quant::name_of(gguf),
         })
     }
@@ -223,6 +220,11 @@ impl ModelShape {
     /// Width of all key heads together, and of all value heads.
     pub(crate) fn kv_width(&self) -> u32 {
         self.kv_heads * self.head_dim
+    }
+
+    /// Memory that one token takes in the KV cache of one layer.
+    pub fn kv_bytes_per_token_layer(&self, kv: KvFormat) -> u64 {
+        kv.token_bytes(self.kv_heads as usize, self.head_dim as usize) as u64
     }
 
     /// Memory that the weights of a stage take once loaded. The bytes to fetch are

@@ -9,9 +9,10 @@ mod logits;
 pub use error::{LoadError, StageError};
 pub use logits::LogitRows;
 
-use crate::cpu::{CpuStage, NUMERICS};
+use crate::cpu::CpuStage;
 use crate::gguf::Gguf;
 use crate::hardware::IsaName;
+use crate::kv_format::KvFormat;
 use crate::layers::LayerRange;
 use std::path::Path;
 use std::str::FromStr;
@@ -190,6 +191,8 @@ pub struct LoadOptions {
     /// Whose kernels compute; `None` takes what `ACCEL_ISA` asks for, or the best of the machine.
     /// The results are the same.
     pub isa: Option<IsaName>,
+    /// How keys and values are kept. Another form is another numerics class.
+    pub kv: KvFormat,
     /// Memory that the KV caches of all sequences together may take; a step that needs more is
     /// refused. `None` is no bound.
     pub kv_bytes: Option<u64>,
@@ -212,9 +215,4 @@ pub fn load_stage(
             device: device.name(),
         }),
     }
-}
-
-/// The numerics class of the stages that this build loads, known before anything is loaded.
-pub fn numerics() -> &'static str {
-    NUMERICS
 }

@@ -19,7 +19,8 @@
 use accel_inference::eval::evaluate;
 use accel_inference::hardware::{IsaName, isas};
 use accel_inference::{
-    Gguf, LayerRange, LoadOptions, Logits, ModelShape, StageInput, StageOutput, load_stage,
+    Gguf, KvFormat, LayerRange, LoadOptions, Logits, ModelShape, StageInput, StageOutput,
+    load_stage,
 };
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,8 @@ struct RealModel {
     to_llama_cpp: Bounds,
     /// How close it must be to exact arithmetic.
     to_exact: Bounds,
+    /// The same with a cache in eight bits.
+    in_eight_bits: Bounds,
 }
 
 struct Bounds {
@@ -55,6 +58,11 @@ const SMOLLM2: RealModel = RealModel {
         agreement: 0.94,
         difference: 0.04,
     },
+    // accel: 0.9750, 0.0341.
+    in_eight_bits: Bounds {
+        agreement: 0.95,
+        difference: 0.04,
+    },
 };
 
 const GEMMA3: RealModel = RealModel {
@@ -70,6 +78,11 @@ const GEMMA3: RealModel = RealModel {
         agreement: 0.96,
         difference: 0.032,
     },
+    // accel: 0.9667, 0.0362.
+    in_eight_bits: Bounds {
+        agreement: 0.95,
+        difference: 0.042,
+    },
 };
 
 const QWEN2: RealModel = RealModel {
@@ -84,6 +97,11 @@ const QWEN2: RealModel = RealModel {
     to_exact: Bounds {
         agreement: 0.98,
         difference: 0.012,
+    },
+    // accel: 0.9833, 0.0212.
+    in_eight_bits: Bounds {
+        agreement: 0.97,
+        difference: 0.03,
     },
 };
 
@@ -120,22 +138,28 @@ fn find_or_tell(model: &RealModel, is_required: bool) -> Option<PathBuf> {
     found
 }
 
-/// Compares a model with both yardsticks, or says why not.
+/// Compares a model with both yardsticks, and with a cache in eight bits, or says why not.
 fn check(model: &RealModel, is_required: bool) {
     let Some(path) = find_or_tell(model, is_required) else {
         return;
     };
     let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/reference");
-    let exact = reference.join("exact");
-    compare(&path, &reference.join(model.reference), &model.to_llama_cpp);
-    compare(&path, &exact.join(model.reference), &model.to_exact);
+    let exact = reference.join("exact").join(model.reference);
+    let half = KvFormat::F16;
+    let to_llama_cpp = reference.join(model.reference);
+    compare(&path, &to_llama_cpp, half, &model.to_llama_cpp);
+    compare(&path, &exact, half, &model.to_exact);
+    compare(&path, &exact, KvFormat::Q8, &model.in_eight_bits);
 }
 
-fn compare(model: &Path, reference: &Path, bounds: &Bounds) {
-    let options = LoadOptions::default();
+fn compare(model: &Path, reference: &Path, kv: KvFormat, bounds: &Bounds) {
+    let options = LoadOptions {
+        kv,
+        ..LoadOptions::default()
+    };
     let report = evaluate(model, reference, &options, &|_, _| {});
     let report = report.expect("the model can be compared");
-    eprintln!("{}: {report:?}", reference.display());
+    eprintln!("{}, cache in {kv}: {report:?}", reference.display());
     assert_eq!(report.positions, 240);
     assert!(report.top1_agreement >= bounds.agreement, "{report:?}");
     assert!(
@@ -149,12 +173,13 @@ fn needs_smollm2() -> bool {
 }
 
 /// The bits of all logits of a few tokens.
-fn logits(path: &Path, isa: IsaName) -> Vec<u32> {
+fn logits(path: &Path, isa: IsaName, kv: KvFormat) -> Vec<u32> {
     const TOKENS: u32 = 12;
     let gguf = Gguf::open(path).expect("the model has a header");
     let shape = ModelShape::from_gguf(&gguf).expect("the engine knows the model");
     let options = LoadOptions {
         isa: Some(isa),
+        kv,
         ..LoadOptions::default()
     };
     let range = LayerRange::whole(shape.layers);
@@ -177,9 +202,12 @@ fn smollm2_has_the_same_logits_on_every_instruction_set() {
     let Some(path) = find_or_tell(&SMOLLM2, needs_smollm2()) else {
         return;
     };
-    let expected = logits(&path, IsaName::Scalar);
-    for &isa in isas().iter().filter(|isa| **isa != IsaName::Scalar) {
-        assert!(logits(&path, isa) == expected, "{isa} differs");
+    for kv in KvFormat::ALL {
+        let expected = logits(&path, IsaName::Scalar, kv);
+        for &isa in isas().iter().filter(|isa| **isa != IsaName::Scalar) {
+            let is_equal = logits(&path, isa, kv) == expected;
+            assert!(is_equal, "{isa} differs with a cache in {kv}");
+        }
     }
 }
 

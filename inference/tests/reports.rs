@@ -98,7 +98,7 @@ fn a_benchmark_reports_the_documented_keys() {
     assert!(report.memory_gb_s > 0.0 && report.int8_gmac_s > 0.0);
     assert!(report.prefill_tok_s > 0.0 && report.decode_tok_s > 0.0);
     assert!(report.peak_rss_mib > 0.0 && report.weights_bytes > 0);
-    assert_eq!(report.numerics, accel_inference::stage::numerics());
+    assert_eq!(report.numerics, accel_inference::KvFormat::F16.numerics());
 }
 
 #[test]

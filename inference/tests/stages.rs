@@ -2,6 +2,8 @@
 
 #[path = "stages/isas.rs"]
 mod isas;
+#[path = "stages/kv.rs"]
+mod kv;
 #[path = "stages/memory.rs"]
 mod memory;
 #[path = "stages/model.rs"]
@@ -16,8 +18,7 @@ use model::{Model, QUANTISATIONS, SEQ, answer, cuts, feed, parts, tokens};
 
 #[test]
 fn every_cut_into_up_to_four_stages_gives_the_bits_of_the_whole() {
-    for arch in SyntheticArch::ALL {
-        let model = Model::small(arch);
+    for model in Model::all() {
         let expected = answer(&mut [model.whole()]);
         for cut in cuts(model.shape.layers) {
             let load = |range: &LayerRange| model.load(*range, 1);
@@ -25,7 +26,7 @@ fn every_cut_into_up_to_four_stages_gives_the_bits_of_the_whole() {
             assert!(
                 answer(&mut stages) == expected,
                 "{} cut into {cut:?} differs",
-                arch.name()
+                model.label()
             );
         }
     }
@@ -33,8 +34,7 @@ fn every_cut_into_up_to_four_stages_gives_the_bits_of_the_whole() {
 
 #[test]
 fn neither_threads_nor_chunks_change_a_bit() {
-    for arch in SyntheticArch::ALL {
-        let model = Model::small(arch);
+    for model in Model::all() {
         let all = tokens(40);
         let run = |threads: usize, chunk: usize| {
             let mut stages = [model.load(LayerRange::whole(model.shape.layers), threads)];
@@ -50,7 +50,7 @@ fn neither_threads_nor_chunks_change_a_bit() {
             assert!(
                 run(threads, chunk) == expected,
                 "{} on {threads} threads in chunks of {chunk} differs",
-                arch.name()
+                model.label()
             );
         }
     }
@@ -71,8 +71,7 @@ fn every_supported_quantisation_runs_and_splits() {
 
 #[test]
 fn truncating_and_going_on_equals_a_fresh_run() {
-    for arch in SyntheticArch::ALL {
-        let model = Model::small(arch);
+    for model in Model::all() {
         let all = tokens(30);
         let mut fresh = [model.whole()];
         fresh[0].open(SEQ, 64).unwrap();
@@ -91,8 +90,7 @@ fn truncating_and_going_on_equals_a_fresh_run() {
 
 #[test]
 fn a_sequence_among_fifteen_others_gives_the_same_bits_as_alone() {
-    for arch in SyntheticArch::ALL {
-        let model = Model::small(arch);
+    for model in Model::all() {
         let mut stage = model.whole();
         let prompt = |seq: u64| tokens(8 + seq as usize)[seq as usize..].to_vec();
         let request = |seq: u64, position: usize, tokens: Vec<u32>| StepRequest {
@@ -113,27 +111,9 @@ fn a_sequence_among_fifteen_others_gives_the_same_bits_as_alone() {
         let prompts = stage.run((0..16).map(|seq| request(seq, 0, prompt(seq))).collect());
         let steps = stage.run((0..16).map(|seq| request(seq, 8, vec![3])).collect());
         for (seq, (prompt, step)) in prompts.into_iter().zip(steps).enumerate() {
-            assert!(prompt.unwrap() == alone[2 * seq], "{arch:?}");
-            assert!(step.unwrap() == alone[2 * seq + 1], "{arch:?}");
+            assert!(prompt.unwrap() == alone[2 * seq], "{}", model.label());
+            assert!(step.unwrap() == alone[2 * seq + 1], "{}", model.label());
         }
-    }
-}
-
-#[test]
-fn a_cache_that_was_exported_goes_on_elsewhere_with_the_same_bits() {
-    for arch in SyntheticArch::ALL {
-        let model = Model::small(arch);
-        let mut first = [model.whole()];
-        first[0].open(SEQ, 64).unwrap();
-        feed(&mut first, 0, &tokens(21));
-        let rows = first[0].export(SEQ, 0..21).unwrap();
-        let expected = feed(&mut first, 21, &[1, 2, 3]);
-
-        let mut other = [model.whole()];
-        other[0].open(SEQ, 64).unwrap();
-        assert!(other[0].import(SEQ, 0, &rows[1..]).is_err(), "{arch:?}");
-        other[0].import(SEQ, 0, &rows).unwrap();
-        assert!(feed(&mut other, 21, &[1, 2, 3]) == expected, "{arch:?}");
     }
 }
 
@@ -268,8 +248,7 @@ fn the_last_stage_gives_as_many_logits_as_are_wanted() {
 
 #[test]
 fn a_stage_loads_from_a_file_that_holds_only_its_ranges() {
-    for arch in SyntheticArch::ALL {
-        let model = Model::small(arch);
+    for model in Model::all() {
         let complete = std::fs::read(&model.path).unwrap();
         for cut in [parts(&[0, 3, 8]), parts(&[0, 1, 7, 8])] {
             let dir = tempfile::tempdir().unwrap();
@@ -284,7 +263,10 @@ fn a_stage_loads_from_a_file_that_holds_only_its_ranges() {
                 let path = dir.path().join(format!("{}.gguf", range.first));
                 std::fs::write(&path, sparse).unwrap();
                 let gguf = Gguf::open(&path).unwrap();
-                let options = LoadOptions::default();
+                let options = LoadOptions {
+                    kv: model.kv,
+                    ..LoadOptions::default()
+                };
                 let stage = load_stage(&path, &gguf, *range, &options).unwrap();
                 assert_eq!(stage.weights_bytes() / 64, loaded(&model, range) / 64);
                 stages.push(stage);

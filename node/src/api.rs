@@ -4,19 +4,22 @@
 //!
 //! One file per family and one line in [`routes`]. `access` decides who may ask, `error` shapes
 //! what goes wrong, `answer` and `sse` turn a generation into a whole answer or a stream,
-//! `openai` holds the shapes of requests and answers.
+//! `resume` and `form` let a
+//! stream go on for a client that comes back, `openai` holds the shapes of requests and answers.
 
 mod access;
 mod answer;
 mod chat;
 mod completions;
 mod error;
+mod form;
 mod health;
 mod key;
 mod models;
 mod node;
 mod openai;
 mod plan;
+mod resume;
 mod sessions;
 mod sse;
 mod store;
@@ -119,6 +122,7 @@ fn settings(config: &mut web::ServiceConfig) {
     });
     config
         .app_data(json)
+        .app_data(web::PayloadConfig::new(MAX_BODY))
         .app_data(query)
         .configure(routes)
         .default_service(web::to(unknown_route));

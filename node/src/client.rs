@@ -1,6 +1,7 @@
 //! The commands' side of the HTTP API: how a command asks a running node.
 
 pub mod answer;
+mod lasting;
 mod sse;
 
 use std::time::Duration;
@@ -13,6 +14,7 @@ use thiserror::Error;
 use crate::config::DEFAULT_API;
 use crate::failure::chain;
 
+pub use lasting::Lasting;
 pub use sse::{Event, Events};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,6 +22,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_TIMEOUT: Duration = Duration::from_secs(300);
 /// How soon a machine that is gone is noticed in that silence.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+const LAST_EVENT_ID: &str = "last-event-id";
 
 /// Where the node is that a command asks.
 #[derive(Debug, Clone, Args)]
@@ -160,6 +163,21 @@ impl Client {
     /// Sends a JSON document and gets a stream of events.
     pub async fn stream(&self, path: &str, body: &Value) -> Result<Events, ClientError> {
         let request = self.request(Method::POST, path).json(body);
+        let response = self.send(request).await?;
+        Ok(Events::new(self.base.clone(), response))
+    }
+
+    /// Gets the rest of a session's stream, behind the event of this id; all of it without one.
+    pub async fn resume(
+        &self,
+        session: &str,
+        last_id: Option<&str>,
+    ) -> Result<Events, ClientError> {
+        let path = format!("/api/v1/sessions/{session}/stream");
+        let mut request = self.request(Method::GET, &path);
+        if let Some(id) = last_id {
+            request = request.header(LAST_EVENT_ID, id);
+        }
         let response = self.send(request).await?;
         Ok(Events::new(self.base.clone(), response))
     }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use accel_actors::FaultTolerance;
-use accel_inference::MAX_THREADS;
+use accel_inference::{KvFormat, MAX_THREADS};
 use clap::Args;
 use directories::ProjectDirs;
 use figment::error::Kind;
@@ -25,7 +25,7 @@ pub const DEFAULT_API: &str = "127.0.0.1:8420";
 const DEFAULT_LISTEN: &str = "/ip4/0.0.0.0/tcp/0";
 
 /// Every key of the settings, in the order in which `accel up --help` shows them.
-const KEYS: [&str; 13] = [
+const KEYS: [&str; 15] = [
     "data",
     "api",
     "listen",
@@ -34,16 +34,20 @@ const KEYS: [&str; 13] = [
     "swarm_key",
     "device",
     "threads",
+    "kv",
     "memory",
     "max_layers",
     "fault_tolerance",
     "warm_stand_ins",
+    "resume_window",
     "ready_file",
 ];
 /// The keys whose value in the environment is a number.
-const NUMBERS: [&str; 2] = ["threads", "max_layers"];
+const NUMBERS: [&str; 3] = ["threads", "max_layers", "resume_window"];
 /// The keys whose value in the environment is true or false.
 const SWITCHES: [&str; 1] = ["warm_stand_ins"];
+/// The longest time that sessions wait for their clients: a week.
+const LONGEST_WINDOW: u32 = 7 * 24 * 3600;
 
 /// What is wrong with the settings.
 #[derive(Debug, Error)]
@@ -114,6 +118,11 @@ pub struct Flags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// How KV caches are kept: f16, or q8, which holds nearly twice as many tokens and is a little
+    /// less precise; nodes that differ share no session [default: f16]
+    #[arg(long, value_name = "f16|q8")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv: Option<KvFormat>,
     /// Memory that models may take, like 2G or 512MiB [default: measured]
     #[arg(long, value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -130,6 +139,10 @@ pub struct Flags {
     #[arg(long, value_name = "BOOL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_stand_ins: Option<bool>,
+    /// Seconds that a session which was interrupted waits for its client [default: 600]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume_window: Option<u32>,
     /// File to write {"peer_id","api","addrs"} to once everything listens
     #[arg(long, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -159,6 +172,9 @@ pub struct Settings {
     /// Threads that compute.
     #[serde(default)]
     pub threads: Option<usize>,
+    /// How KV caches are kept.
+    #[serde(default)]
+    pub kv: KvFormat,
     /// Memory that models may take.
     #[serde(default)]
     pub memory: Option<Size>,
@@ -170,6 +186,9 @@ pub struct Settings {
     pub fault_tolerance: FaultTolerance,
     /// Whether layers are made ready for when a peer is lost.
     pub warm_stand_ins: bool,
+    /// Seconds that a session which was interrupted waits for its client.
+    #[serde(default)]
+    pub resume_window: Option<u32>,
     /// Where to tell that everything listens.
     #[serde(default)]
     pub ready_file: Option<PathBuf>,
@@ -204,6 +223,7 @@ impl Settings {
         check_device(&self.device)?;
         check_range("threads", self.threads, MAX_THREADS)?;
         check_range("max_layers", self.max_layers, u32::MAX)?;
+        check_range("resume_window", self.resume_window, LONGEST_WINDOW)?;
         if self.swarm.is_some() && self.swarm_key.is_some() {
             return Err(ConfigError::Value {
                 key: "swarm",

@@ -218,6 +218,12 @@ pub enum JournalError {
     /// An outcome was written; nothing may follow it.
     #[error("already closed")]
     Closed,
+    /// Somebody went on with the session under this number or a higher one.
+    #[error("the session was taken over under the number {newest}")]
+    Claimed {
+        /// The newest number.
+        newest: u64,
+    },
     /// The index does not follow the last one.
     #[error("record {got} does not follow; {expected} is next")]
     Gap {

@@ -5,6 +5,9 @@
 //! flush serves everything that waited for it. A record, once durable, never changes: a repeat of
 //! the same bytes is accepted, other bytes are refused.
 //!
+//! Whoever goes on with a session that was left open claims it first, under a number above every
+//! one before. The claim is the only record that is ever replaced.
+//!
 //! Every record is versioned and carries a checksum over its key and content (`record.rs`). What a
 //! crash or a bad disk damaged is cut off at the first bad record and reported; the next append
 //! writes from there.
@@ -64,6 +67,8 @@ pub struct JournalEntry {
     pub opening: Bytes,
     /// The records, numbered from 0 without gaps.
     pub records: Vec<Bytes>,
+    /// The newest claim; 0 when nobody went on with it.
+    pub claim: u64,
     /// How it ended, if it did.
     pub outcome: Option<Bytes>,
     /// What could not be read, if anything.
@@ -80,6 +85,8 @@ pub enum Damage {
     },
     /// The outcome, so the session counts as not ended.
     Outcome,
+    /// The newest claim, so nobody knows above which number to go on.
+    Claim,
 }
 
 /// One session in the list.
@@ -89,6 +96,8 @@ pub struct SessionSummary {
     pub key: SessionKey,
     /// When it was opened, in milliseconds since 1970; 0 when that is damaged.
     pub opened_unix_ms: u64,
+    /// When anything was last written of it before its outcome; 0 when that is damaged.
+    pub touched_unix_ms: u64,
     /// When its outcome was written, if it was.
     pub closed_unix_ms: Option<u64>,
 }
@@ -140,6 +149,13 @@ impl Journal {
         Ok(())
     }
 
+    /// Takes a session that was not ended over, under a number above every claim before; resolves
+    /// when durable.
+    pub async fn claim(&self, session: SessionKey, claim: u64) -> Result<()> {
+        self.request(session, Operation::Claim(claim)).await?;
+        Ok(())
+    }
+
     /// Ends a session; resolves when durable.
     pub async fn close(&self, session: SessionKey, outcome: &[u8]) -> Result<()> {
         check_size(session, outcome, RECORD_LIMIT)?;
@@ -151,6 +167,11 @@ impl Journal {
     /// What is known of a session. Blocking, briefly.
     pub fn load(&self, session: SessionKey) -> Result<Option<JournalEntry>> {
         record::load(&self.inner.tree, session)
+    }
+
+    /// When things happened to a session. Blocking, briefly.
+    pub fn summary(&self, session: SessionKey) -> Result<Option<SessionSummary>> {
+        record::summary(&self.inner.tree, session)
     }
 
     /// Every session. Blocking, briefly.

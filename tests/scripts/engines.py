@@ -28,7 +28,7 @@ class Model:
     reference: str
     decode_goal: float
     prefill_goal: float
-    batch_goal: float
+    batch_goal: float | None
 
 
 MODELS = (
@@ -59,6 +59,17 @@ MODELS = (
         prefill_goal=3.0,
         batch_goal=4.0,
     ),
+)
+
+# Of random weights, for speed only; written by tests/scripts/make-large-model.
+LARGE = Model(
+    name="qwen2-large",
+    title="Qwen2.5 1.5B's shape, Q4_K_M, random weights",
+    file="qwen2.5-1.5b-random-q4_k_m.gguf",
+    reference="",
+    decode_goal=1.25,
+    prefill_goal=2.0,
+    batch_goal=None,
 )
 
 
@@ -96,12 +107,25 @@ def require_flags(accel: Path, command: str, flags: tuple[str, ...]) -> None:
 
 
 def chosen_models(only: list[str] | None, directory: Path) -> list[tuple[Model, Path]]:
-    wanted = [model for model in MODELS if not only or model.name in only]
+    """The models that are named; all real ones, where none is."""
+    wanted = [model for model in (*MODELS, LARGE) if model.name in only] if only else MODELS
     pairs = [(model, directory / model.file) for model in wanted]
     for model, path in pairs:
         if not path.is_file():
-            raise Failure(f"{path} is not there", f"tests/scripts/get-models --dir {directory} {model.name}")
+            raise Failure(f"{path} is not there", how_to_get(model, directory))
     return pairs
+
+
+def how_to_get(model: Model, directory: Path) -> str:
+    if model is LARGE:
+        return f"tests/scripts/make-large-model --models {directory}"
+    return f"tests/scripts/get-models --dir {directory} {model.name}"
+
+
+def models_directory() -> Path:
+    """Where the models lie unless another directory is named."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("ACCEL_MODELS") or cache / "accel" / "models")
 
 
 # --- showing ----------------------------------------------------------------------------------------------
@@ -129,19 +153,16 @@ def write_json(path: Path | None, results: list[dict]) -> None:
 # --- the command line -------------------------------------------------------------------------------------
 
 
-def parser_of(description: str) -> argparse.ArgumentParser:
-    """A parser that knows what every comparison takes."""
+def parser_of(description: str, models: tuple[Model, ...] = MODELS) -> argparse.ArgumentParser:
+    """A parser that knows what every comparison takes; `models` are those that it can compare."""
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=Path(sys.argv[0]).name, description=description, formatter_class=form)
     add = parser.add_argument
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    models = os.environ.get("ACCEL_MODELS") or cache / "accel" / "models"
-    names = [model.name for model in MODELS]
     binary = REPOSITORY / "target" / "release" / "accel"
     add("--accel", type=Path, metavar="PATH", default=binary, help="binary (default: target/release/accel)")
-    add("--models", type=Path, metavar="DIR", default=models, help="directory (default: where get-models puts them)")
+    add("--models", type=Path, metavar="DIR", default=models_directory(), help="directory (default: where get-models puts them)")
     add("--llama-bin", type=Path, metavar="DIR", help="directory of another build of llama.cpp's programs")
-    add("--only", action="append", choices=names, help="this model only; may be given again")
+    add("--only", action="append", choices=[model.name for model in models], help="this model only; may be given again")
     add("--threads", type=positive, metavar="N", default=2, help="threads of either engine (default: 2)")
     add("--json", type=Path, metavar="FILE", help="write every figure there, too")
     cores = os.cpu_count() or 1

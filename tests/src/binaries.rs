@@ -6,7 +6,9 @@
 //! that `cargo test -p accel-tests` never tests yesterday's binary. `ACCEL_BIN` names another `accel`.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -79,10 +81,14 @@ pub fn target_dir() -> Result<PathBuf> {
         .context("a profile directory has a parent")
 }
 
-/// `target/PROFILE`, from `target/PROFILE/deps/this-test`.
+/// `target/PROFILE`, from `target/PROFILE/deps/this-test` or `target/PROFILE/this-program`.
 fn profile_dir() -> Result<PathBuf> {
     let exe = env::current_exe().context("cannot tell where this test lies")?;
-    let dir = exe.parent().and_then(Path::parent);
+    let beside = exe.parent();
+    let dir = match beside.and_then(Path::file_name) {
+        Some(name) if name == "deps" => beside.and_then(Path::parent),
+        _ => beside,
+    };
     dir.map(Path::to_path_buf)
         .with_context(|| format!("{} is not inside a target directory", exe.display()))
 }
@@ -95,7 +101,13 @@ fn build(profile_dir: &Path) -> Result<()> {
     };
     let target_dir = target_dir()?;
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
+    let mut command = Command::new(cargo);
+    // Build scripts look at what cargo tells a test about its package: with that, `ring` and everything
+    // above it would be compiled once more now, and again by the next cargo that runs outside a test.
+    for (name, _) in env::vars_os().filter(|(name, _)| is_of_a_package(name)) {
+        command.env_remove(name);
+    }
+    let status = command
         // The whole workspace, because a package alone resolves other features of its dependencies,
         // and most of them would be compiled once more.
         .args(["build", "--workspace", "--bins", "--profile", profile])
@@ -108,6 +120,18 @@ fn build(profile_dir: &Path) -> Result<()> {
         bail!("cargo build --workspace --bins failed: {status}");
     }
     Ok(())
+}
+
+/// Whether cargo sets a variable for the programs of one package.
+fn is_of_a_package(name: &OsStr) -> bool {
+    const PREFIXES: [&str; 4] = [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_CRATE_",
+        "CARGO_BIN_",
+    ];
+    let name = name.to_string_lossy();
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || name == "CARGO_PRIMARY_PACKAGE"
 }
 
 fn is_stale(binary: &Path) -> Result<bool> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 
 use crate::PATIENCE;
@@ -111,8 +112,19 @@ pub struct Answer {
 impl Client {
     /// A client of the API at `host:port`.
     pub fn new(api: &str) -> Result<Self> {
+        Self::with_headers(api, HeaderMap::new())
+    }
+
+    /// A client of an API that asks for a key.
+    pub fn with_key(api: &str, key: &str) -> Result<Self> {
+        let value = HeaderValue::from_str(&format!("Bearer {key}"))?;
+        Self::with_headers(api, HeaderMap::from_iter([(AUTHORIZATION, value)]))
+    }
+
+    fn with_headers(api: &str, headers: HeaderMap) -> Result<Self> {
         let http = reqwest::Client::builder()
             .timeout(PATIENCE)
+            .default_headers(headers)
             // Sooner than a node closes it, or a request may meet a connection that is being closed.
             .pool_idle_timeout(Duration::from_secs(5))
             .build()?;
@@ -182,10 +194,30 @@ impl Client {
                 response.text().await?
             );
         }
-        Ok(Stream {
-            response,
-            buffer: Vec::new(),
-        })
+        Ok(Stream::new(response))
+    }
+
+    /// Comes back for a chat's stream, behind the event of this id.
+    pub async fn resume(&self, last_id: &str) -> Result<Stream> {
+        let response = self.resume_raw(last_id).send().await?;
+        if !response.status().is_success() {
+            bail!(
+                "going on failed with {}: {}",
+                response.status(),
+                response.text().await?
+            );
+        }
+        Ok(Stream::new(response))
+    }
+
+    /// Comes back for a chat's stream, and is refused.
+    pub async fn resume_refused(&self, last_id: &str) -> Result<Reply> {
+        reply(self.resume_raw(last_id).send().await?).await
+    }
+
+    fn resume_raw(&self, last_id: &str) -> reqwest::RequestBuilder {
+        let url = format!("{}/v1/chat/completions", self.base);
+        self.http.post(url).header("last-event-id", last_id)
     }
 
     /// The node's own view of a session.
@@ -202,15 +234,32 @@ impl Client {
 pub struct Stream {
     response: reqwest::Response,
     buffer: Vec<u8>,
+    last_id: Option<String>,
 }
 
 impl Stream {
+    fn new(response: reqwest::Response) -> Self {
+        Self {
+            response,
+            buffer: Vec::new(),
+            last_id: None,
+        }
+    }
+
+    /// The id of the newest event that has one.
+    pub fn last_id(&self) -> Option<&str> {
+        self.last_id.as_deref()
+    }
+
     /// The next `data:` line: JSON, or None after `[DONE]` or at the end.
     pub async fn next(&mut self) -> Result<Option<Value>> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 let line = String::from_utf8(line).context("an event is not UTF-8")?;
+                if let Some(id) = line.strip_prefix("id:") {
+                    self.last_id = Some(id.trim().to_owned());
+                }
                 match line.trim_end().strip_prefix("data:").map(str::trim) {
                     Some("[DONE]") => return Ok(None),
                     Some(data) => return Ok(Some(serde_json::from_str(data)?)),

@@ -11,9 +11,11 @@
 //! - [`cluster`]: several nodes in one swarm
 //! - [`client`]: what a test asks over HTTP
 //! - [`models`]: small generated GGUFs, and the real SmolLM2 where this machine has it
+//! - [`chaos`]: seeded trials in which nodes are killed, stopped and cut off
 //! - [`python`]: a virtual environment with the official `openai` client
 
 pub mod binaries;
+pub mod chaos;
 pub mod client;
 pub mod cluster;
 pub mod models;
@@ -21,7 +23,7 @@ pub mod node;
 pub mod process;
 pub mod python;
 
-pub use client::{Answer, ChatRequest};
+pub use client::{Answer, ChatRequest, Client};
 pub use cluster::Cluster;
 pub use node::{Node, NodeOptions};
 

@@ -5,12 +5,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use accel_inference::Gguf;
 use accel_inference::synthetic::{self, SyntheticArch, SyntheticSpec};
 use anyhow::{Context as _, Result, bail};
 
 use crate::{binaries, skip_loudly};
 
 const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+/// The GGUF of Qwen2.5-Coder 0.5B.
+pub const QWEN: &str = "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf";
 const SMOLLM2_BYTES: u64 = 98_362_432;
 
 /// A model file, and what a test needs to know of it.
@@ -108,6 +111,34 @@ pub fn smollm2() -> Result<Option<Model>> {
     }
     skip_loudly("SmolLM2", &why);
     Ok(None)
+}
+
+/// Any GGUF.
+pub fn from_file(path: &Path) -> Result<Model> {
+    let header = Gguf::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let key = format!("{}.block_count", header.architecture().unwrap_or_default());
+    let name = path.file_stem().context("a file has a name")?;
+    Ok(Model {
+        name: name.to_string_lossy().into_owned(),
+        layers: header
+            .metadata
+            .u64(&key)
+            .with_context(|| format!("no {key}"))?,
+        bytes: fs::metadata(path)?.len(),
+        path: path.to_owned(),
+    })
+}
+
+/// The file of Qwen2.5-Coder 0.5B, where this machine has it.
+pub fn qwen() -> Result<PathBuf> {
+    let path = models_dir()?.join(QWEN);
+    if !path.exists() {
+        bail!(
+            "{} is not there; run tests/scripts/get-models all",
+            path.display()
+        );
+    }
+    Ok(path)
 }
 
 fn real(path: PathBuf) -> Result<Model> {

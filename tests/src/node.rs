@@ -29,6 +29,8 @@ pub struct NodeOptions {
     pub args: Vec<String>,
     /// What it logs, in the form of `ACCEL_LOG`; warnings by default.
     pub log: Option<String>,
+    /// A program, with its arguments, that runs `accel` in its own place: `nsenter … --`.
+    pub wrapper: Vec<String>,
 }
 
 /// A running node, gone when dropped.
@@ -135,6 +137,9 @@ pub fn run_with(args: &[&str], env: &[(&str, &str)]) -> Result<CommandOutput> {
     let stdout = dir.path().join("stdout");
     let mut process = Process::spawn_apart("command", &mut command, dir.path(), &stdout)?;
     let status = process.wait()?;
+    if status.success() {
+        process.hush();
+    }
     if process.group_is_alive() {
         bail!("accel {} left a process behind", args.join(" "));
     }
@@ -176,7 +181,10 @@ pub fn make_swarm_key(dir: &Path) -> Result<PathBuf> {
 
 /// `accel` without anything of this user's configuration.
 pub fn accel_command(home: &Path) -> Result<Command> {
-    let mut command = Command::new(binaries::accel()?);
+    Ok(without_own_settings(Command::new(binaries::accel()?), home))
+}
+
+fn without_own_settings(mut command: Command, home: &Path) -> Command {
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("ACCEL_") {
             command.env_remove(name);
@@ -189,11 +197,18 @@ pub fn accel_command(home: &Path) -> Result<Command> {
         .env("XDG_CACHE_HOME", home.join("cache"))
         .env("TMPDIR", home)
         .current_dir(home);
-    Ok(command)
+    command
 }
 
 fn up_command(options: &NodeOptions, data: &Path, home: &Path) -> Result<Command> {
-    let mut command = accel_command(home)?;
+    let mut command = match options.wrapper.split_first() {
+        None => accel_command(home)?,
+        Some((program, args)) => {
+            let mut command = without_own_settings(Command::new(program), home);
+            command.args(args).arg(binaries::accel()?);
+            command
+        }
+    };
     command.arg("up").arg("--data").arg(data);
     if !options.args.iter().any(|arg| arg == "--api") {
         command.args(["--api", "127.0.0.1:0"]);

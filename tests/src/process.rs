@@ -23,6 +23,7 @@ pub struct Process {
     child: Child,
     pid: Pid,
     log: PathBuf,
+    quiet: bool,
 }
 
 impl Process {
@@ -57,7 +58,18 @@ impl Process {
             pid: Pid::from_child(&child),
             child,
             log,
+            quiet: false,
         })
+    }
+
+    /// Does not show the end of its log when dropped: for programs that keep logs in their own way.
+    pub fn hush(&mut self) {
+        self.quiet = true;
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Everything that it printed so far.
@@ -82,7 +94,12 @@ impl Process {
 
     /// Waits for it to end by itself.
     pub fn wait(&mut self) -> Result<ExitStatus> {
-        let deadline = Instant::now() + PATIENCE;
+        self.wait_for(PATIENCE)
+    }
+
+    /// Waits for it to end by itself, for so long.
+    pub fn wait_for(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + limit;
         loop {
             if let Some(status) = self.exited()? {
                 return Ok(status);
@@ -136,6 +153,9 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
+        if self.quiet {
+            return;
+        }
         // Captured by the test runner, which shows it for a failing test only.
         println!(
             "--- {} (the end of its log)\n{}",

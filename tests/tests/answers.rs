@@ -99,7 +99,7 @@ async fn many_requests_at_once_at_all_nodes_do_not_disturb_each_other() -> Resul
     Ok(())
 }
 
-/// The state in which a session ends.
+/// The state in which a session stops.
 async fn end_of(node: &Node, session: &str) -> Result<String> {
     loop {
         let view = node.client.session(session).await?;
@@ -112,7 +112,7 @@ async fn end_of(node: &Node, session: &str) -> Result<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_whose_client_goes_away_ends() -> Result<()> {
+async fn a_session_whose_client_goes_away_stops() -> Result<()> {
     let node = Node::start(&NodeOptions::default()).await?;
     let model = models::talkative()?;
     node.add_model(&model.path)?;
@@ -123,7 +123,7 @@ async fn a_session_whose_client_goes_away_ends() -> Result<()> {
     let session = id.trim_start_matches("chatcmpl-").to_owned();
     drop(stream);
     let state = tokio::time::timeout(PATIENCE, end_of(&node, &session)).await??;
-    assert_eq!(state, "cancelled");
+    assert_eq!(state, "suspended");
     Ok(())
 }
 

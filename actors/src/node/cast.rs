@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use crate::config::NodeConfig;
 use crate::directory::Directory;
 use crate::events::Pump;
+use crate::health::Health;
 use crate::models::Models;
 use crate::own::Own;
 use crate::peers::{NetworkPeers, Peers};
@@ -24,6 +25,7 @@ use crate::session::stand_ins::StandIns;
 use crate::session::table::SessionTable;
 use crate::stage::{Shelf, StageDeps, StageServer};
 use crate::supervisor::{ActorRef, RestartPolicy, Unit, UnitWatch};
+use crate::suspended::Suspended;
 use crate::telemetry::Telemetry;
 
 /// Closed sessions that the journal keeps.
@@ -48,6 +50,7 @@ pub(super) struct Shared {
     pub(super) sessions: Arc<SessionTable>,
     pub(super) admission: Arc<Admission>,
     pub(super) telemetry: Telemetry,
+    pub(super) health: Arc<Health>,
 }
 
 /// What the actors are made of.
@@ -77,6 +80,7 @@ impl Cast {
         let stage = self.stage_server(&mut stages, &models, &peers);
         let placer = Placer {
             directory: directory.clone(),
+            health: Arc::clone(&self.shared.health),
         };
         let link = Link {
             peers,
@@ -91,9 +95,17 @@ impl Cast {
             stage,
             sessions: Arc::clone(&self.shared.sessions),
             stand_ins,
+            health: Arc::clone(&self.shared.health),
+            telemetry: self.shared.telemetry.clone(),
         };
         actix::spawn(pump.run(events));
         actix::spawn(keep_pruning(self.store.journal()));
+        let suspended = Suspended {
+            journal: self.store.journal(),
+            table: Arc::clone(&self.shared.sessions),
+            window: limits.resume_window,
+        };
+        actix::spawn(suspended.keep_closing());
         let telling = Arc::clone(&self.shared.own);
         actix::spawn(telling.keep_telling(directory.clone(), limits.advert_ttl / 3));
         Raised {
@@ -128,6 +140,7 @@ impl Cast {
             max_layers: self.config.max_layers,
             threads: self.config.threads,
             warm_stand_ins: self.config.warm_stand_ins,
+            kv: self.config.kv,
             telemetry: self.shared.telemetry.clone(),
         });
         unit.member("stage server", move || {

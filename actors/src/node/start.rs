@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use accel_inference::hardware::{self, Hardware, Measured};
 use accel_p2p::{BlockStore, Multiaddr, Network, NetworkConfig, NetworkEvent};
-use accel_storage::{DataDir, Journal, Store};
+use accel_storage::{DataDir, Store};
 use actix::Arbiter;
 use bytes::Bytes;
 use cid::Cid;
@@ -20,11 +20,13 @@ use super::cast::{Cast, Shared};
 use super::{Inner, WatchedUnit};
 use crate::config::NodeConfig;
 use crate::error::StartError;
+use crate::health::Health;
 use crate::own::{Own, fixed_body, memory_for_models};
 use crate::router::Admission;
 use crate::session::table::SessionTable;
 use crate::stage::Shelf;
 use crate::supervisor::UnitWatch;
+use crate::suspended::Suspended;
 use crate::swarm;
 use crate::telemetry::Telemetry;
 
@@ -128,7 +130,6 @@ pub(super) async fn start(config: NodeConfig) -> Result<Inner, StartError> {
         blocking(move || network_threads.block_on(Network::start(network_config, blocks)));
     let (network, events) = starting.await??;
     swarm::remember(&data, &network.membership())?;
-    close_interrupted(&store.journal()).await?;
     let (hardware, measured) = probing.await?;
     let ground = Ground {
         config,
@@ -138,18 +139,6 @@ pub(super) async fn start(config: NodeConfig) -> Result<Inner, StartError> {
         measured,
     };
     raise(ground, events, io).await
-}
-
-/// Sessions that a crash cut off have an outcome, too.
-async fn close_interrupted(journal: &Journal) -> Result<(), StartError> {
-    for session in journal.sessions()? {
-        if session.closed_unix_ms.is_none() {
-            journal
-                .close(session.key, b"failed: interrupted: the node stopped")
-                .await?;
-        }
-    }
-    Ok(())
 }
 
 /// Runs what blocks on a thread for that.
@@ -195,6 +184,7 @@ fn share(ground: &Ground) -> Shared {
         sessions: Arc::new(SessionTable::new(config.limits.sessions_kept)),
         admission,
         telemetry: Telemetry::new(),
+        health: Arc::new(Health::new(config.limits.breaker)),
     }
 }
 
@@ -204,13 +194,20 @@ async fn raise(
     io: IoThreads,
 ) -> Result<Inner, StartError> {
     let shared = share(&ground);
+    let suspended = Suspended {
+        journal: ground.store.journal(),
+        table: Arc::clone(&shared.sessions),
+        window: ground.config.limits.resume_window,
+    };
+    suspended.at_start().await.map_err(StartError::Storage)?;
     let Ground {
         config,
         network,
         store,
         ..
     } = ground;
-    let default_answer = config.limits.default_answer;
+    let (default_answer, kv) = (config.limits.default_answer, config.kv);
+    let resume_window = config.limits.resume_window;
     let arbiter = Arbiter::new();
     let (sender, raised) = oneshot::channel();
     let cast = Cast {
@@ -239,6 +236,8 @@ async fn raise(
         units: raised.units.into_iter().map(watched).collect(),
         stopping: AtomicBool::new(false),
         default_answer,
+        resume_window,
+        kv,
         actors: arbiter.handle(),
         io,
     })

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use accel_inference::KvFormat;
 use tempfile::TempDir;
 
 use super::NodeHandle;
@@ -126,6 +127,21 @@ async fn one_node_answers_the_same_every_time_and_forgets_nothing_of_it() {
     assert!(node.ready().is_ok());
     node.shutdown().await;
     assert!(node.ready().is_err());
+}
+
+#[actix::test]
+async fn a_node_with_a_cache_in_eight_bits_says_so_and_answers_with_it() {
+    let running = start(|config| config.kv = KvFormat::Q8).await;
+    add_model(&running).await;
+    let node = &running.node;
+    let own = node.peers().await.unwrap().remove(0);
+    assert_eq!(own.numerics, KvFormat::Q8.numerics());
+    let plan = node.plan("small", Some(1000)).await.unwrap();
+    assert_eq!(plan.numerics, own.numerics);
+    let detail = node.model_show("small").await.unwrap();
+    assert_eq!(plan.stages[0].kv_bytes, 512 * detail.kv_bytes_per_token);
+    assert_eq!(answer(node).await.len(), ANSWER as usize);
+    node.shutdown().await;
 }
 
 #[actix::test]

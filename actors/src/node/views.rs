@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use accel_inference::{KvFormat, LayerRange};
 use accel_storage::ModelRecord;
 
 use crate::directory::PeerRecord;
+use crate::health::Diagnosis;
 use crate::models::{Card, ModelRef};
 use crate::planner::{Plan, PlannedStage};
 use crate::views::{
     Figure, GpuView, ModelDetail, ModelView, OfferView, PeerView, PlanStageView, PlanView,
 };
 
-pub(super) fn peer(record: &PeerRecord) -> PeerView {
+pub(super) fn peer(record: &PeerRecord, health: &Diagnosis) -> PeerView {
     let body = &record.body;
     let hardware = &body.hardware;
     let gpus = hardware.gpus.iter().map(|gpu| GpuView {
@@ -44,6 +46,11 @@ pub(super) fn peer(record: &PeerRecord) -> PeerView {
         max_layers: body.max_layers,
         sessions: body.load.sessions,
         models: models.collect(),
+        health: health.score,
+        breaker: health.breaker.name().to_owned(),
+        ping_ms: health
+            .ping
+            .map(|ping| Figure::measured(ping.as_secs_f64() * 1000.0)),
         seen_ms_ago: record.seen.elapsed().as_millis() as u64,
     }
 }
@@ -119,7 +126,7 @@ pub(super) fn models(records: Vec<ModelRecord>, peers: &[PeerRecord]) -> Vec<Mod
     views
 }
 
-pub(super) fn detail(card: &Card, summary: Option<ModelView>) -> ModelDetail {
+pub(super) fn detail(card: &Card, summary: Option<ModelView>, kv: KvFormat) -> ModelDetail {
     let shape = &card.header.shape;
     let summary = summary.unwrap_or_else(|| ModelView {
         cid: card.model.cid.to_string(),
@@ -131,7 +138,7 @@ pub(super) fn detail(card: &Card, summary: Option<ModelView>) -> ModelDetail {
         added_unix: None,
         peers: 0,
     });
-    let whole = accel_inference::LayerRange::whole(shape.layers);
+    let whole = LayerRange::whole(shape.layers);
     ModelDetail {
         summary,
         architecture: shape.architecture.clone(),
@@ -141,7 +148,7 @@ pub(super) fn detail(card: &Card, summary: Option<ModelView>) -> ModelDetail {
         vocab: shape.vocab,
         context: shape.context,
         weights_bytes: shape.stage_bytes(&whole),
-        kv_bytes_per_token: shape.kv_bytes_per_token_layer * u64::from(shape.layers),
+        kv_bytes_per_token: shape.kv_bytes_per_token_layer(kv) * u64::from(shape.layers),
         chat_template: card.template.is_some(),
     }
 }

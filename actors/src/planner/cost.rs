@@ -1,6 +1,6 @@
 //! What a range of layers costs: memory, and predicted time per token.
 
-use accel_inference::{LayerRange, ModelShape};
+use accel_inference::{KvFormat, LayerRange, ModelShape};
 
 use super::PeerFacts;
 
@@ -23,7 +23,8 @@ pub(super) struct Costs {
 }
 
 impl Costs {
-    pub(super) fn new(shape: &ModelShape, tokens: u32) -> Self {
+    /// What the model costs on peers that keep their caches in this form.
+    pub(super) fn new(shape: &ModelShape, tokens: u32, kv: KvFormat) -> Self {
         let mut prefix = vec![0];
         let mut sum: u64 = 0;
         for bytes in &shape.layer_bytes {
@@ -36,7 +37,7 @@ impl Costs {
             head_bytes: shape.head_bytes,
             tied: shape.tied_embeddings,
             kv_bytes_per_layer: shape
-                .kv_bytes_per_token_layer
+                .kv_bytes_per_token_layer(kv)
                 .saturating_mul(u64::from(tokens)),
             hop_ns: HOP_NS + u64::from(shape.hidden) * 4 * HOP_NS_PER_BYTE,
         }

@@ -1,20 +1,20 @@
 //! Why a model fits nowhere, with the numbers that a person needs to change that.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
+use accel_inference::KvFormat;
 use accel_p2p::PeerId;
 use thiserror::Error;
 
 use super::cost::Costs;
-use super::{PeerFacts, PlanRequest, human_bytes, split};
+use super::{Class, PeerFacts, PlanRequest, human_bytes, split};
 use crate::error::ErrorKind;
 
 /// Why no placement exists.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// There is not enough memory, all peers of the best numerics class together.
+    /// There is not enough memory, all peers of a numerics class together.
     #[error(
         "the model needs {} with {tokens} tokens of context, the peers give {}: {} are missing ({})",
         human_bytes(*needed), human_bytes(*available), human_bytes(*missing), list(peers)
@@ -110,68 +110,76 @@ impl PlanError {
     pub fn hint(&self) -> String {
         match self {
             Self::TooLittleMemory { missing, .. } => format!(
-                "join a node that gives {} or more, raise --memory, or ask for fewer tokens",
+                "join a node that gives {} or more, raise --memory, or ask for fewer tokens \
+                 (--kv q8 holds nearly twice as many)",
                 human_bytes(*missing)
             ),
             Self::LayerLimits { .. } => {
                 "raise --max-layers on a node, or join another node".to_owned()
             }
             Self::MixedNumerics { .. } => {
-                "join a node of the same class as the strongest one".to_owned()
+                "join a node of the same class as the strongest one, or start all with the same --kv"
+                    .to_owned()
             }
             Self::EmptyModel => "choose another model".to_owned(),
         }
     }
 }
 
-pub(super) fn explain(
-    costs: &Costs,
-    request: &PlanRequest<'_>,
-    classes: &BTreeMap<String, Vec<PeerFacts>>,
-) -> PlanError {
-    if costs.layers() == 0 {
+pub(super) fn explain(request: &PlanRequest<'_>, classes: &[Class]) -> PlanError {
+    let layers = request.shape.layers;
+    if layers == 0 {
         return PlanError::EmptyModel;
     }
-    let unlimited = |peers: &[PeerFacts]| -> Vec<PeerFacts> {
-        let lifted = |peer: &PeerFacts| PeerFacts {
-            max_layers: None,
-            ..peer.clone()
-        };
-        peers.iter().map(lifted).collect()
-    };
-    let fits = |peers: &[PeerFacts]| split::choose(costs, peers).is_some();
-    let peers = classes.values().flatten().map(shortfall).collect();
-    if classes.values().any(|class| fits(&unlimited(class))) {
-        return PlanError::LayerLimits {
-            layers: costs.layers(),
-            peers,
-        };
+    let fits = |costs: &Costs, peers: &[PeerFacts]| split::choose(costs, peers).is_some();
+    let everyone: Vec<PeerFacts> = classes
+        .iter()
+        .flat_map(|class| class.peers.clone())
+        .collect();
+    let peers = everyone.iter().map(shortfall).collect();
+    if classes
+        .iter()
+        .any(|class| fits(&class.costs, &unlimited(&class.peers)))
+    {
+        return PlanError::LayerLimits { layers, peers };
     }
-    let everyone: Vec<PeerFacts> = classes.values().flatten().cloned().collect();
-    if fits(&everyone) {
+    // If all were of the one class.
+    if classes.iter().any(|class| fits(&class.costs, &everyone)) {
         return PlanError::MixedNumerics { peers };
     }
-    too_little_memory(costs, request.tokens, classes, peers)
+    too_little_memory(request, classes, peers)
 }
 
+fn unlimited(peers: &[PeerFacts]) -> Vec<PeerFacts> {
+    let lifted = |peer: &PeerFacts| PeerFacts {
+        max_layers: None,
+        ..peer.clone()
+    };
+    peers.iter().map(lifted).collect()
+}
+
+/// Tells of the class that misses least.
 fn too_little_memory(
-    costs: &Costs,
-    tokens: u32,
-    classes: &BTreeMap<String, Vec<PeerFacts>>,
+    request: &PlanRequest<'_>,
+    classes: &[Class],
     peers: Vec<PeerShortfall>,
 ) -> PlanError {
-    let given = |class: &Vec<PeerFacts>| {
-        let memory = class.iter().map(|peer| peer.memory_bytes);
-        memory.fold(0, u64::saturating_add)
-    };
-    let available = classes.values().map(given).max().unwrap_or(0);
-    let needed = costs.memory(costs.whole());
-    let a_layer = needed / u64::from(costs.layers().max(1));
+    let sums = classes.iter().map(|class| {
+        let memory = class.peers.iter().map(|peer| peer.memory_bytes);
+        let needed = class.costs.memory(class.costs.whole());
+        (needed, memory.fold(0, u64::saturating_add))
+    });
+    let closest = sums.min_by_key(|(needed, available)| needed.saturating_sub(*available));
+    let (needed, available) = closest.unwrap_or_else(|| {
+        let costs = Costs::new(request.shape, request.tokens, KvFormat::default());
+        (costs.memory(costs.whole()), 0)
+    });
+    let a_layer = needed / u64::from(request.shape.layers.max(1));
     PlanError::TooLittleMemory {
         needed,
         available,
         missing: needed.saturating_sub(available).max(a_layer),
-        tokens,
+        tokens: request.tokens,
         peers,
     }
 }

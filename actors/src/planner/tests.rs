@@ -1,4 +1,4 @@
-use accel_inference::{LayerRange, ModelShape};
+use accel_inference::{KvFormat, LayerRange, ModelShape};
 use accel_p2p::PeerId;
 use proptest::prelude::*;
 
@@ -15,7 +15,7 @@ fn shape(layers: u32) -> ModelShape {
         hidden: 64,
         heads: 4,
         kv_heads: 2,
-        head_dim: 16,
+        head_dim: 32,
         feed_forward: 128,
         vocab: 1000,
         context: 2048,
@@ -25,7 +25,6 @@ fn shape(layers: u32) -> ModelShape {
         embedding_bytes: 2 * MIB,
         head_bytes: 2 * MIB + 256,
         tied_embeddings: true,
-        kv_bytes_per_token_layer: 256,
         quantisation: "Q4_0".into(),
     }
 }
@@ -73,7 +72,7 @@ fn costs_agree_with_the_shape_for_every_range() {
             tied_embeddings: tied,
             ..shape(7)
         };
-        let costs = Costs::new(&shape, 10);
+        let costs = Costs::new(&shape, 10, KvFormat::F16);
         for first in 0..7 {
             for end in first + 1..=7 {
                 let range = LayerRange::new(first, end);
@@ -197,6 +196,36 @@ fn numerics_classes_are_never_mixed() {
 }
 
 #[test]
+fn a_cache_in_eight_bits_holds_longer_contexts_and_is_no_class_to_mix() {
+    let shape = shape(10);
+    let with_kv = |n, memory, kv: KvFormat| PeerFacts {
+        numerics: kv.numerics().into(),
+        ..peer(n, memory, 10.0)
+    };
+    // 98 MiB of cache with sixteen bits, 52 with eight.
+    let long = |peers: &[PeerFacts]| {
+        plan(&PlanRequest {
+            tokens: 40_000,
+            ..request(&shape, peers)
+        })
+    };
+    let [half, bytes] = KvFormat::ALL.map(|kv| with_kv(0, 80, kv));
+    let error = long(&[half]).unwrap_err();
+    assert_eq!(error.code(), "insufficient_memory");
+    let PlanError::TooLittleMemory { needed, .. } = error else {
+        panic!("{error}");
+    };
+    let plan = long(&[bytes]).unwrap();
+    assert_eq!(plan.numerics, KvFormat::Q8.numerics());
+    let planned = plan.stages[0].weights_bytes + plan.stages[0].kv_bytes;
+    assert_eq!(plan.stages[0].kv_bytes, 40_000 * 10 * 2 * 2 * (32 + 2));
+    assert!(planned < needed);
+
+    let mixed = [with_kv(0, 40, KvFormat::F16), with_kv(1, 40, KvFormat::Q8)];
+    assert_eq!(long(&mixed).unwrap_err().code(), "mixed_numerics");
+}
+
+#[test]
 fn a_swarm_of_many_small_peers_holds_what_six_cannot() {
     let shape = shape(40);
     let peers: Vec<PeerFacts> = (0..20).map(|n| peer(n, 5, 10.0)).collect();
@@ -257,7 +286,7 @@ proptest! {
         peers.sort_by_key(|peer| peer.peer);
         peers.dedup_by_key(|peer| peer.peer);
         let shape = shape(layers);
-        let costs = Costs::new(&shape, 100);
+        let costs = Costs::new(&shape, 100, KvFormat::F16);
         let someone = peers.iter().any(|peer| costs.fits(costs.whole(), peer));
         let single = plan(&request(&shape, &peers)).is_ok_and(|plan| plan.stages.len() == 1);
         prop_assert_eq!(single, someone);

@@ -10,24 +10,25 @@ use accel_inference::{SamplingParams, Tokenizer};
 use accel_p2p::PeerId;
 use accel_p2p::wire::{ControlRequest, PeerEndpoint, SessionId, StepInput, TensorFrame};
 use accel_storage::Journal;
-use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, SpawnHandle};
+use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::event::{Command, Drawn, Event, Outcome, Timer};
+use super::event::{Command, Event, Timer};
 use super::incoming;
 use super::link::Link;
 use super::machine::{CHUNK, Machine, PEER_WAITS, WAITS};
 use super::pump::{self, FirstStage, JournalItem};
-use super::record::OpeningRecord;
+use super::record::{OpeningRecord, token_record};
 use super::recovery::chronicle::{Begun, Chronicle};
-use super::show::{error_view, first_view};
+use super::show::first_view;
 use super::stand_ins::StandIns;
 use super::table::SessionTable;
+use super::verdicts::Verdicts;
 use crate::config::Limits;
 use crate::error::Failure;
 use crate::models::ModelRef;
 use crate::placement::{Placement, Placer};
-use crate::request::{GenEvent, TopToken};
+use crate::request::GenEvent;
 use crate::telemetry::Telemetry;
 use crate::tolerance::FaultTolerance;
 
@@ -64,8 +65,9 @@ pub(crate) struct SessionSpec {
     pub(crate) sampling: SamplingParams,
     /// Positions to reserve.
     pub(crate) max_tokens: u32,
-    pub(crate) fault_tolerance: FaultTolerance,
     pub(crate) placement: Placement,
+    /// Whether the journal has its outcome already.
+    pub(crate) is_over: bool,
     pub(crate) events: mpsc::Sender<GenEvent>,
     /// The session's place among those that may run.
     pub(crate) _permit: OwnedSemaphorePermit,
@@ -77,14 +79,16 @@ pub(crate) struct SessionActor {
     pub(super) spec: SessionSpec,
     pub(super) machine: Machine,
     timer: Option<SpawnHandle>,
-    client: mpsc::Sender<GenEvent>,
-    journal: mpsc::Sender<JournalItem>,
+    pub(super) client: mpsc::Sender<GenEvent>,
+    pub(super) journal: mpsc::Sender<JournalItem>,
     pub(super) steps: Option<FirstStage>,
     pub(super) endpoints: HashMap<PeerId, PeerEndpoint>,
     pub(super) chronicle: Chronicle,
+    pub(super) verdicts: Verdicts,
     pub(super) started: Instant,
     pub(super) placed: Option<Instant>,
-    pub(super) first_token: Option<Instant>,
+    /// When the first token was emitted that was drawn here, and how many there were then.
+    pub(super) first_token: Option<(Instant, u64)>,
 }
 
 /// A frame of the tensor plane for this session.
@@ -110,6 +114,11 @@ pub(super) struct Heard(pub(super) PeerId);
 #[rtype(result = "()")]
 pub(super) struct ShutDown;
 
+/// The session is to stop here; whoever comes back goes on with it.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Suspend(pub(super) Failure);
+
 /// Something happened in one of the session's tasks.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -119,7 +128,11 @@ impl SessionActor {
     /// Starts a session on the current arbiter.
     pub(crate) fn launch(deps: Arc<SessionDeps>, spec: SessionSpec, machine: Machine) {
         let session = spec.id;
-        deps.table.enter(session, first_view(&spec));
+        // A session that is over and shown still shows how it was computed.
+        if !spec.is_over || deps.table.view(session).is_none() {
+            deps.table
+                .enter(session, first_view(&spec, machine.tokens_before()));
+        }
         let table = Arc::clone(&deps.table);
         let addr = Self::create(|context| {
             context.set_mailbox_capacity(MAILBOX);
@@ -138,6 +151,7 @@ impl SessionActor {
                 steps: None,
                 endpoints,
                 chronicle: Chronicle::new(Instant::now()),
+                verdicts: Verdicts::default(),
                 started: Instant::now(),
                 placed: None,
                 first_token: None,
@@ -147,6 +161,7 @@ impl SessionActor {
     }
 
     pub(super) fn feed(&mut self, event: Event, context: &mut Context<Self>) {
+        self.judge(&event);
         let commands = self.machine.on(event);
         for command in commands {
             self.execute(command, context);
@@ -157,6 +172,7 @@ impl SessionActor {
     fn execute(&mut self, command: Command, context: &mut Context<Self>) {
         match command {
             Command::JournalOpen => self.journal(JournalItem::Open(self.spec.opening.to_bytes())),
+            Command::JournalClaim { claim } => self.journal(JournalItem::Claim(claim)),
             Command::Plan { epoch, excluding } => self.plan(epoch, excluding, context),
             Command::Prepare { epoch, stage } => self.prepare(epoch, stage, context),
             Command::Commit { epoch, stage } => self.commit(epoch, stage, context),
@@ -206,9 +222,10 @@ impl SessionActor {
                 reason,
             }),
             Command::Recovered => self.recovered(),
-            Command::JournalToken { index, token } => {
+            Command::JournalToken { index, drawn } => {
                 self.chronicle.moved(Instant::now());
-                self.journal(JournalItem::Token { index, token });
+                let record = token_record(&drawn);
+                self.journal(JournalItem::Token { index, record });
             }
             Command::Emit { index, text, drawn } => self.emit(index, text, drawn),
             Command::Arm(timer) => self.arm(timer, context),
@@ -287,101 +304,13 @@ impl SessionActor {
         });
         self.timer = Some(handle);
     }
-
-    // --- journal and client ---
-
-    fn journal(&self, item: JournalItem) {
-        if self.journal.try_send(item).is_err() {
-            tracing::error!(session = %self.spec.id, "the journal's queue is full");
-        }
-    }
-
-    fn emit(&mut self, index: u64, text: String, drawn: Drawn) {
-        let tokenizer = &self.spec.tokenizer;
-        let top = drawn.top.iter().map(|(token, logprob)| TopToken {
-            token: *token,
-            text: tokenizer.decode(&[*token]),
-            bytes: bytes_of(tokenizer, *token),
-            logprob: *logprob,
-        });
-        let top = top.collect();
-        let Drawn { token, logprob, .. } = drawn;
-        self.first_token.get_or_insert_with(Instant::now);
-        self.deps.telemetry.token();
-        let bytes = bytes_of(tokenizer, token);
-        self.tell(GenEvent::Token {
-            index,
-            token,
-            text,
-            bytes,
-            logprob,
-            top,
-        });
-    }
-
-    fn tell(&self, event: GenEvent) {
-        // The machine lets fewer tokens be unread than the queue holds.
-        if self.client.try_send(event).is_err() {
-            tracing::debug!(session = %self.spec.id, "the client is gone");
-        }
-    }
-
-    fn close(&mut self, outcome: Outcome, context: &mut Context<Self>) {
-        let (state, error) = match &outcome {
-            Outcome::Done {
-                finish,
-                completion_tokens,
-                text_tail,
-            } => {
-                self.tell(GenEvent::Done {
-                    finish: *finish,
-                    completion_tokens: *completion_tokens,
-                    text_tail: text_tail.clone(),
-                });
-                ("done", None)
-            }
-            Outcome::Failed(failure) => {
-                tracing::warn!(session = %self.spec.id, code = failure.code, %failure, "failed");
-                self.tell(failed(failure));
-                ("failed", Some(error_view(failure)))
-            }
-            Outcome::Cancelled => {
-                let message = "the session was cancelled";
-                let hint = "send the request again, to another node if this one is stopping";
-                self.tell(failed(&Failure::unavailable("cancelled", message, hint)));
-                ("cancelled", None)
-            }
-        };
-        self.journal(JournalItem::Close(outcome));
-        self.show();
-        self.deps.table.update(self.spec.id, |view| {
-            state.clone_into(&mut view.state);
-            view.error = error;
-        });
-        self.deps.telemetry.session_ended(state);
-        self.deps.table.detach(self.spec.id);
-        context.stop();
-    }
-}
-
-fn bytes_of(tokenizer: &Tokenizer, token: u32) -> Vec<u8> {
-    tokenizer.token_bytes(token).unwrap_or_default().to_vec()
-}
-
-fn failed(failure: &Failure) -> GenEvent {
-    GenEvent::Failed {
-        kind: failure.kind,
-        code: failure.code.clone(),
-        message: failure.message.clone(),
-        hint: failure.hint.clone(),
-    }
 }
 
 impl Actor for SessionActor {
     type Context = Context<Self>;
 
     fn started(&mut self, context: &mut Context<Self>) {
-        context.run_interval(self.deps.limits.lease / 3, |session, _| session.renew());
+        context.run_interval(self.deps.limits.lease / 3, Self::renew);
         for command in self.machine.start() {
             self.execute(command, context);
         }
@@ -426,7 +355,18 @@ impl Handler<ShutDown> for SessionActor {
     type Result = ();
 
     fn handle(&mut self, _: ShutDown, context: &mut Context<Self>) {
-        self.feed(Event::Cancel, context);
+        let message = "the node is stopping";
+        let hint = "start the node again and come back with Last-Event-ID: the answer goes on";
+        let failure = Failure::unavailable("session_suspended", message, hint);
+        self.feed(Event::Suspend(failure), context);
+    }
+}
+
+impl Handler<Suspend> for SessionActor {
+    type Result = ();
+
+    fn handle(&mut self, Suspend(failure): Suspend, context: &mut Context<Self>) {
+        self.feed(Event::Suspend(failure), context);
     }
 }
 

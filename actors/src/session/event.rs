@@ -27,7 +27,7 @@ pub(crate) struct StageReport {
 /// to an older epoch has no effect.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Event {
-    /// The opening record is durable.
+    /// The opening record, or the claim, is durable.
     Opened,
     /// A route to replace the one of this epoch was found.
     Planned { epoch: u64, route: Vec<RouteStage> },
@@ -80,8 +80,12 @@ pub(crate) enum Event {
     PeerHeard(PeerId),
     /// A timer ran out.
     Timeout(Timer),
-    /// The client is gone, or the node stops.
+    /// The client is gone.
     Cancel,
+    /// The session is to stop here, for this reason; somebody may go on with it.
+    Suspend(Failure),
+    /// A stage knows a newer coordinator of the session.
+    Deposed,
 }
 
 /// A token as it was drawn.
@@ -112,6 +116,8 @@ pub(crate) enum Timer {
 pub(crate) enum Command {
     /// Write the opening record.
     JournalOpen,
+    /// Take over a session that is in the journal, above every claim before.
+    JournalClaim { claim: u64 },
     /// Find a route to replace the one of this epoch, without these peers.
     Plan { epoch: u64, excluding: Vec<PeerId> },
     /// Phase one, to one stage.
@@ -144,7 +150,7 @@ pub(crate) enum Command {
     /// The first token after a fault came.
     Recovered,
     /// Make a token durable.
-    JournalToken { index: u64, token: u32 },
+    JournalToken { index: u64, drawn: Drawn },
     /// Give a token to the client.
     Emit {
         index: u64,
@@ -170,4 +176,8 @@ pub(crate) enum Outcome {
     Failed(Failure),
     /// Because nobody wants the answer any more.
     Cancelled,
+    /// Not yet: its journal stays open for whoever comes back. The present client is told this.
+    Suspended(Failure),
+    /// Not here: another coordinator goes on with it. The present client is told this.
+    Moved(Failure),
 }

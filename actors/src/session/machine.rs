@@ -15,6 +15,7 @@
 mod fixtures;
 mod placement;
 mod recovering;
+mod resuming;
 #[cfg(test)]
 mod simulation;
 mod steps;
@@ -32,8 +33,9 @@ use crate::request::FinishReason;
 pub(crate) use placement::{PEER_WAITS, WAITS};
 pub(crate) use recovering::Tolerance;
 use recovering::{Recovery, Then};
+pub(crate) use resuming::{Past, claim_of, next_claim};
 pub(crate) use steps::CHUNK;
-use steps::InFlight;
+use steps::{InFlight, UNREAD_TOKENS};
 
 /// What a session is, besides its tokens.
 #[derive(Debug, Clone)]
@@ -77,9 +79,14 @@ pub(crate) struct Machine {
     sent: usize,
     in_flight: VecDeque<InFlight>,
     answer: Vec<u32>,
-    /// Tokens that wait for the journal, with what is to be emitted.
-    unjournaled: VecDeque<(u64, String, Drawn)>,
+    /// Tokens that were not emitted yet, with their text.
+    unemitted: VecDeque<(u64, String, Drawn)>,
+    /// How many tokens are durable.
+    journaled: u64,
+    /// How many tokens the client has taken.
     emitted: u64,
+    /// What was there already of a session that is gone on with.
+    resumed: Option<resuming::Resumed>,
     out: Vec<Command>,
 }
 
@@ -108,15 +115,24 @@ impl Machine {
             sent: 0,
             in_flight: VecDeque::new(),
             answer: Vec::new(),
-            unjournaled: VecDeque::new(),
+            unemitted: VecDeque::new(),
+            journaled: 0,
             emitted: 0,
+            resumed: None,
             out: Vec::new(),
         }
     }
 
     /// The first commands.
     pub(crate) fn start(&mut self) -> Vec<Command> {
-        vec![Command::JournalOpen]
+        match &self.resumed {
+            None => vec![Command::JournalOpen],
+            Some(resumed) if resumed.ending.is_none() => {
+                let claim = resumed.claim;
+                vec![Command::JournalClaim { claim }]
+            }
+            Some(_) => self.on(Event::Opened),
+        }
     }
 
     /// Takes in what happened; says what is to be done, in order.
@@ -168,7 +184,9 @@ impl Machine {
             Event::PeerLost(peer) => self.on_peer_lost(peer),
             Event::PeerHeard(peer) => self.on_peer_heard(peer),
             Event::Timeout(timer) => self.on_timeout(timer),
-            Event::Cancel => self.close(Outcome::Cancelled),
+            Event::Cancel => self.on_cancel(),
+            Event::Suspend(failure) => self.suspend(failure),
+            Event::Deposed => self.depose(),
         }
     }
 
@@ -178,9 +196,9 @@ impl Machine {
         self.answer.push(drawn.token);
         self.out.push(Command::JournalToken {
             index,
-            token: drawn.token,
+            drawn: drawn.clone(),
         });
-        self.unjournaled.push_back((index, piece.text, drawn));
+        self.unemitted.push_back((index, piece.text, drawn));
         if piece.stopped {
             self.finish(FinishReason::Stop, String::new());
         } else if self.answer.len() as u64 >= self.opening.max_new {
@@ -193,12 +211,20 @@ impl Machine {
 
     fn on_journaled(&mut self, index: u64) {
         // One append may make several tokens durable; they leave in order all the same.
+        self.journaled = self.journaled.max(index + 1);
+        self.emit_durable();
+    }
+
+    /// Emits what is durable, as far as the client keeps up: of a session that is gone on with,
+    /// that may be thousands of tokens at once.
+    fn emit_durable(&mut self) {
+        let end = self.journaled.min(self.emitted + UNREAD_TOKENS);
         while self
-            .unjournaled
+            .unemitted
             .front()
-            .is_some_and(|(waiting, ..)| *waiting <= index)
+            .is_some_and(|(index, ..)| *index < end)
         {
-            if let Some((index, text, drawn)) = self.unjournaled.pop_front() {
+            if let Some((index, text, drawn)) = self.unemitted.pop_front() {
                 self.out.push(Command::Emit { index, text, drawn });
             }
         }
@@ -206,6 +232,7 @@ impl Machine {
 
     fn on_emitted(&mut self, index: u64) {
         self.emitted = self.emitted.max(index + 1);
+        self.emit_durable();
         match self.phase {
             Phase::Running => self.forward(),
             Phase::Draining(_) => self.close_when_drained(),

@@ -2,6 +2,7 @@
 //! their leases alive.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use accel_p2p::PeerId;
 use accel_p2p::wire::{ControlReply, ControlRequest, Hop, PeerEndpoint, SamplingWire};
@@ -9,7 +10,7 @@ use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 
 use super::actor::SessionActor;
 use super::event::{Event, RouteStage, StageReport};
-use crate::error::Failure;
+use crate::error::{Failure, SESSION_MOVED};
 use crate::placement::Wanted;
 
 impl SessionActor {
@@ -17,10 +18,9 @@ impl SessionActor {
         let deps = Arc::clone(&self.deps);
         let (model, shape) = (self.spec.model.clone(), Arc::clone(&self.spec.shape));
         let tokens = self.spec.max_tokens;
-        let begun_in = &self.spec.placement.plan.numerics;
         let wanted = Wanted {
             excluding,
-            numerics: self.placed.is_some().then(|| begun_in.clone()),
+            numerics: Some(self.spec.opening.numerics.clone()),
             held: self.held(),
         };
         let planning = async move { deps.placer.place(&model, &shape, tokens, &wanted).await };
@@ -56,6 +56,7 @@ impl SessionActor {
         let Some(RouteStage { peer, layers }) = self.stage(stage) else {
             return;
         };
+        self.deps.placer.health.placed(peer, Instant::now());
         let request = ControlRequest::Prepare {
             session: self.spec.id,
             epoch,
@@ -135,7 +136,7 @@ impl SessionActor {
     }
 
     /// Shows every stage that the coordinator lives.
-    pub(super) fn renew(&mut self) {
+    pub(super) fn renew(&mut self, context: &mut Context<Self>) {
         let (session, epoch) = (self.spec.id, self.machine.epoch());
         let lease = self.deps.limits.lease;
         let holds = self.machine.holds_stages();
@@ -147,11 +148,19 @@ impl SessionActor {
                 lease_ms,
             };
             let (link, peer) = (self.deps.link.clone(), stage.peer);
-            actix::spawn(async move {
-                if let Err(failure) = link.call(peer, request, lease).await {
-                    tracing::debug!(%session, %peer, %failure, "a lease was not renewed");
+            let asked = Instant::now();
+            let call = async move { link.call(peer, request, lease).await };
+            let done = call.into_actor(self).map(move |reply, actor, context| {
+                let Err(failure) = reply else {
+                    let health = &actor.deps.placer.health;
+                    return health.answered(peer, asked.elapsed(), Instant::now());
+                };
+                tracing::debug!(%session, %peer, %failure, "a lease was not renewed");
+                if failure.code == SESSION_MOVED {
+                    actor.feed(Event::Deposed, context);
                 }
             });
+            context.spawn(done);
         }
     }
 }

@@ -10,9 +10,8 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::actor::{Happened, SessionActor};
-use super::event::{Event, Outcome};
+use super::event::Event;
 use super::link::Link;
-use super::record::{outcome_record, token_record};
 use crate::error::{ErrorKind, Failure};
 use crate::request::GenEvent;
 
@@ -21,8 +20,9 @@ const QUEUE: usize = 64;
 /// What is written to the journal.
 pub(super) enum JournalItem {
     Open(Vec<u8>),
-    Token { index: u64, token: u32 },
-    Close(Outcome),
+    Claim(u64),
+    Token { index: u64, record: Vec<u8> },
+    Close(Vec<u8>),
 }
 
 /// Tells the actor; one that has ended needs no news.
@@ -60,12 +60,16 @@ async fn write(
             journal.open(key, &opening).await?;
             Ok(Some(Event::Opened))
         }
-        JournalItem::Token { index, token } => {
-            journal.append(key, index, &token_record(token)).await?;
+        JournalItem::Claim(claim) => {
+            journal.claim(key, claim).await?;
+            Ok(Some(Event::Opened))
+        }
+        JournalItem::Token { index, record } => {
+            journal.append(key, index, &record).await?;
             Ok(Some(Event::Journaled { index }))
         }
         JournalItem::Close(outcome) => {
-            journal.close(key, &outcome_record(&outcome)).await?;
+            journal.close(key, &outcome).await?;
             Ok(None)
         }
     }

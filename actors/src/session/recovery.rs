@@ -43,6 +43,8 @@ pub(crate) enum FaultKind {
     StepTimeout,
     /// A peer of the route could not be prepared again.
     PlacementFailed,
+    /// The session stood still: its coordinator crashed, or its client was gone.
+    Interrupted,
 }
 
 impl FaultKind {
@@ -52,6 +54,7 @@ impl FaultKind {
             Self::StepFailed => "step_failed",
             Self::StepTimeout => "step_timeout",
             Self::PlacementFailed => "placement_failed",
+            Self::Interrupted => "interrupted",
         }
     }
 }

@@ -2,21 +2,28 @@
 
 use std::time::Duration;
 
+use accel_p2p::wire::SessionId;
+
 use super::actor::{SessionActor, SessionSpec};
 use super::event::{RouteStage, StageReport};
+use super::record::OpeningRecord;
 use crate::error::Failure;
 use crate::views::{Figure, RouteView, SessionErrorView, SessionView};
 
 impl SessionActor {
     /// Brings the view up to date.
     pub(super) fn show(&self) {
+        if self.spec.is_over {
+            return;
+        }
         let millis = |span: Duration| Figure::measured(span.as_secs_f64() * 1000.0);
         let placed = self.placed.map(|placed| millis(placed - self.started));
         let first = self.first_token.zip(self.placed);
-        let first = first.map(|(token, placed)| millis(token.saturating_duration_since(placed)));
+        let first = first.map(|((at, _), placed)| millis(at.saturating_duration_since(placed)));
         let tokens = self.machine.emitted();
-        let rate = self.first_token.filter(|_| tokens > 1).map(|first| {
-            Figure::measured((tokens - 1) as f64 / first.elapsed().as_secs_f64().max(1e-9))
+        let more = |(_, count): &(_, u64)| tokens > *count;
+        let rate = self.first_token.filter(more).map(|(first, count)| {
+            Figure::measured((tokens - count) as f64 / first.elapsed().as_secs_f64().max(1e-9))
         });
         let route: Vec<RouteView> = self.machine.route().map(route_view).collect();
         let (state, epoch) = (self.machine.state(), self.machine.epoch());
@@ -47,7 +54,7 @@ fn route_view((stage, report): (&RouteStage, StageReport)) -> RouteView {
     }
 }
 
-pub(super) fn error_view(failure: &Failure) -> SessionErrorView {
+pub(crate) fn error_view(failure: &Failure) -> SessionErrorView {
     SessionErrorView {
         code: failure.code.clone(),
         message: failure.message.clone(),
@@ -55,17 +62,27 @@ pub(super) fn error_view(failure: &Failure) -> SessionErrorView {
     }
 }
 
-pub(super) fn first_view(spec: &SessionSpec) -> SessionView {
+pub(super) fn first_view(spec: &SessionSpec, tokens: u64) -> SessionView {
+    view(spec.id, &spec.opening, "placing", tokens)
+}
+
+/// A session that nobody computes, with as many tokens as the journal has.
+pub(crate) fn view(
+    session: SessionId,
+    opening: &OpeningRecord,
+    state: &str,
+    tokens: u64,
+) -> SessionView {
     SessionView {
-        id: spec.id.to_string(),
-        state: "placing".to_owned(),
-        model: spec.model.name.clone(),
-        cid: spec.model.cid.to_string(),
+        id: session.to_string(),
+        state: state.to_owned(),
+        model: opening.name.clone(),
+        cid: opening.model.clone(),
         epoch: 0,
-        prompt_tokens: spec.opening.prompt.len(),
-        tokens: 0,
+        prompt_tokens: opening.prompt.len(),
+        tokens,
         route: Vec::new(),
-        fault_tolerance: spec.fault_tolerance.name(),
+        fault_tolerance: opening.fault_tolerance.name(),
         recoveries: 0,
         recovery_log: Vec::new(),
         bytes_fetched: 0,

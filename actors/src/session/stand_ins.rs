@@ -68,7 +68,7 @@ impl SessionActor {
         let Some(stand_ins) = self.deps.stand_ins.clone() else {
             return;
         };
-        let strategy = strategy(self.spec.fault_tolerance);
+        let strategy = strategy(self.spec.opening.fault_tolerance);
         if !strategy.is_some_and(|strategy| !strategy.keeps_peers()) {
             return;
         }
@@ -76,7 +76,7 @@ impl SessionActor {
         let (model, shape) = (self.spec.model.clone(), self.spec.shape.clone());
         let tokens = self.spec.max_tokens;
         let wanted = Wanted {
-            numerics: Some(self.spec.placement.plan.numerics.clone()),
+            numerics: Some(self.spec.opening.numerics.clone()),
             held: self.held(),
             ..Wanted::default()
         };

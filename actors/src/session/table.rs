@@ -1,15 +1,16 @@
 //! All sessions that this node coordinates: who takes their frames, and how they look from
 //! outside. Outlives the actors, so that what is shown survives their restarts.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use accel_p2p::PeerId;
 use accel_p2p::wire::{SessionId, TensorFrame};
 use actix::Addr;
 
-use super::actor::{Frame, Heard, Lost, SessionActor, ShutDown};
+use super::actor::{Frame, Heard, Lost, SessionActor, ShutDown, Suspend};
+use crate::error::Failure;
 use crate::views::SessionView;
 
 /// How long a session's mailbox may stay full before a frame for it is dropped.
@@ -21,6 +22,22 @@ struct Inner {
     views: HashMap<SessionId, SessionView>,
     /// Oldest first.
     order: VecDeque<SessionId>,
+    /// When sessions that are shown stopped to run here.
+    left: HashMap<SessionId, Instant>,
+    /// Sessions that somebody takes up or closes just now.
+    held: HashSet<SessionId>,
+}
+
+/// Keeps everybody else from taking a session up; until it is dropped.
+pub(crate) struct Hold {
+    table: Arc<SessionTable>,
+    session: SessionId,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.table.lock().held.remove(&self.session);
+    }
 }
 
 impl Inner {
@@ -60,7 +77,9 @@ impl SessionTable {
     pub(crate) fn enter(&self, session: SessionId, view: SessionView) {
         let mut inner = self.lock();
         inner.drop_dead();
-        inner.views.insert(session, view);
+        if inner.views.insert(session, view).is_some() {
+            inner.order.retain(|known| *known != session);
+        }
         inner.order.push_back(session);
         while inner.order.len() > self.kept + inner.live.len() + 1 {
             let live = &inner.live;
@@ -72,7 +91,29 @@ impl SessionTable {
                 return;
             };
             inner.views.remove(&oldest);
+            inner.left.remove(&oldest);
         }
+    }
+
+    /// The right to take a session up or to close it, for one at a time.
+    pub(crate) fn hold(self: &Arc<Self>, session: SessionId) -> Option<Hold> {
+        let table = Arc::clone(self);
+        let is_free = self.lock().held.insert(session);
+        is_free.then_some(Hold { table, session })
+    }
+
+    /// Tells a session to stop here, so that somebody else can go on with it.
+    pub(crate) fn suspend(&self, session: SessionId, failure: Failure) {
+        if let Some(actor) = self.lock().live.get(&session)
+            && actor.try_send(Suspend(failure)).is_err()
+        {
+            tracing::debug!(%session, "a session has too much to do to stop");
+        }
+    }
+
+    /// For how long a session that ran here does so no more.
+    pub(crate) fn idle(&self, session: SessionId) -> Option<Duration> {
+        self.lock().left.get(&session).map(Instant::elapsed)
     }
 
     /// Frames for the session go to this actor from now on.
@@ -82,11 +123,15 @@ impl SessionTable {
 
     /// The session takes no more frames.
     pub(super) fn detach(&self, session: SessionId) {
-        self.lock().live.remove(&session);
+        let mut inner = self.lock();
+        inner.live.remove(&session);
+        if inner.views.contains_key(&session) {
+            inner.left.insert(session, Instant::now());
+        }
     }
 
     /// Changes how a session looks.
-    pub(super) fn update(&self, session: SessionId, change: impl FnOnce(&mut SessionView)) {
+    pub(crate) fn update(&self, session: SessionId, change: impl FnOnce(&mut SessionView)) {
         if let Some(view) = self.lock().views.get_mut(&session) {
             change(view);
         }
@@ -115,7 +160,9 @@ impl SessionTable {
 
     /// Whether this node coordinates the session.
     pub(crate) fn coordinates(&self, session: SessionId) -> bool {
-        self.lock().live.contains_key(&session)
+        let mut inner = self.lock();
+        inner.drop_dead();
+        inner.live.contains_key(&session)
     }
 
     /// Gives a frame to its session; frames for sessions that are over are dropped.
@@ -150,7 +197,7 @@ impl SessionTable {
         }
     }
 
-    /// Cancels every session, because the node stops.
+    /// Suspends or cancels every session, because the node stops.
     pub(crate) fn shut_down(&self) {
         for actor in self.lock().live.values() {
             // A session whose mailbox is full ends with the arbiter.

@@ -92,6 +92,7 @@ impl Layers {
         let (gguf, layers) = (Arc::clone(&header.gguf), self.layers);
         let options = LoadOptions {
             threads: deps.threads,
+            kv: deps.kv,
             // A second line of defence: what is reserved for sessions stays below it.
             kv_bytes: Some(deps.shelf.limit()),
             ..LoadOptions::default()

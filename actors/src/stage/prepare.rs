@@ -89,7 +89,7 @@ async fn prepare(
     let weights = header.shape.stage_bytes(&key.layers);
     let kv = header
         .shape
-        .kv_bytes_per_token_layer
+        .kv_bytes_per_token_layer(deps.kv)
         .saturating_mul(u64::from(key.layers.len()))
         .saturating_mul(u64::from(order.max_tokens));
     let cell = deps.shelf.reserve(order.session, key, weights, kv);

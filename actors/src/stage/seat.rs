@@ -13,7 +13,8 @@ use super::engine::{Engine, StepWork};
 use super::fence::{Admission, Fence, MOST_ROWS};
 use super::ledger::StageKey;
 use super::outlet::{Outlet, StepName};
-use crate::error::Failure;
+use crate::error::{Failure, SESSION_MOVED};
+use crate::session::machine::claim_of;
 
 /// What a session has on this node.
 pub(super) struct Seat {
@@ -109,8 +110,12 @@ pub(super) fn params_of(wire: &SamplingWire) -> SamplingParams {
 }
 
 pub(super) fn stale(epoch: u64, newest: u64) -> Failure {
+    let code = match claim_of(newest) > claim_of(epoch) {
+        true => SESSION_MOVED,
+        false => "stale_epoch",
+    };
     Failure::unavailable(
-        "stale_epoch",
+        code,
         format!("epoch {epoch} is over, the newest is {newest}"),
         "another coordinator or plan took over the session",
     )
@@ -135,4 +140,23 @@ pub(super) fn answer(replies: &mpsc::Sender<ControlReply>, reply: ControlReply) 
     actix::spawn(async move {
         let _ = replies.send_timeout(reply, Duration::from_secs(10)).await;
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_coordinator_is_told_that_the_session_moved_and_an_older_plan_that_it_is_stale() {
+        let claimed = |claim: u64, placement: u64| (claim << 32) + placement;
+        let cases = [
+            (claimed(0, 3), claimed(0, 4), "stale_epoch"),
+            (claimed(7, 1), claimed(7, 1), "stale_epoch"),
+            (claimed(0, 3), claimed(7, 1), SESSION_MOVED),
+            (claimed(7, 9), claimed(8, 1), SESSION_MOVED),
+        ];
+        for (epoch, newest, code) in cases {
+            assert_eq!(stale(epoch, newest).code, code, "{epoch} under {newest}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use accel_inference::LayerRange;
+use accel_inference::{KvFormat, LayerRange};
 use accel_p2p::PeerId;
 use accel_p2p::wire::{ControlReply, ControlRequest, SessionId, TensorFrame};
 use accel_storage::Store;
@@ -51,6 +51,7 @@ pub(crate) struct StageDeps {
     pub(crate) threads: Option<usize>,
     /// Whether layers are made ready for sessions that may need them.
     pub(crate) warm_stand_ins: bool,
+    pub(crate) kv: KvFormat,
     pub(crate) telemetry: Telemetry,
 }
 

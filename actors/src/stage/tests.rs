@@ -2,7 +2,7 @@ mod warm;
 
 use std::sync::Arc;
 
-use accel_inference::{Gguf, LayerRange, ModelShape};
+use accel_inference::{Gguf, KvFormat, LayerRange, ModelShape};
 use accel_p2p::PeerId;
 use accel_p2p::wire::{
     ControlReply, ControlRequest, Hop, PeerEndpoint, SamplingWire, SessionId, StepInput,
@@ -211,7 +211,7 @@ async fn sessions_share_weights_and_release_gives_back_their_caches() {
             .await;
     }
     let weights = bench.shape.stage_bytes(&range(0, 8));
-    let kv = bench.shape.kv_bytes_per_token_layer * 8 * 64;
+    let kv = bench.shape.kv_bytes_per_token_layer(KvFormat::F16) * 8 * 64;
     assert_eq!(
         bench.seeder.shelf.memory(),
         (weights + 2 * kv, weights + 2 * kv)
@@ -231,6 +231,32 @@ async fn sessions_share_weights_and_release_gives_back_their_caches() {
         (weights, 0),
         "the weights stay for the next one"
     );
+}
+
+#[actix::test]
+async fn a_cache_in_eight_bits_is_reserved_as_such_and_is_a_class_of_its_own() {
+    let bench = Bench::new().await;
+    let mut caches = Vec::new();
+    for kv in KvFormat::ALL {
+        let node = TestNode::start_with_kv(&bench.hub, PLENTY, None, kv);
+        let prepare = bench.prepare(session(1), 1, range(0, 8));
+        let reply = node.control(bench.coordinator, prepare).await;
+        let Ok(ControlReply::Ready {
+            numerics,
+            weights_bytes,
+            ..
+        }) = reply
+        else {
+            panic!("{reply:?}");
+        };
+        assert_eq!(numerics, kv.numerics());
+        let (_, held) = node.shelf.memory();
+        let cache = held - bench.shape.stage_bytes(&range(0, 8));
+        assert_eq!(cache, bench.shape.kv_bytes_per_token_layer(kv) * 8 * 64);
+        assert!(weights_bytes > 0);
+        caches.push(cache);
+    }
+    assert!(caches[1] * 8 < caches[0] * 5, "{caches:?}");
 }
 
 #[actix::test]

@@ -4,6 +4,8 @@
 //! then the softmax over all of them, then the weighted sum of the values (a lane is a number of
 //! the head). Tokens are always walked from the first to the last, in groups of sixteen that
 //! begin at multiples of sixteen, so neither the chunk nor the batch changes a bit.
+//!
+//! The products depend on the form of the cache: [`half`], [`bytes`].
 
 #![allow(
     clippy::needless_range_loop,
@@ -11,9 +13,15 @@
 )]
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
+mod bytes;
+mod half;
+#[cfg(test)]
+mod tests;
+
 use super::isa::{Isa, Kernel, LANES};
-use super::kv::LayerKv;
+use super::kv::{Form, LayerKv};
 use super::math::{exp, softcap};
+use std::ops::Range;
 
 /// Queries that share a load of keys or values.
 pub(super) const QUERIES: usize = 6;
@@ -43,6 +51,33 @@ pub(crate) struct Query {
     pub position: usize,
 }
 
+/// The products with a cache of one form.
+///
+/// # Safety
+/// See [`Isa`]. The tokens must have been written, and nobody may write them.
+trait Products: Copy {
+    /// Products of the keys of `G` times sixteen tokens, from each of `tokens` on, with each query.
+    unsafe fn dot_keys<I: Isa, const N: usize, const G: usize>(
+        self,
+        head: usize,
+        tokens: [usize; G],
+        queries: [Query; N],
+    ) -> [[I::F; N]; G];
+
+    /// Sums of `G` times sixteen numbers of the values, from number `at` on, weighted by each row,
+    /// whose first weight is that of the first token.
+    unsafe fn weigh_values<I: Isa, const N: usize, const G: usize>(
+        self,
+        head: usize,
+        at: usize,
+        tokens: Range<usize>,
+        rows: [*mut f32; N],
+    ) -> [[I::F; N]; G];
+
+    /// Number `at` of a value, and the scale that goes into its weight.
+    unsafe fn number(self, head: usize, token: usize, at: usize) -> (f32, f32);
+}
+
 /// Attends to one KV head with queries of the same sequence.
 ///
 /// # Safety
@@ -56,51 +91,71 @@ pub(crate) unsafe fn attend<I: Isa>(
     queries: &[Query],
     scores: &mut Vec<f32>,
 ) {
+    match kv.form() {
+        Form::Half(half) => attend_in::<I, _>(spec, half, kv_head, queries, scores),
+        Form::Bytes(bytes) => attend_in::<I, _>(spec, bytes, kv_head, queries, scores),
+    }
+}
+
+#[inline(always)]
+unsafe fn attend_in<I: Isa, P: Products>(
+    spec: &AttentionSpec,
+    kv: P,
+    kv_head: usize,
+    queries: &[Query],
+    scores: &mut Vec<f32>,
+) {
     for queries in queries.chunks(QUERIES) {
         let mut all = [queries[0]; QUERIES];
         all[..queries.len()].copy_from_slice(queries);
         let [a, b, c, d, e, f] = all;
         // Few queries take several vectors at once, or each sum would wait for its last addition.
         match queries.len() {
-            1 => I::call(Few::<1, 4>(spec, kv, kv_head, [a], scores)),
-            2 => I::call(Few::<2, 2>(spec, kv, kv_head, [a, b], scores)),
-            3 => I::call(Few::<3, 2>(spec, kv, kv_head, [a, b, c], scores)),
-            4 => I::call(Few::<4, 1>(spec, kv, kv_head, [a, b, c, d], scores)),
-            5 => I::call(Few::<5, 1>(spec, kv, kv_head, [a, b, c, d, e], scores)),
-            _ => I::call(Few::<6, 1>(spec, kv, kv_head, [a, b, c, d, e, f], scores)),
+            1 => I::call(Few::<P, 1, 4>(spec, kv, kv_head, [a], scores)),
+            2 => I::call(Few::<P, 2, 2>(spec, kv, kv_head, [a, b], scores)),
+            3 => I::call(Few::<P, 3, 2>(spec, kv, kv_head, [a, b, c], scores)),
+            4 => I::call(Few::<P, 4, 1>(spec, kv, kv_head, [a, b, c, d], scores)),
+            5 => I::call(Few::<P, 5, 1>(spec, kv, kv_head, [a, b, c, d, e], scores)),
+            _ => I::call(Few::<P, 6, 1>(
+                spec,
+                kv,
+                kv_head,
+                [a, b, c, d, e, f],
+                scores,
+            )),
         }
     }
 }
 
 /// [`attend_few`] as a kernel, for `N` queries and `G` vectors at once.
-struct Few<'a, const N: usize, const G: usize>(
+struct Few<'a, P, const N: usize, const G: usize>(
     &'a AttentionSpec,
-    &'a LayerKv,
+    P,
     usize,
     [Query; N],
     &'a mut Vec<f32>,
 );
 
-impl<const N: usize, const G: usize> Kernel for Few<'_, N, G> {
+impl<P: Products, const N: usize, const G: usize> Kernel for Few<'_, P, N, G> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        attend_few::<I, N, G>(self.0, self.1, self.2, self.3, self.4);
+        attend_few::<I, P, N, G>(self.0, self.1, self.2, self.3, self.4);
     }
 }
 
 /// The tokens that a query sees.
-fn seen(spec: &AttentionSpec, query: Query) -> std::ops::Range<usize> {
+fn seen(spec: &AttentionSpec, query: Query) -> Range<usize> {
     let end = query.position + 1;
     let start = spec.window.map_or(0, |window| end.saturating_sub(window));
     start..end
 }
 
 #[inline(always)]
-unsafe fn attend_few<I: Isa, const N: usize, const G: usize>(
+unsafe fn attend_few<I: Isa, P: Products, const N: usize, const G: usize>(
     spec: &AttentionSpec,
-    kv: &LayerKv,
+    kv: P,
     kv_head: usize,
     queries: [Query; N],
     scores: &mut Vec<f32>,
@@ -115,11 +170,13 @@ unsafe fn attend_few<I: Isa, const N: usize, const G: usize>(
     let rows: [*mut f32; N] = std::array::from_fn(|n| scores.as_mut_ptr().add(n * padded));
     for groups in (start..end).step_by(G * LANES) {
         // Beyond the end the last group is taken again.
-        let group: [usize; G] = std::array::from_fn(|g| (groups + g * LANES).min(end - 1));
-        let keys = group.map(|group| kv.key_at(kv_head, group / LANES * LANES).cast_const());
-        let products = dot_keys::<I, N, G>(keys, queries, spec.head_dim);
+        let mut group = [0; G];
         for g in 0..G {
-            let at = group[g] / LANES * LANES - start;
+            group[g] = (groups + g * LANES).min(end - 1) / LANES * LANES;
+        }
+        let products = kv.dot_keys::<I, N, G>(kv_head, group, queries);
+        for g in 0..G {
+            let at = group[g] - start;
             for n in 0..N {
                 I::store(rows[n].add(at), products[g][n]);
             }
@@ -136,10 +193,10 @@ unsafe fn attend_few<I: Isa, const N: usize, const G: usize>(
         let at = vector * LANES;
         let to = queries.map(|query| query.to.add(at));
         if vector + G <= vectors {
-            weigh_values::<I, N, G>(kv, kv_head, at, start..end, rows, factors, to);
+            weigh::<I, P, N, G>(kv, kv_head, at, start..end, rows, factors, to);
             vector += G;
         } else {
-            weigh_values::<I, N, 1>(kv, kv_head, at, start..end, rows, factors, to);
+            weigh::<I, P, N, 1>(kv, kv_head, at, start..end, rows, factors, to);
             vector += 1;
         }
     }
@@ -148,10 +205,11 @@ unsafe fn attend_few<I: Isa, const N: usize, const G: usize>(
             *queries[n].to.add(at) = 0.0;
         }
         for token in start..end {
-            let value = half::f16::from_bits(*kv.value_at(kv_head, token).add(at)).to_f32();
+            let (value, scale) = kv.number(kv_head, token, at);
             for n in 0..N {
+                let weight = *rows[n].add(token - start) * scale;
                 let to = queries[n].to.add(at);
-                *to = (*rows[n].add(token - start)).mul_add(value, *to);
+                *to = weight.mul_add(value, *to);
             }
         }
         for n in 0..N {
@@ -160,23 +218,25 @@ unsafe fn attend_few<I: Isa, const N: usize, const G: usize>(
     }
 }
 
-/// Products of the keys of `G` times sixteen tokens with each query.
+/// Writes `G` times sixteen numbers of the results: sums of the values, multiplied with each row's
+/// factor.
 #[inline(always)]
-unsafe fn dot_keys<I: Isa, const N: usize, const G: usize>(
-    keys: [*const u16; G],
-    queries: [Query; N],
-    head_dim: usize,
-) -> [[I::F; N]; G] {
-    let mut sums = [[I::splat(0.0); N]; G];
-    for index in 0..head_dim {
-        for g in 0..G {
-            let keys = I::load_f16(keys[g].add(index * LANES));
-            for n in 0..N {
-                sums[g][n] = I::fma(I::splat(*queries[n].from.add(index)), keys, sums[g][n]);
-            }
+unsafe fn weigh<I: Isa, P: Products, const N: usize, const G: usize>(
+    kv: P,
+    kv_head: usize,
+    at: usize,
+    tokens: Range<usize>,
+    rows: [*mut f32; N],
+    factors: [f32; N],
+    to: [*mut f32; N],
+) {
+    let sums = kv.weigh_values::<I, N, G>(kv_head, at, tokens, rows);
+    for g in 0..G {
+        for n in 0..N {
+            let result = I::mul(sums[g][n], I::splat(factors[n]));
+            I::store(to[n].add(g * LANES), result);
         }
     }
-    sums
 }
 
 /// Turns the scores in `own` of a row into weights and all others into zeros; gives the sum of
@@ -186,7 +246,7 @@ unsafe fn softmax<I: Isa>(
     spec: &AttentionSpec,
     row: *mut f32,
     len: usize,
-    own: std::ops::Range<usize>,
+    own: Range<usize>,
 ) -> f32 {
     let mut highest = I::splat(f32::MIN);
     for at in (0..len).step_by(LANES) {
@@ -216,44 +276,10 @@ unsafe fn softmax<I: Isa>(
 }
 
 /// Writes `value` to the lanes of a vector that do not lie in `own`.
-unsafe fn blank(vector: *mut f32, at: usize, own: &std::ops::Range<usize>, value: f32) {
+unsafe fn blank(vector: *mut f32, at: usize, own: &Range<usize>, value: f32) {
     for lane in 0..LANES {
         if !own.contains(&(at + lane)) {
             *vector.add(lane) = value;
-        }
-    }
-}
-
-/// Sums of `G` times sixteen numbers of the values, weighted by each row and then multiplied with
-/// its factor.
-#[inline(always)]
-unsafe fn weigh_values<I: Isa, const N: usize, const G: usize>(
-    kv: &LayerKv,
-    kv_head: usize,
-    at: usize,
-    tokens: std::ops::Range<usize>,
-    rows: [*mut f32; N],
-    factors: [f32; N],
-    to: [*mut f32; N],
-) {
-    let mut sums = [[I::splat(0.0); N]; G];
-    let (start, head_dim) = (tokens.start, kv.head_dim());
-    for group in tokens.clone().step_by(LANES) {
-        let values = kv.value_at(kv_head, group).wrapping_add(at);
-        for lane in 0..LANES.min(tokens.end - group) {
-            for g in 0..G {
-                let values = I::load_f16(values.add(lane * head_dim + g * LANES));
-                for n in 0..N {
-                    let weight = I::splat(*rows[n].add(group - start + lane));
-                    sums[g][n] = I::fma(weight, values, sums[g][n]);
-                }
-            }
-        }
-    }
-    for g in 0..G {
-        for n in 0..N {
-            let result = I::mul(sums[g][n], I::splat(factors[n]));
-            I::store(to[n].add(g * LANES), result);
         }
     }
 }

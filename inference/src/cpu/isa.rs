@@ -70,6 +70,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn load_f16(from: *const u16) -> Self::F;
     /// Sixteen `bf16`, widened.
     unsafe fn load_bf16(from: *const u16) -> Self::F;
+    /// Sixteen signed bytes as numbers.
+    unsafe fn load_i8(from: *const i8) -> Self::F;
     /// Rounds to `f16`, ties to even.
     unsafe fn store_f16(to: *mut u16, value: Self::F);
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F;

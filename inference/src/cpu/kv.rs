@@ -1,17 +1,26 @@
-//! The KV cache of a sequence: per layer, blocks of [`TOKENS`] tokens in half precision.
+//! The KV cache of a sequence: per layer, blocks of [`TOKENS`] tokens.
 //!
 //! Within a block the keys of sixteen tokens lie side by side, value by value, so that a lane of
 //! the attention's first product is a token; values lie token by token, so that a lane of the
 //! second product is one of their numbers. Blocks are taken when they are reached. A layer with
 //! a sliding window gives up the blocks that no later token can see.
+//!
+//! * [`half`] – numbers in half precision; [`bytes`] – in eight bits, with scales;
+//! * [`sequence`] – the caches of all layers; [`budget`] – the memory of all sequences.
 
 mod budget;
+mod bytes;
+mod half;
 mod sequence;
 
 pub(crate) use budget::Budget;
+pub(crate) use bytes::{Bytes, GROUP};
+pub(crate) use half::Half;
 pub(crate) use sequence::Sequence;
 
-use super::isa::LANES;
+use super::isa::Isa;
+use crate::kv_format::KvFormat;
+use crate::stage::StageError;
 use budget::Share;
 use std::cell::UnsafeCell;
 use std::collections::{TryReserveError, VecDeque};
@@ -21,11 +30,12 @@ pub(crate) const TOKENS: usize = 64;
 /// Tokens behind a sliding window that are kept, so that the last steps can be taken back.
 const KEPT: usize = 1024;
 
-/// Sizes of a row of keys, and of values.
+/// Sizes of a row of keys, and of values, and how they are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct KvShape {
     pub kv_heads: usize,
     pub head_dim: usize,
+    pub format: KvFormat,
 }
 
 impl KvShape {
@@ -36,7 +46,7 @@ impl KvShape {
 
     /// Bytes that one token takes in one layer.
     pub(crate) fn token_bytes(self) -> usize {
-        2 * self.width() * size_of::<u16>()
+        self.format.token_bytes(self.kv_heads, self.head_dim)
     }
 
     /// Bytes of a block.
@@ -45,16 +55,22 @@ impl KvShape {
     }
 }
 
-/// Keys, then values, of all heads.
+/// Keys and values of all heads; what lies where is the form's affair.
 struct Block {
-    numbers: Box<[UnsafeCell<u16>]>,
+    words: Box<[UnsafeCell<u16>]>,
     /// Given back with the block.
     _share: Share,
 }
 
 // SAFETY: threads write different tokens and read only tokens that were written before; see
-// `LayerKv::key_at` and `LayerKv::value_at`.
+// `LayerKv::append`.
 unsafe impl Sync for Block {}
+
+/// The cache of one layer in its form.
+pub(crate) enum Form<'a> {
+    Half(Half<'a>),
+    Bytes(Bytes<'a>),
+}
 
 /// The cache of one layer.
 pub(crate) struct LayerKv {
@@ -86,11 +102,11 @@ impl LayerKv {
     fn reach(&mut self, len: usize, budget: &Budget) -> Result<(), TryReserveError> {
         let bytes = self.shape.block_bytes();
         while self.missing_bytes(len) > 0 {
-            let mut numbers = Vec::new();
-            numbers.try_reserve_exact(bytes / size_of::<u16>())?;
-            numbers.resize_with(bytes / size_of::<u16>(), || UnsafeCell::new(0));
+            let mut words = Vec::new();
+            words.try_reserve_exact(bytes / size_of::<u16>())?;
+            words.resize_with(bytes / size_of::<u16>(), || UnsafeCell::new(0));
             self.blocks.push_back(Block {
-                numbers: numbers.into_boxed_slice(),
+                words: words.into_boxed_slice(),
                 _share: budget.take(bytes as u64),
             });
         }
@@ -120,112 +136,97 @@ impl LayerKv {
         self.first * TOKENS <= start
     }
 
-    /// Numbers of one head.
-    pub(crate) fn head_dim(&self) -> usize {
-        self.shape.head_dim
+    /// The cache in its form.
+    #[inline(always)]
+    pub(crate) fn form(&self) -> Form<'_> {
+        match self.shape.format {
+            KvFormat::F16 => Form::Half(Half::new(self)),
+            KvFormat::Q8 => Form::Bytes(Bytes::new(self)),
+        }
     }
 
+    /// Where the block of a token lies.
     #[inline(always)]
     fn block(&self, token: usize) -> *mut u16 {
         let block = &self.blocks[token / TOKENS - self.first];
-        UnsafeCell::raw_get(block.numbers.as_ptr())
+        UnsafeCell::raw_get(block.words.as_ptr())
     }
 
-    /// The first number of the key of `head` for sixteen tokens from `token` on, a multiple of
-    /// sixteen. The next number of the same tokens is [`LANES`] further on.
+    /// Brings queries into the form that products with the keys need, before they are attended with.
     #[inline(always)]
-    pub(crate) fn key_at(&self, head: usize, token: usize) -> *mut u16 {
-        let group = head * (TOKENS / LANES) + token % TOKENS / LANES;
-        self.block(token)
-            .wrapping_add(group * self.shape.head_dim * LANES)
-    }
-
-    /// The value of `head` for one token.
-    #[inline(always)]
-    pub(crate) fn value_at(&self, head: usize, token: usize) -> *mut u16 {
-        let row = head * TOKENS + token % TOKENS;
-        self.block(token)
-            .wrapping_add(TOKENS * self.shape.width() + row * self.shape.head_dim)
-    }
-
-    /// Writes the row of one token. `row` holds keys and values, already rounded.
-    ///
-    /// # Safety
-    /// The blocks must have been reached, and no other thread may use this token at the time.
-    unsafe fn write(&self, token: usize, keys: &[u16], values: &[u16]) {
-        let width = self.shape.head_dim;
-        let heads = keys.chunks_exact(width).zip(values.chunks_exact(width));
-        for (head, (keys, values)) in heads.enumerate() {
-            let lane = token % LANES;
-            let to = self.key_at(head, token / LANES * LANES).wrapping_add(lane);
-            for (index, key) in keys.iter().enumerate() {
-                // SAFETY: within the block, as the indices are within its shape.
-                unsafe { *to.add(index * LANES) = *key };
-            }
-            let to = self.value_at(head, token);
-            // SAFETY: as above.
-            unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), to, width) };
+    pub(crate) fn turn_queries(&self, queries: &mut [f32]) {
+        match self.form() {
+            Form::Half(_) => {}
+            Form::Bytes(bytes) => bytes.turn_queries(queries),
         }
     }
 
-    /// Rounds keys and values to half precision and writes them as token `token`.
+    /// Rounds keys and values of all heads and writes them as token `token`. `rounded` is a buffer;
+    /// what becomes of `keys` is the form's affair.
     ///
     /// # Safety
-    /// As for [`Self::write`].
+    /// See [`Isa`]. The blocks must have been reached, and no other thread may use this token at
+    /// the time.
     #[inline(always)]
-    pub(crate) unsafe fn append<I: super::isa::Isa>(
+    pub(crate) unsafe fn append<I: Isa>(
         &self,
         token: usize,
-        keys: &[f32],
+        keys: &mut [f32],
         values: &[f32],
         rounded: &mut Vec<u16>,
     ) {
-        let width = keys.len();
-        rounded.resize(2 * width + 2 * LANES, 0);
-        let (own_keys, own_values) = rounded.split_at_mut(width + LANES);
-        // SAFETY: promised by the caller; there is room for a vector behind the last number.
+        // SAFETY: promised by the caller.
         unsafe {
-            round_to_half::<I>(keys, own_keys);
-            round_to_half::<I>(values, own_values);
-            self.write(token, &own_keys[..width], &own_values[..width]);
+            match self.form() {
+                Form::Half(half) => half.append::<I>(token, keys, values, rounded),
+                Form::Bytes(bytes) => bytes.append::<I>(token, keys, values),
+            }
         }
     }
 
-    /// Reads the rows of `tokens`, keys and then values of each.
-    fn read(&self, tokens: std::ops::Range<usize>, out: &mut Vec<u16>) {
-        let KvShape { kv_heads, head_dim } = self.shape;
-        for token in tokens {
-            for head in 0..kv_heads {
-                let from = self.key_at(head, token / LANES * LANES);
-                let from = from.wrapping_add(token % LANES);
-                for index in 0..head_dim {
-                    // SAFETY: the caller holds the cache exclusively or shared with readers, and
-                    // the token has been written.
-                    out.push(unsafe { *from.add(index * LANES) });
-                }
-            }
-            for head in 0..kv_heads {
-                let from = self.value_at(head, token);
-                // SAFETY: as above.
-                out.extend_from_slice(unsafe { std::slice::from_raw_parts(from, head_dim) });
+    /// Gives the row of a token that was written, as [`Self::write`] takes it.
+    fn read(&self, token: usize, out: &mut Vec<u8>) {
+        match self.form() {
+            Form::Half(half) => half.read(token, out),
+            Form::Bytes(bytes) => bytes.read(token, out),
+        }
+    }
+
+    /// Writes the row of a token, which has [`KvShape::token_bytes`] bytes.
+    ///
+    /// # Safety
+    /// The blocks must have been reached, and no other thread may use this token at the time.
+    unsafe fn write(&self, token: usize, row: &[u8]) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            match self.form() {
+                Form::Half(half) => half.write_row(token, row),
+                Form::Bytes(bytes) => bytes.write_row(token, row),
             }
         }
     }
 }
 
-#[inline(always)]
-unsafe fn round_to_half<I: super::isa::Isa>(from: &[f32], to: &mut [u16]) {
-    let mut last = [0.0f32; LANES];
-    for (from, to) in from.chunks(LANES).zip(to.chunks_mut(LANES)) {
-        // SAFETY: the target has whole vectors of room, and a short source is copied first.
-        unsafe {
-            let values = if from.len() == LANES {
-                I::load(from.as_ptr())
-            } else {
-                last[..from.len()].copy_from_slice(from);
-                I::load(last.as_ptr())
-            };
-            I::store_f16(to.as_mut_ptr(), values);
-        }
+/// Refuses a row with a number that is not finite.
+fn check_row(shape: KvShape, row: &[u8]) -> Result<(), StageError> {
+    let is_finite = match shape.format {
+        KvFormat::F16 => half::is_finite(row),
+        KvFormat::Q8 => bytes::is_finite(shape, row),
+    };
+    if is_finite {
+        return Ok(());
     }
+    Err(StageError::NonFinite {
+        what: "the imported cache".to_owned(),
+    })
+}
+
+/// Words of a row, little endian.
+fn words(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
+    let pairs = bytes.as_chunks::<2>().0.iter();
+    pairs.map(|bytes| u16::from_le_bytes(*bytes))
+}
+
+fn is_finite_half(bits: u16) -> bool {
+    ::half::f16::from_bits(bits).is_finite()
 }

@@ -2,7 +2,6 @@
 
 mod model;
 
-use super::NUMERICS;
 use super::kv::{Budget, Sequence};
 use super::layer::{Item, Layer, Step, Workspace};
 use super::pool::Pool;
@@ -75,7 +74,7 @@ impl CpuStage {
             reason: error.to_string(),
         })?;
         let weights = Weights::open(path, gguf, &mut pool)?;
-        let model = Model::load(&weights, gguf, &shape, &hyper, range)?;
+        let model = Model::load(&weights, gguf, &shape, &hyper, range, options.kv)?;
         let ropes = Ropes::load(&weights, &hyper)?;
         let weights_bytes = weights.bytes();
         Ok(Self {
@@ -230,7 +229,7 @@ impl Stage for CpuStage {
     }
 
     fn numerics(&self) -> &str {
-        NUMERICS
+        self.model.kv.format.numerics()
     }
 
     fn open(&mut self, seq: SeqId, max_tokens: usize) -> Result<(), StageError> {

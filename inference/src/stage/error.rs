@@ -3,6 +3,7 @@
 use super::SeqId;
 use crate::gguf::GgufError;
 use crate::hardware::CpuError;
+use crate::kv_format::KvFormat;
 use crate::layers::LayerRange;
 use crate::shape::ModelError;
 use std::path::PathBuf;
@@ -147,6 +148,16 @@ pub enum StageError {
         tokens: usize,
         /// Bytes that they take in this stage.
         bytes: u64,
+    },
+    /// The rows of a cache are in another form than the stage's own.
+    #[error(
+        "rows of keys and values in {got} do not fit a cache in {have}; take those of a stage with --kv {have}"
+    )]
+    KvMismatch {
+        /// The form of the stage.
+        have: KvFormat,
+        /// The form of the rows.
+        got: KvFormat,
     },
     /// The KV caches of the stage may not take more memory.
     #[error(

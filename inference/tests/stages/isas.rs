@@ -5,9 +5,10 @@ use accel_inference::hardware::{CpuError, IsaName, isas};
 use accel_inference::synthetic::SyntheticArch;
 use accel_inference::{LayerRange, LoadError, LoadOptions};
 
-fn options(isa: IsaName) -> LoadOptions {
+fn options(isa: IsaName, model: &Model) -> LoadOptions {
     LoadOptions {
         threads: Some(2),
+        kv: model.kv,
         isa: Some(isa),
         ..LoadOptions::default()
     }
@@ -16,7 +17,7 @@ fn options(isa: IsaName) -> LoadOptions {
 /// Compares a model's logits under the plain kernels with those under all others.
 fn assert_equal_on_all(model: &Model, name: &str) {
     let whole = LayerRange::whole(model.shape.layers);
-    let on = |isa| answer(&mut [model.load_with(whole, &options(isa)).unwrap()]);
+    let on = |isa| answer(&mut [model.load_with(whole, &options(isa, model)).unwrap()]);
     let expected = on(IsaName::Scalar);
     for &isa in isas().iter().filter(|isa| **isa != IsaName::Scalar) {
         assert!(on(isa) == expected, "{name} differs on {isa}");
@@ -25,8 +26,8 @@ fn assert_equal_on_all(model: &Model, name: &str) {
 
 #[test]
 fn every_instruction_set_gives_the_same_logits() {
-    for arch in SyntheticArch::ALL {
-        assert_equal_on_all(&Model::small(arch), arch.label());
+    for model in Model::all() {
+        assert_equal_on_all(&model, &model.label());
     }
 }
 
@@ -44,7 +45,9 @@ fn an_instruction_set_that_the_machine_lacks_is_refused() {
     let all = [IsaName::Avx2, IsaName::Avx512, IsaName::Neon];
     let missing = all.into_iter().filter(|isa| !isas().contains(isa));
     for isa in missing {
-        let error = model.load_with(LayerRange::whole(8), &options(isa)).err();
+        let error = model
+            .load_with(LayerRange::whole(8), &options(isa, &model))
+            .err();
         let is_refused = matches!(error, Some(LoadError::Cpu(CpuError::IsaUnavailable { .. })));
         assert!(is_refused, "{isa}");
     }

@@ -3,7 +3,8 @@
 use crate::model::{Model, tokens};
 use accel_inference::synthetic::{SyntheticArch, SyntheticSpec};
 use accel_inference::{
-    LayerRange, LoadOptions, Logits, Stage, StageError, StageInput, StageOutput, StepRequest,
+    KvFormat, LayerRange, LoadOptions, Logits, Stage, StageError, StageInput, StageOutput,
+    StepRequest,
 };
 
 /// Tokens of a block of the cache.
@@ -11,7 +12,7 @@ const BLOCK: usize = 64;
 
 /// Bytes that a block of each layer takes.
 fn blocks_bytes(model: &Model) -> u64 {
-    let token = model.shape.kv_bytes_per_token_layer * u64::from(model.shape.layers);
+    let token = model.shape.kv_bytes_per_token_layer(model.kv) * u64::from(model.shape.layers);
     token * BLOCK as u64
 }
 
@@ -19,6 +20,7 @@ fn blocks_bytes(model: &Model) -> u64 {
 fn bounded(model: &Model, blocks: u64) -> Box<dyn Stage> {
     let options = LoadOptions {
         threads: Some(2),
+        kv: model.kv,
         kv_bytes: Some(blocks * blocks_bytes(model)),
         ..LoadOptions::default()
     };
@@ -61,7 +63,7 @@ fn is_refused<T>(outcome: &Result<T, StageError>, model: &Model, needed: u64, he
 
 #[test]
 fn a_step_beyond_the_memory_is_refused_others_go_on_and_it_may_come_again() {
-    let model = Model::small(SyntheticArch::Llama);
+    let model = Model::small(SyntheticArch::Llama).with_kv(KvFormat::Q8);
     let mut free = model.whole();
     free.open(1, 200).unwrap();
     step(&mut free, 1, 0, BLOCK).unwrap();

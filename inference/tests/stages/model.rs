@@ -3,8 +3,8 @@
 use accel_inference::gguf::TensorType;
 use accel_inference::synthetic::{SyntheticArch, SyntheticSpec, generate};
 use accel_inference::{
-    Gguf, LayerRange, LoadError, LoadOptions, Logits, ModelShape, Stage, StageInput, StageOutput,
-    load_stage,
+    Gguf, KvFormat, LayerRange, LoadError, LoadOptions, Logits, ModelShape, Stage, StageInput,
+    StageOutput, load_stage,
 };
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -34,6 +34,8 @@ pub struct Model {
     pub path: PathBuf,
     pub gguf: Gguf,
     pub shape: ModelShape,
+    /// How its stages keep keys and values.
+    pub kv: KvFormat,
 }
 
 impl Model {
@@ -48,7 +50,25 @@ impl Model {
             path,
             gguf,
             shape,
+            kv: KvFormat::default(),
         }
+    }
+
+    /// One of each kind with each form of the cache.
+    pub fn all() -> impl Iterator<Item = Self> {
+        SyntheticArch::ALL
+            .into_iter()
+            .flat_map(|arch| KvFormat::ALL.map(|kv| Self::small(arch).with_kv(kv)))
+    }
+
+    /// The same model, whose stages keep keys and values so.
+    pub fn with_kv(self, kv: KvFormat) -> Self {
+        Self { kv, ..self }
+    }
+
+    /// For messages.
+    pub fn label(&self) -> String {
+        format!("{} with a cache in {}", self.shape.architecture, self.kv)
     }
 
     pub fn small(arch: SyntheticArch) -> Self {
@@ -68,6 +88,7 @@ impl Model {
     pub fn load(&self, range: LayerRange, threads: usize) -> Box<dyn Stage> {
         let options = LoadOptions {
             threads: Some(threads),
+            kv: self.kv,
             ..LoadOptions::default()
         };
         self.load_with(range, &options).unwrap()

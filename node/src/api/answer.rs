@@ -5,9 +5,10 @@ use std::convert::Infallible;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use accel_actors::{
-    ErrorKind, FinishReason, GenEvent, GenerateRequest, Generation, Input, NodeHandle,
+    ErrorKind, FinishReason, GenEvent, GenerateRequest, Generation, Input, NodeHandle, Resumption,
 };
 use accel_inference::SamplingParams;
+use actix_web::http::StatusCode;
 use actix_web::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use actix_web::{HttpResponse, HttpResponseBuilder};
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
 use super::error::ApiError;
+use super::form::Form;
 use super::openai::request::Options;
 use super::openai::response::{Answer, Finish, Kind, Piece, Scored, Usage};
 use super::sse;
@@ -35,6 +37,13 @@ pub async fn respond(
     input: Input,
     options: Options,
 ) -> Result<HttpResponse, ApiError> {
+    let form = Form {
+        kind,
+        created: now(),
+        logprobs: options.logprobs.is_some(),
+        token_ids: options.return_token_ids,
+        include_usage: options.include_usage,
+    };
     let request = GenerateRequest {
         model: options.model.clone(),
         input,
@@ -43,22 +52,43 @@ pub async fn respond(
         stop: options.stop.clone(),
         top_logprobs: options.logprobs.unwrap_or(0),
         fault_tolerance: options.fault_tolerance,
+        // Nobody comes back for an answer in one piece: its client does not know the session.
+        form: options.stream.then(|| form.to_text()),
     };
     let generation = node.generate(request).await?;
-    let answer = Answer {
-        kind,
-        session: generation.id.clone(),
-        model: generation.model.clone(),
-        created: now(),
-        logprobs: options.logprobs.is_some(),
-        token_ids: options.return_token_ids,
-        include_usage: options.include_usage,
-    };
+    let answer = form.answer(generation.id.clone(), generation.model.clone());
     if options.stream {
-        streamed(node, answer, generation).await
+        let writer = Writer::new(answer, generation.prompt_tokens);
+        streamed(node, writer, generation.events).await
     } else {
         whole(node, answer, generation).await
     }
+}
+
+/// The rest of an answer, from the token after `after` on; all of it when that is absent.
+pub async fn go_on(
+    node: &NodeHandle,
+    session: &str,
+    after: Option<u64>,
+) -> Result<HttpResponse, ApiError> {
+    let Resumption {
+        form,
+        seen_chars,
+        generation,
+    } = node.resume(session, after).await?;
+    let form = Form::read(&form).ok_or_else(|| unknown_form(session))?;
+    let answer = form.answer(generation.id.clone(), generation.model.clone());
+    let mut writer = Writer::new(answer, generation.prompt_tokens);
+    if after.is_some() {
+        writer.skip(seen_chars);
+    }
+    streamed(node, writer, generation.events).await
+}
+
+fn unknown_form(session: &str) -> ApiError {
+    let message = format!("the stream of session {session} was begun by another version of accel");
+    ApiError::new(StatusCode::CONFLICT, "session_not_resumable", message)
+        .with_hint("send the request again")
 }
 
 fn sampling(options: &Options) -> SamplingParams {
@@ -100,26 +130,24 @@ async fn whole(
 
 async fn streamed(
     node: &NodeHandle,
-    answer: Answer,
-    mut generation: Generation,
+    mut writer: Writer,
+    mut events: Receiver<GenEvent>,
 ) -> Result<HttpResponse, ApiError> {
-    let first = timeout(FIRST_EVENT, generation.events.recv()).await;
+    let first = timeout(FIRST_EVENT, events.recv()).await;
     let first = first.ok().map(step);
     if let Some(Step::Failed(error)) = first {
         return Err(error);
     }
-    let mut response = head(node, &answer.session);
+    let mut response = head(node, &writer.answer.session);
     response
         .insert_header((CONTENT_TYPE, "text/event-stream; charset=utf-8"))
         .insert_header((CACHE_CONTROL, "no-cache"));
-    let prompt_tokens = generation.prompt_tokens as u64;
-    let mut writer = Writer::new(answer, prompt_tokens, generation.events);
     if let Some(step) = first {
         writer.take(step);
     }
-    let body = stream::unfold(writer, |mut writer| async move {
-        let bytes = writer.next(SILENCE).await?;
-        Some((Ok::<Bytes, Infallible>(bytes), writer))
+    let body = stream::unfold((writer, events), |(mut writer, mut events)| async move {
+        let bytes = writer.next(&mut events, SILENCE).await?;
+        Some((Ok::<Bytes, Infallible>(bytes), (writer, events)))
     });
     Ok(response.streaming(body))
 }
@@ -140,7 +168,6 @@ fn head(node: &NodeHandle, session: &str) -> HttpResponseBuilder {
 struct Writer {
     answer: Answer,
     usage: Usage,
-    events: Receiver<GenEvent>,
     ready: VecDeque<Bytes>,
     /// Characters of text so far.
     offset: usize,
@@ -148,22 +175,27 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(answer: Answer, prompt_tokens: u64, events: Receiver<GenEvent>) -> Self {
+    fn new(answer: Answer, prompt_tokens: usize) -> Self {
         let opening = answer.opening().map(|chunk| sse::event(None, &chunk));
         Self {
             answer,
             usage: Usage {
-                prompt: prompt_tokens,
+                prompt: prompt_tokens as u64,
                 completion: 0,
             },
-            events,
             ready: opening.into_iter().collect(),
             offset: 0,
             ended: false,
         }
     }
 
-    async fn next(&mut self, silence: Duration) -> Option<Bytes> {
+    /// The client has the opening, and so many characters.
+    fn skip(&mut self, chars: usize) {
+        self.ready.clear();
+        self.offset = chars;
+    }
+
+    async fn next(&mut self, events: &mut Receiver<GenEvent>, silence: Duration) -> Option<Bytes> {
         loop {
             if let Some(bytes) = self.ready.pop_front() {
                 return Some(bytes);
@@ -171,7 +203,7 @@ impl Writer {
             if self.ended {
                 return None;
             }
-            match timeout(silence, self.events.recv()).await {
+            match timeout(silence, events.recv()).await {
                 Ok(event) => self.take(step(event)),
                 Err(_) => return Some(sse::keep_alive()),
             }
@@ -277,102 +309,4 @@ fn finish_of(reason: FinishReason) -> Finish {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::Value;
-    use tokio::sync::mpsc;
-
-    fn writer(include_usage: bool) -> (mpsc::Sender<GenEvent>, Writer) {
-        let (sender, events) = mpsc::channel(8);
-        let answer = Answer {
-            kind: Kind::Chat,
-            session: "5e55".into(),
-            model: "m".into(),
-            created: 0,
-            logprobs: false,
-            token_ids: false,
-            include_usage,
-        };
-        (sender, Writer::new(answer, 3, events))
-    }
-
-    fn token(index: u64, text: &str) -> GenEvent {
-        GenEvent::Token {
-            index,
-            token: 7,
-            text: text.into(),
-            bytes: text.into(),
-            logprob: -0.1,
-            top: Vec::new(),
-        }
-    }
-
-    async fn all(mut writer: Writer) -> Vec<String> {
-        let mut events = Vec::new();
-        while let Some(bytes) = writer.next(SILENCE).await {
-            events.push(String::from_utf8(bytes.to_vec()).unwrap());
-        }
-        events
-    }
-
-    fn data(event: &str) -> Value {
-        let (_, data) = event.split_once("data: ").unwrap();
-        serde_json::from_str(data).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_stream_opens_numbers_its_tokens_closes_and_says_done() {
-        let (sender, writer) = writer(true);
-        sender.send(token(0, "Hel")).await.unwrap();
-        sender.send(token(1, "lo")).await.unwrap();
-        let done = GenEvent::Done {
-            finish: FinishReason::Length,
-            completion_tokens: 2,
-            text_tail: "!".into(),
-        };
-        sender.send(done).await.unwrap();
-        let events = all(writer).await;
-        assert_eq!(events.len(), 6, "{events:?}");
-        assert_eq!(data(&events[0])["choices"][0]["delta"]["role"], "assistant");
-        assert!(events[1].starts_with("id: 5e55:0\n"), "{}", events[1]);
-        assert!(events[2].starts_with("id: 5e55:1\n"), "{}", events[2]);
-        assert_eq!(data(&events[3])["choices"][0]["delta"]["content"], "!");
-        assert_eq!(data(&events[3])["choices"][0]["finish_reason"], "length");
-        assert_eq!(data(&events[4])["usage"]["total_tokens"], 5);
-        assert_eq!(events[5], "data: [DONE]\n\n");
-    }
-
-    #[tokio::test]
-    async fn a_failure_in_mid_stream_is_an_error_event_with_code_and_hint() {
-        let (sender, writer) = writer(false);
-        sender.send(token(0, "Hel")).await.unwrap();
-        let failed = GenEvent::Failed {
-            kind: ErrorKind::Unavailable,
-            code: "peer_lost".into(),
-            message: "a peer left".into(),
-            hint: "try again".into(),
-        };
-        sender.send(failed).await.unwrap();
-        let events = all(writer).await;
-        let error = data(&events[2]);
-        assert_eq!(error["error"]["code"], "peer_lost");
-        assert_eq!(error["error"]["hint"], "try again");
-        assert_eq!(events[3], "data: [DONE]\n\n");
-    }
-
-    #[tokio::test]
-    async fn a_session_that_vanishes_ends_the_stream_with_an_error() {
-        let (sender, writer) = writer(false);
-        drop(sender);
-        let events = all(writer).await;
-        assert_eq!(data(&events[1])["error"]["code"], "session_lost");
-    }
-
-    #[tokio::test]
-    async fn a_silent_stream_says_that_it_is_still_there() {
-        let (_sender, mut writer) = writer(false);
-        writer.next(Duration::ZERO).await.unwrap();
-        let bytes = writer.next(Duration::ZERO).await.unwrap();
-        assert_eq!(bytes, sse::keep_alive());
-    }
-}
+mod tests;

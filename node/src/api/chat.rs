@@ -2,6 +2,7 @@
 
 use accel_actors::{Input, NodeHandle};
 use accel_inference::ChatMessage;
+use actix_web::guard::fn_guard;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::Value;
 
@@ -9,11 +10,16 @@ use super::answer;
 use super::error::ApiError;
 use super::openai::request::ChatRequest;
 use super::openai::response::Kind;
-use super::{resource, tolerance};
+use super::{resource, resume, tolerance};
 
 /// The endpoint.
 pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(resource("/v1/chat/completions").route(web::post().to(create)));
+    let again = web::post().guard(fn_guard(resume::is_asked));
+    config.service(
+        resource("/v1/chat/completions")
+            .route(again.to(resume::again))
+            .route(web::post().to(create)),
+    );
 }
 
 async fn create(

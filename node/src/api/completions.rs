@@ -1,6 +1,7 @@
 //! `POST /v1/completions`.
 
 use accel_actors::{Input, NodeHandle};
+use actix_web::guard::fn_guard;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::Value;
 
@@ -8,11 +9,16 @@ use super::answer;
 use super::error::ApiError;
 use super::openai::request::{CompletionRequest, Prompt};
 use super::openai::response::Kind;
-use super::{resource, tolerance};
+use super::{resource, resume, tolerance};
 
 /// The endpoint.
 pub fn routes(config: &mut web::ServiceConfig) {
-    config.service(resource("/v1/completions").route(web::post().to(create)));
+    let again = web::post().guard(fn_guard(resume::is_asked));
+    config.service(
+        resource("/v1/completions")
+            .route(again.to(resume::again))
+            .route(web::post().to(create)),
+    );
 }
 
 async fn create(

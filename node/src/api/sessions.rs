@@ -1,4 +1,5 @@
-//! `GET /api/v1/sessions` and `GET /api/v1/sessions/ID`: what is computed, where, and how far it is.
+//! `GET /api/v1/sessions` and `GET /api/v1/sessions/ID`: what is computed, where, and how far it is;
+//! `GET /api/v1/sessions/ID/stream`: its answer, for a client that comes back.
 
 use accel_actors::NodeHandle;
 use actix_web::http::StatusCode;
@@ -6,13 +7,14 @@ use actix_web::{HttpResponse, web};
 use serde_json::json;
 
 use super::error::ApiError;
-use super::resource;
+use super::{resource, resume};
 
 /// The endpoints.
 pub fn routes(config: &mut web::ServiceConfig) {
     config
         .service(resource("/api/v1/sessions").route(web::get().to(list)))
-        .service(resource("/api/v1/sessions/{id}").route(web::get().to(one)));
+        .service(resource("/api/v1/sessions/{id}").route(web::get().to(one)))
+        .service(resource("/api/v1/sessions/{id}/stream").route(web::get().to(resume::stream)));
 }
 
 async fn list(node: web::Data<NodeHandle>) -> HttpResponse {

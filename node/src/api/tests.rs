@@ -322,16 +322,23 @@ fn a_text_is_continued_from_text_and_from_the_same_tokens() {
 }
 
 #[test]
-fn a_client_that_leaves_cancels_its_session() {
+fn a_client_that_leaves_suspends_its_session_and_gets_the_rest_when_it_comes_back() {
     on_a_node(Access::Open, async |node| {
         let model = node.add_model().await;
-        let body = json!({"model": model, "prompt": "hi", "max_tokens": 450, "stream": true});
+        let body = json!({
+            "model": model, "prompt": "hi", "max_tokens": 450, "temperature": 0, "logprobs": 3,
+            "stream": true, "stream_options": {"include_usage": true},
+        });
         let mut response = node.post("/v1/completions", &body).send().await.unwrap();
         let session = response.headers()["x-accel-session"]
             .to_str()
             .unwrap()
             .to_owned();
-        response.chunk().await.unwrap().unwrap();
+        let mut seen = String::new();
+        while seen.matches("\n\n").count() < 3 {
+            let bytes = response.chunk().await.unwrap().unwrap();
+            seen.push_str(std::str::from_utf8(&bytes).unwrap());
+        }
         drop(response);
         let path = format!("/api/v1/sessions/{session}");
         let state = loop {
@@ -341,6 +348,75 @@ fn a_client_that_leaves_cancels_its_session() {
                 ended => break ended.to_owned(),
             }
         };
-        assert_eq!(state, "cancelled");
+        assert_eq!(state, "suspended");
+
+        // From the beginning, and it ends as if nothing had happened.
+        let stream = format!("{path}/stream");
+        let text = async |request: RequestBuilder| {
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), 200);
+            assert_eq!(response.headers()["x-accel-session"], *session);
+            response.text().await.unwrap()
+        };
+        let all = text(node.get(&stream)).await;
+        let whole = all.matches("\n\n").count();
+        assert!(
+            all.starts_with(&seen),
+            "{seen}\n is not the beginning of\n{all}"
+        );
+        assert!(all.ends_with("data: [DONE]\n\n"), "{all}");
+        assert!(all.contains("\"completion_tokens\":"), "{all}");
+        for index in [0, 7, whole - 4] {
+            let id = format!("{session}:{index}");
+            let (_, behind) = all.split_once(&format!("id: {id}\n")).unwrap();
+            let (_, behind) = behind.split_once("\n\n").unwrap();
+            let header = |request: RequestBuilder| request.header("last-event-id", &id);
+            let again = node.http.post(node.url("/v1/completions")).body("whatever");
+            for request in [node.get(&stream), again] {
+                assert_eq!(text(header(request)).await, behind, "behind {index}");
+            }
+        }
+        let view = document(node.get(&path).send().await.unwrap(), 200).await;
+        assert_eq!(view["state"], "done", "{view}");
+    });
+}
+
+#[test]
+fn whoever_comes_back_with_nonsense_is_told_what_is_wrong() {
+    on_a_node(Access::Open, async |node| {
+        let model = node.add_model().await;
+        let body = |stream: bool| json!({"model": model, "prompt": [3, 4, 5], "max_tokens": 2, "stream": stream});
+        let ask = async |body: &Value| {
+            let answer = node.post("/v1/completions", body).send().await.unwrap();
+            let session = answer.headers()["x-accel-session"].clone();
+            answer.bytes().await.unwrap();
+            session.to_str().unwrap().to_owned()
+        };
+        let (streamed, whole) = (ask(&body(true)).await, ask(&body(false)).await);
+        let mut low = body(true);
+        low["fault_tolerance"] = json!("low");
+        let low = ask(&low).await;
+        let unknown = "00112233445566778899aabbccddeeff";
+        let again = |id: &str| {
+            let request = node.http.post(node.url("/v1/completions"));
+            request.header("last-event-id", id).body("{")
+        };
+        for malformed in ["", "nonsense", unknown, &format!("{unknown}:x")] {
+            error(again(malformed), 400, "invalid_value").await;
+        }
+        let told = error(again(&format!("{unknown}:0")), 404, "session_not_found").await;
+        assert!(!told["hint"].as_str().unwrap().is_empty());
+        let too_high = error(again(&format!("{streamed}:2")), 400, "invalid_value").await;
+        assert_eq!(too_high["param"], "Last-Event-ID");
+        for kept in [&whole, &low] {
+            error(again(&format!("{kept}:0")), 409, "session_not_resumable").await;
+        }
+        let stream = format!("/api/v1/sessions/{unknown}/stream");
+        error(node.get(&stream), 404, "session_not_found").await;
+        let other = node
+            .get(&stream)
+            .header("last-event-id", format!("{streamed}:0"));
+        error(other, 400, "invalid_value").await;
+        error(node.get("/api/v1/sessions/x/stream"), 400, "invalid_value").await;
     });
 }

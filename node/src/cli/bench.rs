@@ -1,7 +1,7 @@
 //! `accel bench`: how fast the local engine is; no node is needed.
 
-use accel_inference::LoadOptions;
 use accel_inference::bench::{BenchOptions, bench};
+use accel_inference::{KvFormat, LoadOptions};
 use clap::Args;
 
 use super::Output;
@@ -23,6 +23,9 @@ pub struct Bench {
     /// Threads that compute [default: one per core]
     #[arg(long, value_name = "N", value_parser = super::local::threads)]
     threads: Option<usize>,
+    /// How the KV cache is kept
+    #[arg(long, value_name = "f16|q8", default_value_t)]
+    kv: KvFormat,
     /// Sequences at once
     #[arg(long, value_name = "N", default_value_t = 1)]
     batch: usize,
@@ -37,6 +40,7 @@ impl Bench {
             batch: self.batch,
             load: LoadOptions {
                 threads: self.threads,
+                kv: self.kv,
                 ..LoadOptions::default()
             },
         };

@@ -3,9 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use accel_inference::LoadOptions;
 use accel_inference::eval::{EvalReport, evaluate};
 use accel_inference::perplexity::{DEFAULT_CHUNK, PerplexityReport, perplexity};
+use accel_inference::{KvFormat, LoadOptions};
 use clap::Args;
 
 use super::Output;
@@ -26,6 +26,9 @@ pub struct Eval {
     /// Threads that compute [default: one per core]
     #[arg(long, value_name = "N", value_parser = super::local::threads)]
     threads: Option<usize>,
+    /// How the KV cache is kept
+    #[arg(long, value_name = "f16|q8", default_value_t)]
+    kv: KvFormat,
 }
 
 /// What the model is held against.
@@ -45,6 +48,7 @@ impl Eval {
         let model = local_model(&self.model)?;
         let options = LoadOptions {
             threads: self.threads,
+            kv: self.kv,
             ..LoadOptions::default()
         };
         if let Some(text) = &self.against.text {

@@ -23,7 +23,8 @@ impl Peers {
             return terminal::json(&peers);
         }
         let mut table = terminal::table(&[
-            "PEER", "CORES", "ISA", "MEMORY", "SPEED", "LAYERS", "RUNNING", "MODELS", "API", "SEEN",
+            "PEER", "CORES", "ISA", "MEMORY", "SPEED", "LAYERS", "RUNNING", "MODELS", "API",
+            "HEALTH", "SEEN",
         ]);
         for peer in &peers {
             table.add_row(row(peer));
@@ -58,8 +59,20 @@ fn row(peer: &Value) -> Vec<String> {
         number("sessions").to_string(),
         models.map_or(String::new(), |models| offers(models)),
         text("api"),
+        health(peer),
         format!("{:.1} s ago", number("seen_ms_ago") as f64 / 1000.0),
     ]
+}
+
+/// The score, and whether the peer is left alone.
+fn health(peer: &Value) -> String {
+    let score = peer.get("health").and_then(Value::as_u64);
+    let breaker = peer.get("breaker").and_then(Value::as_str);
+    match (score, breaker) {
+        (Some(score), Some("closed") | None) => score.to_string(),
+        (Some(score), Some(breaker)) => format!("{score}, {}", breaker.replace('_', " ")),
+        (None, _) => "-".to_owned(),
+    }
 }
 
 fn offers(models: &[Value]) -> String {

@@ -11,7 +11,7 @@ fn the_command_line_is_consistent() {
 fn every_command_of_the_contract_is_understood() {
     let lines = [
         "up --data D --api 127.0.0.1:0 --listen /ip4/127.0.0.1/tcp/0 --join a --join b \
-         --swarm-key F --device cpu --threads 2 --memory 2G --max-layers 10 --ready-file R",
+         --swarm-key F --device cpu --threads 2 --kv q8 --memory 2G --max-layers 10 --ready-file R",
         "up --config F --swarm friends",
         "model add PATH",
         "model add hf:REPO/FILE --json",
@@ -27,9 +27,9 @@ fn every_command_of_the_contract_is_understood() {
         "swarm init --out F",
         "swarm invite",
         "key --data D",
-        "bench MODEL --prompt 1 --gen 1 --threads 1 --batch 1 --json",
+        "bench MODEL --prompt 1 --gen 1 --threads 1 --batch 1 --kv q8 --json",
         "eval MODEL --reference F --threads 1 --json",
-        "eval MODEL --text F --chunk 256 --threads 1 --json",
+        "eval MODEL --text F --chunk 256 --threads 1 --kv f16 --json",
         "demo",
     ];
     for line in lines {
@@ -46,6 +46,8 @@ fn what_contradicts_itself_is_refused() {
         "up --swarm a --swarm-key b",
         "up --memory lots",
         "up --threads -1",
+        "up --kv q4",
+        "bench MODEL --kv 8",
         "run MODEL",
         "swarm init",
         "eval MODEL",

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
-use accel_actors::{NodeConfig, NodeHandle};
+use accel_actors::{Limits, NodeConfig, NodeHandle};
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -134,12 +134,18 @@ fn announce(node: &NodeHandle, api: &Api, told: &Value, output: Output) -> Resul
 }
 
 fn node_config(settings: &Settings, data_dir: PathBuf) -> NodeConfig {
+    let mut limits = Limits::default();
+    if let Some(seconds) = settings.resume_window {
+        limits.resume_window = Duration::from_secs(seconds.into());
+    }
     NodeConfig {
+        limits,
         listen: settings.listen.clone(),
         join: settings.join.clone(),
         swarm: settings.swarm.clone(),
         swarm_key: settings.swarm_key.clone(),
         threads: settings.threads,
+        kv: settings.kv,
         memory_limit: settings.memory.map(|size| size.0),
         max_layers: settings.max_layers,
         fault_tolerance: settings.fault_tolerance,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Client, Event};
+use super::{Client, Event, Lasting};
 use crate::failure::Failure;
 
 /// An answer that was heard to its end.
@@ -90,7 +90,8 @@ impl Heard {
     }
 }
 
-/// Sends a request for a stream and hands every piece of text to `show`.
+/// Sends a request for a stream and hands every piece of text to `show`, once. A stream that
+/// breaks is gone on with.
 pub async fn listen(
     client: &Client,
     path: &str,
@@ -106,7 +107,8 @@ pub async fn listen(
     let start = Instant::now();
     let mut first: Option<Duration> = None;
     let mut last = Duration::ZERO;
-    let mut events = client.stream(path, &request).await?;
+    let events = client.stream(path, &request).await?;
+    let mut events = Lasting::new(client, events);
     while let Some(event) = events.next().await? {
         let before = heard.token_ids.len();
         let text = heard.take(&event);

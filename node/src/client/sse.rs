@@ -8,6 +8,7 @@ use crate::failure::chain;
 /// The most bytes of one event.
 const MAX_EVENT: usize = 1 << 20;
 const DONE: &str = "[DONE]";
+const SESSION: &str = "x-accel-session";
 
 /// One event.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,18 +22,41 @@ pub struct Events {
     base: String,
     response: reqwest::Response,
     buffer: Buffer,
+    session: Option<String>,
+    /// Nothing more comes.
     done: bool,
+    /// Because all of it came.
+    complete: bool,
 }
 
 impl Events {
     /// The events of a response.
     pub fn new(base: String, response: reqwest::Response) -> Self {
+        let session = response.headers().get(SESSION);
+        let session = session.and_then(|session| session.to_str().ok());
         Self {
             base,
+            session: session.map(str::to_owned),
             response,
             buffer: Buffer::default(),
             done: false,
+            complete: false,
         }
+    }
+
+    /// The session that the response belongs to.
+    pub fn session(&self) -> Option<&str> {
+        self.session.as_deref()
+    }
+
+    /// Whether the stream said that it was complete.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// What is wrong with a stream that ended and is not complete.
+    pub fn cut_short(&self) -> ClientError {
+        self.broken("it ended too early".into())
     }
 
     /// The next event. An error event is an error.
@@ -41,7 +65,7 @@ impl Events {
             if let Some(lines) = self.buffer.take() {
                 match parse(&lines) {
                     Parsed::Nothing => continue,
-                    Parsed::Done => self.done = true,
+                    Parsed::Done => (self.done, self.complete) = (true, true),
                     Parsed::Event(event) => return self.check(event).map(Some),
                     Parsed::Malformed(problem) => return Err(self.broken(problem)),
                 }

@@ -33,6 +33,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
         "ACCEL_MAX_LAYERS" => Some("2".to_owned()),
         "ACCEL_FAULT_TOLERANCE" => Some("low".to_owned()),
         "ACCEL_WARM_STAND_INS" => Some("false".to_owned()),
+        "ACCEL_RESUME_WINDOW" => Some("60".to_owned()),
         _ => None,
     };
     flags.max_layers = Some(3);
@@ -50,6 +51,25 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     assert_eq!(settings.max_layers, Some(3), "the flag wins over both");
     assert_eq!(settings.fault_tolerance, FaultTolerance::Low);
     assert!(!settings.warm_stand_ins);
+    assert_eq!(settings.resume_window, Some(60));
+}
+
+#[test]
+fn the_form_of_the_cache_comes_from_any_source() {
+    let settings = Settings::load_with(&Flags::default(), no_env).unwrap();
+    assert_eq!(settings.kv, KvFormat::F16);
+    let (_dir, mut flags) = toml("kv = \"q8\"\n");
+    assert_eq!(
+        Settings::load_with(&flags, no_env).unwrap().kv,
+        KvFormat::Q8
+    );
+    let env = |name: &str| (name == "ACCEL_KV").then(|| "f16".to_owned());
+    assert_eq!(Settings::load_with(&flags, env).unwrap().kv, KvFormat::F16);
+    flags.kv = Some(KvFormat::Q8);
+    assert_eq!(Settings::load_with(&flags, env).unwrap().kv, KvFormat::Q8);
+    let odd = |name: &str| (name == "ACCEL_KV").then(|| "8".to_owned());
+    let error = Settings::load_with(&Flags::default(), odd).unwrap_err();
+    assert!(error.to_string().contains("`f16` or `q8`"), "{error}");
 }
 
 #[test]
@@ -104,6 +124,8 @@ fn values_out_of_range_name_their_key() {
         ("threads = 0", "threads"),
         ("threads = 100000", "threads"),
         ("max_layers = 0", "max_layers"),
+        ("resume_window = 0", "resume_window"),
+        ("resume_window = 10000000", "resume_window"),
         ("memory = \"lots\"", "memory"),
         ("memory = -1", "memory"),
         ("api = \"nowhere\"", "api"),
@@ -112,6 +134,7 @@ fn values_out_of_range_name_their_key() {
         ("device = \"abacus\"", "not one of"),
         ("fault_tolerance = \"high\"", "not built yet"),
         ("fault_tolerance = \"some\"", "none, low and medium"),
+        ("kv = \"q4\"", "kv"),
         ("swarm = \"a\"\nswarm_key = \"b\"", "not both"),
     ];
     for (text, expected) in cases {

@@ -23,6 +23,7 @@ const REMEMBERED: usize = 4096;
 pub(super) enum Operation {
     Open(Bytes),
     Append(u64, Bytes),
+    Claim(u64),
     Close(Bytes),
     Prune(usize),
 }
@@ -37,6 +38,7 @@ pub(super) struct Request {
 #[derive(Debug, Clone, Copy)]
 struct Position {
     next: u64,
+    claim: u64,
     closed: bool,
 }
 
@@ -130,6 +132,7 @@ impl Committer {
         match operation {
             Operation::Open(opening) => self.open(session, &opening)?,
             Operation::Append(index, content) => self.append(session, index, &content)?,
+            Operation::Claim(claim) => self.claim(session, claim)?,
             Operation::Close(outcome) => self.close(session, &outcome)?,
             Operation::Prune(keep) => return self.prune(keep),
         }
@@ -141,6 +144,7 @@ impl Committer {
             self.put(session, Kind::Opening, opening);
             let position = Position {
                 next: 0,
+                claim: 0,
                 closed: false,
             };
             self.positions.insert(*session, position);
@@ -178,6 +182,21 @@ impl Committer {
         let next = index + 1;
         self.positions
             .insert(*session, Position { next, ..position });
+        Ok(())
+    }
+
+    fn claim(&mut self, session: &SessionKey, claim: u64) -> Result<(), JournalError> {
+        let position = self.position(session)?.ok_or(JournalError::Unknown)?;
+        if position.closed {
+            return Err(JournalError::Closed);
+        }
+        if claim <= position.claim {
+            let newest = position.claim;
+            return Err(JournalError::Claimed { newest });
+        }
+        self.put(session, Kind::Claim, &claim.to_le_bytes());
+        self.positions
+            .insert(*session, Position { claim, ..position });
         Ok(())
     }
 
@@ -226,11 +245,15 @@ impl Committer {
             return Ok(None);
         };
         let next = entry.records.len() as u64;
+        if entry.damage == Some(Damage::Claim) {
+            return Err(JournalError::Damaged("its claim is lost".to_owned()));
+        }
         if let Some(Damage::Records { from }) = entry.damage {
             self.cut(session, from)?;
         }
         let position = Position {
             next,
+            claim: entry.claim,
             closed: entry.outcome.is_some(),
         };
         self.positions.insert(*session, position);

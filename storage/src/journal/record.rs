@@ -22,6 +22,7 @@ pub(super) enum Kind {
     Opening,
     Record(u64),
     Outcome,
+    Claim,
 }
 
 impl Kind {
@@ -30,6 +31,7 @@ impl Kind {
             Kind::Opening => 0,
             Kind::Record(_) => 1,
             Kind::Outcome => 2,
+            Kind::Claim => 3,
         }
     }
 }
@@ -91,9 +93,14 @@ pub(super) fn load(tree: &Tree, session: SessionKey) -> Result<Option<JournalEnt
     let mut entry = JournalEntry {
         opening,
         records: Vec::new(),
+        claim: 0,
         outcome: None,
         damage: None,
     };
+    match load_claim(tree, &session)? {
+        Some(claim) => entry.claim = claim,
+        None => entry.damage = Some(Damage::Claim),
+    }
     let mut prefix = session.to_vec();
     prefix.push(Kind::Record(0).tag());
     for item in tree.scan_prefix(&prefix) {
@@ -102,7 +109,7 @@ pub(super) fn load(tree: &Tree, session: SessionKey) -> Result<Option<JournalEnt
         let expected = key(&session, Kind::Record(next));
         let intact = content(&expected, &value).filter(|_| stored_key == expected);
         let Some(record) = intact else {
-            entry.damage = Some(Damage::Records { from: next });
+            entry.damage.get_or_insert(Damage::Records { from: next });
             return Ok(Some(entry));
         };
         entry.records.push(record);
@@ -110,9 +117,22 @@ pub(super) fn load(tree: &Tree, session: SessionKey) -> Result<Option<JournalEnt
     let outcome_key = key(&session, Kind::Outcome);
     if let Some(value) = tree.get(&outcome_key)? {
         entry.outcome = content(&outcome_key, &value);
-        entry.damage = entry.outcome.is_none().then_some(Damage::Outcome);
+        if entry.outcome.is_none() {
+            entry.damage.get_or_insert(Damage::Outcome);
+        }
     }
     Ok(Some(entry))
+}
+
+/// The newest claim; none when it is damaged.
+fn load_claim(tree: &Tree, session: &SessionKey) -> Result<Option<u64>> {
+    let key = key(session, Kind::Claim);
+    let Some(value) = tree.get(&key)? else {
+        return Ok(Some(0));
+    };
+    let content = content(&key, &value);
+    let bytes = content.and_then(|content| content.first_chunk::<8>().copied());
+    Ok(bytes.map(u64::from_le_bytes))
 }
 
 fn load_opening(tree: &Tree, session: &SessionKey) -> Result<Option<Bytes>> {
@@ -146,17 +166,45 @@ pub(super) fn sessions(tree: &Tree) -> Result<Vec<SessionSummary>> {
                 detail: format!("{stored_key:?}"),
             });
         };
-        let opened = stamp(tree, &key(session, Kind::Opening))?;
-        sessions.push(SessionSummary {
-            key: *session,
-            opened_unix_ms: opened.unwrap_or(0),
-            closed_unix_ms: stamp(tree, &key(session, Kind::Outcome))?,
-        });
+        sessions.push(summarise(tree, session)?);
         from = u128::from_be_bytes(*session)
             .checked_add(1)
             .map(u128::to_be_bytes);
     }
     Ok(sessions)
+}
+
+/// One session of the list.
+pub(super) fn summary(tree: &Tree, session: SessionKey) -> Result<Option<SessionSummary>> {
+    match tree.scan_prefix(session).next() {
+        Some(first) => {
+            first?;
+            summarise(tree, &session).map(Some)
+        }
+        None => Ok(None),
+    }
+}
+
+fn summarise(tree: &Tree, session: &SessionKey) -> Result<SessionSummary> {
+    let opened = stamp(tree, &key(session, Kind::Opening))?;
+    let claimed = stamp(tree, &key(session, Kind::Claim))?;
+    let written = opened.max(claimed).max(newest_record(tree, session)?);
+    Ok(SessionSummary {
+        key: *session,
+        opened_unix_ms: opened.unwrap_or(0),
+        touched_unix_ms: written.unwrap_or(0),
+        closed_unix_ms: stamp(tree, &key(session, Kind::Outcome))?,
+    })
+}
+
+/// When the last record was written.
+fn newest_record(tree: &Tree, session: &SessionKey) -> Result<Option<u64>> {
+    let first = key(session, Kind::Record(0));
+    let last = key(session, Kind::Record(u64::MAX));
+    match tree.range(first..=last).next_back() {
+        Some(item) => stamp(tree, &item?.0),
+        None => Ok(None),
+    }
 }
 
 fn stamp(tree: &Tree, key: &[u8]) -> Result<Option<u64>> {

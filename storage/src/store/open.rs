@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use cid::Cid;
 use sled::Batch;
@@ -20,15 +21,12 @@ use crate::ranges::{RangeChange, RangeSet};
 
 /// Memory for sled's page cache. The index of a 5 GB model takes about 3 MB.
 const DATABASE_CACHE: u64 = 64 << 20;
+/// How long an earlier store of this process may take to let go of the database.
+const LETTING_GO: Duration = Duration::from_secs(5);
 
 impl Inner {
     pub(super) fn open(data: &DataDir) -> Result<Self> {
-        // Whoever needs durability flushes; a timer would only add writes.
-        let db = sled::Config::new()
-            .path(data.path().join("db"))
-            .cache_capacity(DATABASE_CACHE)
-            .flush_every_ms(None)
-            .open()?;
+        let db = database(data)?;
         let durable = Durable::new(data.path().join("db"))?;
         let content = db.open_tree("content")?;
         check_format(&content)?;
@@ -47,6 +45,30 @@ impl Inner {
             data: data.clone(),
         })
     }
+}
+
+/// Opens the database. The directory is held, so whoever still holds the database is an earlier
+/// store of this process, whose threads are about to end.
+fn database(data: &DataDir) -> Result<sled::Db> {
+    let config = sled::Config::new()
+        .path(data.path().join("db"))
+        .cache_capacity(DATABASE_CACHE)
+        // Whoever needs durability flushes; a timer would only add writes.
+        .flush_every_ms(None);
+    let deadline = Instant::now() + LETTING_GO;
+    loop {
+        match config.open() {
+            Err(error) if is_held(&error) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            opened => return Ok(opened?),
+        }
+    }
+}
+
+/// Sled tells it in words only.
+fn is_held(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
 }
 
 fn check_format(content: &sled::Tree) -> Result<()> {

@@ -258,3 +258,67 @@ fn copy(from: &Path, to: &Path) {
         }
     }
 }
+
+#[tokio::test]
+async fn whoever_goes_on_claims_the_session_above_every_claim_before() {
+    let home = with_records(2).await;
+    let journal = home.store.journal();
+    assert_eq!(load(&home, SESSION).claim, 0);
+    journal.claim(SESSION, 7).await.unwrap();
+    for not_above in [0, 6, 7] {
+        let refused = refusal(journal.claim(SESSION, not_above).await);
+        assert_eq!(refused, JournalError::Claimed { newest: 7 });
+    }
+    drop(journal);
+    let home = home.reopen();
+    let journal = home.store.journal();
+    let refused = refusal(journal.claim(SESSION, 7).await);
+    assert_eq!(refused, JournalError::Claimed { newest: 7 }, "it lasts");
+    journal.claim(SESSION, 9).await.unwrap();
+    let entry = load(&home, SESSION);
+    assert_eq!((entry.claim, entry.records.len()), (9, 2));
+    journal.append(SESSION, 2, b"more").await.unwrap();
+    journal.close(SESSION, b"done").await.unwrap();
+    let refused = refusal(journal.claim(SESSION, 10).await);
+    assert_eq!(refused, JournalError::Closed);
+    let unknown = refusal(journal.claim(OTHER, 1).await);
+    assert_eq!(unknown, JournalError::Unknown);
+}
+
+#[tokio::test]
+async fn a_damaged_claim_is_noticed_and_nobody_goes_on() {
+    let home = with_records(2).await;
+    home.store.journal().claim(SESSION, 7).await.unwrap();
+    let home = tamper(home, |tree| {
+        let key = [&SESSION[..], &[3]].concat();
+        tree.insert(key, &b"nonsense"[..]).unwrap();
+    });
+    assert_eq!(load(&home, SESSION).damage, Some(Damage::Claim));
+    let refused = home.store.journal().claim(SESSION, 8).await;
+    assert!(matches!(refusal(refused), JournalError::Damaged(_)));
+}
+
+#[tokio::test]
+async fn it_is_told_when_a_session_was_last_written_before_its_end() {
+    let home = with_records(0).await;
+    let journal = home.store.journal();
+    let told = || {
+        let sessions = home.store.journal().sessions().unwrap();
+        (sessions[0].opened_unix_ms, sessions[0].touched_unix_ms)
+    };
+    let (opened, touched) = told();
+    assert_eq!(opened, touched);
+    // Time is told by the clock.
+    let tick = || tokio::time::sleep(std::time::Duration::from_millis(3));
+    tick().await;
+    journal.append(SESSION, 0, b"token").await.unwrap();
+    let (_, after_token) = told();
+    assert!(after_token > opened);
+    tick().await;
+    journal.claim(SESSION, 1).await.unwrap();
+    let (_, after_claim) = told();
+    assert!(after_claim > after_token);
+    tick().await;
+    journal.close(SESSION, b"done").await.unwrap();
+    assert_eq!(told(), (opened, after_claim));
+}

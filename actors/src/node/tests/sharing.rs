@@ -77,7 +77,7 @@ async fn sessions_that_share_the_stage_get_the_tokens_that_each_gets_alone() {
 fn memory_for_one(dir: &Path) -> u64 {
     let path = synthetic_model(dir);
     let shape = ModelShape::from_gguf(&Gguf::open(&path).unwrap()).unwrap();
-    let cache = shape.kv_bytes_per_token_layer * u64::from(shape.layers) * 485;
+    let cache = shape.kv_bytes_per_token_layer(KvFormat::F16) * u64::from(shape.layers) * 485;
     shape.stage_bytes(&LayerRange::whole(shape.layers)) + cache * 3 / 2
 }
 

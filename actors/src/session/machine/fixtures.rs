@@ -72,6 +72,7 @@ pub(super) fn machine(level: FaultTolerance, prompt: usize, stages: usize) -> Ma
         strategy: strategy(level),
         salt: 1,
         peer_wait: Duration::from_secs(30),
+        resumable: false,
     };
     let text = Box::new(Numbers { stop: None });
     Machine::new(opening, route(&first_peers(stages)), text, tolerance)

@@ -3,7 +3,7 @@
 use accel_p2p::PeerId;
 
 use super::{Machine, Phase};
-use crate::error::{ErrorKind, Failure, PEER_SILENT};
+use crate::error::{ErrorKind, Failure, PEER_SILENT, SESSION_MOVED};
 use crate::session::event::{Command, RouteStage, StageReport, Timer};
 use crate::session::recovery::{Fault, FaultKind};
 
@@ -20,8 +20,12 @@ const SILENT_CALL: u32 = 16;
 
 impl Machine {
     pub(super) fn on_opened(&mut self) {
-        if matches!(self.phase, Phase::Opening) {
-            self.place();
+        if !matches!(self.phase, Phase::Opening) {
+            return;
+        }
+        match self.resumed.is_some() {
+            true => self.go_on(),
+            false => self.place(),
         }
     }
 
@@ -51,6 +55,14 @@ impl Machine {
                 return self.fail(self.no_stand_in(&refusal));
             }
             return self.wait(Timer::Peers { epoch });
+        }
+        if self.survives_a_loss() && is_loss(&refusal) {
+            // It was planned with peers that were there: the answer has begun, though not yet a token of it.
+            return self.recover(Fault {
+                kind: FaultKind::PeerLost,
+                culprit: self.excluded.last().copied(),
+                failure: refusal,
+            });
         }
         if refusal.kind != ErrorKind::Overloaded || self.waits >= WAITS {
             return self.fail(refusal);
@@ -155,6 +167,9 @@ impl Machine {
         let Some(peer) = self.route.get(stage).map(|stage| stage.peer) else {
             return;
         };
+        if failure.code == SESSION_MOVED {
+            return self.depose();
+        }
         self.placement_failed(peer, failure);
     }
 
@@ -191,7 +206,7 @@ impl Machine {
         match failure.kind {
             ErrorKind::Unavailable | ErrorKind::Overloaded => true,
             ErrorKind::NotFound | ErrorKind::Internal => self.recovery.is_under_way(),
-            ErrorKind::BadRequest => false,
+            ErrorKind::BadRequest | ErrorKind::Conflict => false,
         }
     }
 
@@ -224,6 +239,11 @@ impl Machine {
         let failure = Failure::unavailable(COMMIT_TIMEOUT, message, hint);
         self.placement_failed(peer, failure);
     }
+}
+
+/// Whether a peer of the route is gone, or cannot be reached.
+fn is_loss(failure: &Failure) -> bool {
+    ["peer_lost", "peer_unreachable", PEER_SILENT].contains(&failure.code.as_str())
 }
 
 /// Whether a peer said nothing, for as long as that may take: it may hang.

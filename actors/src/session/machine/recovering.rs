@@ -19,6 +19,8 @@ pub(crate) struct Tolerance {
     pub(crate) salt: u64,
     /// How long the session waits for peers that could take over.
     pub(crate) peer_wait: Duration,
+    /// Whether a client may come back for the answer.
+    pub(crate) resumable: bool,
 }
 
 /// What follows a pause.
@@ -52,6 +54,15 @@ pub(super) struct Recovery {
 }
 
 impl Recovery {
+    /// A session that was interrupted begins as one that lost everybody.
+    pub(super) fn interrupted(reason: &str) -> Self {
+        Self {
+            attempts: 1,
+            reason: reason.to_owned(),
+            ..Self::default()
+        }
+    }
+
     /// Whether a fault happened after the last token.
     pub(super) fn is_under_way(&self) -> bool {
         self.attempts > 0
@@ -154,6 +165,12 @@ impl Machine {
     pub(super) fn keeps_peers(&self) -> bool {
         let strategy = self.tolerance.strategy;
         strategy.is_some_and(|strategy| strategy.keeps_peers())
+    }
+
+    /// Whether the session may go on without peers that it was placed on.
+    pub(super) fn survives_a_loss(&self) -> bool {
+        let strategy = self.tolerance.strategy;
+        strategy.is_some_and(|strategy| !strategy.keeps_peers())
     }
 
     /// What a remedy comes to where the session stands.

@@ -10,16 +10,18 @@
 //! | `peer.rs` | a node with its stage |
 //! | `coordinator.rs` | what carries the machine's commands out |
 //! | `storm.rs` | faults |
+//! | `interruption.rs` | the coordinator crashes, the client is gone, and comes back |
 //! | `checks.rs` | the rules |
 
 mod checks;
 mod coordinator;
+mod interruption;
 mod peer;
 mod storm;
 pub(super) mod toy;
 mod weather;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -30,6 +32,7 @@ use crate::session::event::{Event, Timer};
 use crate::session::recovery::{FaultKind, Remedy, strategy};
 use checks::Checks;
 use coordinator::Call;
+use interruption::{Disk, Interruption};
 use peer::{Effect, Finished, Message, Peer, Report};
 use weather::{Millis, Promise, Weather};
 
@@ -39,8 +42,8 @@ const LONGEST: Millis = 600_000;
 /// What happens at a time.
 #[derive(Debug)]
 enum Happening {
-    /// The machine is told something.
-    Event(Event),
+    /// The machine is told something, if it is still the one that it was meant for.
+    Event(u32, Event),
     /// A timer runs out, if it was not replaced.
     Timer(u64, Timer),
     Arrive {
@@ -68,6 +71,9 @@ enum Happening {
     /// The coordinator notices that a peer is gone.
     Lost(usize),
     Advert(usize),
+    Interrupt(Interruption),
+    /// The client comes back for the rest.
+    ClientReturns,
     /// An advert, and the next one in its time.
     Renewal(usize),
 }
@@ -90,6 +96,14 @@ struct Simulation {
     calls: BTreeMap<u64, Call>,
     timer: u64,
     journaled_at: Millis,
+    /// Counts machines.
+    process: u32,
+    /// Whether there is one that runs.
+    running: bool,
+    disk: Disk,
+    /// Tokens on their way to the client.
+    sent: VecDeque<(u64, String)>,
+    client_returns: bool,
     /// Until when things go wrong, once they do.
     storm: Option<Millis>,
     broken_until: Millis,
@@ -126,6 +140,7 @@ impl Simulation {
             strategy: strategy(weather.level),
             salt: seed,
             peer_wait: std::time::Duration::from_secs(30),
+            resumable: weather.interruptions > 0,
         };
         let text = Box::new(Numbers { stop: weather.stop });
         let mut simulation = Self {
@@ -143,6 +158,11 @@ impl Simulation {
             calls: BTreeMap::new(),
             timer: 0,
             journaled_at: 0,
+            process: 0,
+            running: true,
+            disk: Disk::default(),
+            sent: VecDeque::new(),
+            client_returns: false,
             storm: None,
             broken_until: 0,
             tells,
@@ -178,7 +198,11 @@ impl Simulation {
 
     fn happen(&mut self, happening: Happening) {
         match happening {
-            Happening::Event(event) => self.feed(event),
+            Happening::Event(process, event) => {
+                if process == self.process {
+                    self.feed(event);
+                }
+            }
             Happening::Timer(timer, what) => {
                 if timer == self.timer {
                     self.feed(Event::Timeout(what));
@@ -216,6 +240,8 @@ impl Simulation {
                 self.feed(Event::PeerLost(fixtures::peer(peer as u8)));
             }
             Happening::Advert(peer) => self.hear_advert(peer),
+            Happening::Interrupt(how) => self.interrupt(how),
+            Happening::ClientReturns => self.client_returns(),
             Happening::Renewal(peer) => {
                 self.hear_advert(peer);
                 self.keep_advertising(peer);
@@ -224,7 +250,7 @@ impl Simulation {
     }
 
     fn hear_advert(&mut self, peer: usize) {
-        if self.advert(peer) {
+        if self.peers[0].up && self.advert(peer) {
             self.connected[peer] = true;
             self.heard[peer] = self.now;
             self.feed(Event::PeerHeard(fixtures::peer(peer as u8)));

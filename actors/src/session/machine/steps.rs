@@ -11,7 +11,7 @@ pub(crate) const CHUNK: usize = 256;
 /// Steps under way at once, at most; the stages keep as many results for repeats.
 const STEPS_IN_FLIGHT: usize = 4;
 /// Tokens that are drawn but not yet taken by the client: a slow reader pauses its session.
-const UNREAD_TOKENS: u64 = 32;
+pub(super) const UNREAD_TOKENS: u64 = 32;
 
 /// A step that was sent and not yet answered.
 #[derive(Debug, Clone, Copy)]

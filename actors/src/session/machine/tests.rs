@@ -50,6 +50,7 @@ fn whatever_the_network_and_the_peers_do_the_answer_is_the_one_without_faults() 
         }
     }
     assert!(seen.contains(&(PlacementFailed, Restart)));
+    assert!(seen.contains(&(Interrupted, FailOver)));
 }
 
 /// Says how to see a seed again that failed.
@@ -127,7 +128,7 @@ fn a_token_is_journaled_before_it_is_emitted_while_the_next_step_is_under_way() 
     let commands = machine.on(token(1, 5, 7));
     assert!(matches!(
         commands.first(),
-        Some(Command::JournalToken { index: 0, token: 7 })
+        Some(Command::JournalToken { index: 0, drawn }) if drawn.token == 7
     ));
     assert!(
         commands
@@ -296,6 +297,41 @@ fn a_session_that_lost_a_peer_waits_for_others_for_a_bounded_time() {
     assert_eq!(failure.code, "no_stand_in");
     assert!(failure.message.contains("left the swarm"), "{failure}");
     assert!(failure.message.contains("too few peers"), "{failure}");
+}
+
+#[test]
+fn a_peer_that_is_lost_before_the_first_placement_is_done_is_waited_for() {
+    for (level, is_waited_for) in [
+        (FaultTolerance::None, false),
+        (FaultTolerance::Medium, true),
+    ] {
+        let mut machine = machine(level, 5, 2);
+        machine.on(Event::Opened);
+        let plan = machine.on(Event::PeerLost(peer(201)));
+        let excluding = vec![peer(201)];
+        let epoch = 1;
+        assert_eq!(plan.last(), Some(&Command::Plan { epoch, excluding }));
+        let no_plan = || Event::NoPlan {
+            epoch,
+            failure: Failure::unavailable("no_peers", "too few peers", "wait"),
+        };
+        let commands = machine.on(no_plan());
+        if !is_waited_for {
+            let [Command::Close(Outcome::Failed(failure))] = commands.as_slice() else {
+                panic!("{commands:?}");
+            };
+            assert_eq!(failure.code, "peer_lost");
+            continue;
+        }
+        let expected = (FaultKind::PeerLost, Remedy::FailOver, 0);
+        assert_eq!(remedy(&commands), Some(expected));
+        let timer = Timer::Peers { epoch };
+        assert_eq!(machine.on(no_plan()), [Command::Arm(timer)]);
+        machine.on(Event::PeerHeard(peer(201)));
+        let excluding = Vec::new();
+        let commands = machine.on(Event::Timeout(timer));
+        assert_eq!(commands, [Command::Plan { epoch, excluding }]);
+    }
 }
 
 #[test]

@@ -29,7 +29,9 @@ impl Strategy for Progressive {
             return Decision::GiveUp(no_progress(fault));
         }
         let remedy = match (fault.kind, attempt.number) {
-            (FaultKind::PeerLost | FaultKind::PlacementFailed, _) => Remedy::FailOver,
+            (FaultKind::PeerLost | FaultKind::PlacementFailed | FaultKind::Interrupted, _) => {
+                Remedy::FailOver
+            }
             (FaultKind::StepTimeout, 0) => Remedy::Resume,
             (FaultKind::StepTimeout, 1) | (FaultKind::StepFailed, 0) => Remedy::Restart,
             _ => Remedy::FailOver,

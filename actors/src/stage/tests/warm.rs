@@ -60,14 +60,14 @@ async fn a_session_fetches_nothing_of_what_was_made_ready() {
         0,
         "it is there"
     );
-    let kv = bench.shape.kv_bytes_per_token_layer * 3 * 64;
+    let kv = bench.shape.kv_bytes_per_token_layer(KvFormat::F16) * 3 * 64;
     assert_eq!(node.shelf.memory(), (weights + kv, weights + kv));
 }
 
 #[actix::test]
 async fn what_was_made_ready_makes_room_for_a_session() {
     let bench = Bench::new().await;
-    let kv = bench.shape.kv_bytes_per_token_layer * 4 * 64;
+    let kv = bench.shape.kv_bytes_per_token_layer(KvFormat::F16) * 4 * 64;
     let most = [range(0, 4), range(4, 8)].map(|layers| bench.shape.stage_bytes(&layers));
     let node = TestNode::start(&bench.hub, most[0].max(most[1]) + kv, None);
     bench.warmed(&node, range(0, 4)).await;
@@ -80,7 +80,7 @@ async fn what_was_made_ready_makes_room_for_a_session() {
 async fn without_memory_to_spare_layers_are_fetched_and_not_loaded() {
     let bench = Bench::new().await;
     let weights = bench.shape.stage_bytes(&range(0, 4));
-    let kv = bench.shape.kv_bytes_per_token_layer * 4 * 64;
+    let kv = bench.shape.kv_bytes_per_token_layer(KvFormat::F16) * 4 * 64;
     let node = TestNode::start(&bench.hub, weights + kv, None);
     bench.place(session(1), 1, &[(&node, range(0, 4))]).await;
     let before = node.store.present_bytes(&bench.model.cid).unwrap();

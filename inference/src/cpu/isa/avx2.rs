@@ -114,6 +114,15 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Floats {
+        let from = from.cast::<__m128i>();
+        Self::from_int([
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64(from)),
+            _mm256_cvtepi8_epi32(_mm_loadl_epi64(from.byte_add(8))),
+        ])
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(to: *mut u16, value: Floats) {
         let to = to.cast::<__m128i>();
         let rounded = both!(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value));

@@ -59,6 +59,11 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> __m512 {
+        Self::from_int(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())))
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(to: *mut u16, value: __m512) {
         let rounded = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value);
         _mm256_storeu_si256(to.cast(), rounded);

@@ -163,6 +163,18 @@ impl<D: Dot> Isa for Neon<D> {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Floats {
+        let bytes = vld1q_s8(from);
+        let (low, high) = (vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes));
+        Self::from_int([
+            vmovl_s16(vget_low_s16(low)),
+            vmovl_high_s16(low),
+            vmovl_s16(vget_low_s16(high)),
+            vmovl_high_s16(high),
+        ])
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(to: *mut u16, value: Floats) {
         vst1q_u16(to, narrow_f16(value[0], value[1]));
         vst1q_u16(to.add(8), narrow_f16(value[2], value[3]));

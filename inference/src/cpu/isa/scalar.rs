@@ -79,6 +79,11 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Floats {
+        from.cast::<[i8; LANES]>().read_unaligned().map(f32::from)
+    }
+
+    #[inline(always)]
     unsafe fn store_f16(to: *mut u16, value: Floats) {
         let bits = value.map(|value| f16::from_f32_const(value).to_bits());
         to.cast::<[u16; LANES]>().write_unaligned(bits);

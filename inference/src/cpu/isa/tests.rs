@@ -15,6 +15,7 @@ impl Kernel for Everything {
         let mut results = Vec::new();
         floats::<I>(&mut results);
         halves::<I>(&mut results);
+        small::<I>(&mut results);
         integers::<I>(&mut results);
         bytes::<I>(&mut results);
         products::<I>(&mut results);
@@ -166,6 +167,19 @@ unsafe fn halves<I: Isa>(results: &mut Results) {
             I::store_f16(rounded.as_mut_ptr(), I::load(values.as_ptr()));
             results.push(("store_f16", rounded.map(u32::from).to_vec()));
         }
+    }
+}
+
+unsafe fn small<I: Isa>(results: &mut Results) {
+    let all: Vec<i8> = (i8::MIN..=i8::MAX).collect();
+    // Of no alignment in particular.
+    for start in [0, 1, 7, 112, 240] {
+        let wide = I::load_i8(all[start..start + LANES].as_ptr());
+        results.push(("load_i8", float_bits::<I>(wide).to_vec()));
+    }
+    for bytes in all.chunks(LANES) {
+        let wide = I::load_i8(bytes.as_ptr());
+        results.push(("load_i8", float_bits::<I>(wide).to_vec()));
     }
 }
 

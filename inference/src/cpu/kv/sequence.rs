@@ -1,8 +1,10 @@
 //! The cache of a sequence over the layers of a stage: it grows, is cut off, and goes from stage to
 //! stage in ranges of tokens.
 
-use super::{Budget, KvShape, LayerKv, TOKENS};
+use super::{Budget, KvShape, LayerKv, TOKENS, check_row};
+use crate::kv_format::KvFormat;
 use crate::stage::StageError;
+use std::ops::Range;
 
 /// The cache of a sequence over all layers of a stage.
 pub(crate) struct Sequence {
@@ -12,6 +14,7 @@ pub(crate) struct Sequence {
     pub limit: usize,
     /// One cache per layer of the stage.
     pub layers: Vec<LayerKv>,
+    shape: KvShape,
     budget: Budget,
 }
 
@@ -27,6 +30,7 @@ impl Sequence {
             len: 0,
             limit,
             layers: windows.map(|window| LayerKv::new(shape, window)).collect(),
+            shape,
             budget: budget.clone(),
         }
     }
@@ -38,7 +42,7 @@ impl Sequence {
         let layers = self.layers.len();
         for layer in &mut self.layers {
             if layer.reach(len, &self.budget).is_err() {
-                let bytes = (len * layers * layer.shape.token_bytes()) as u64;
+                let bytes = (len * layers * self.shape.token_bytes()) as u64;
                 self.give_back();
                 return Err(StageError::OutOfMemory { tokens: len, bytes });
             }
@@ -72,9 +76,8 @@ impl Sequence {
         Ok(())
     }
 
-    /// The rows of `tokens`, layer after layer: keys and values of each token as `f16`, little
-    /// endian.
-    pub(crate) fn export(&self, tokens: std::ops::Range<usize>) -> Result<Vec<u8>, StageError> {
+    /// The rows of `tokens`, layer after layer, behind the code of their form.
+    pub(crate) fn export(&self, tokens: Range<usize>) -> Result<Vec<u8>, StageError> {
         if tokens.end > self.len || tokens.start > tokens.end {
             return Err(StageError::PositionGap {
                 have: self.len,
@@ -85,63 +88,69 @@ impl Sequence {
         if !self.layers.iter().all(is_there) {
             return Err(StageError::Forgotten { len: tokens.start });
         }
-        let mut numbers = Vec::new();
+        let mut rows = vec![self.shape.format.code()];
+        rows.reserve(tokens.len() * self.layers.len() * self.shape.token_bytes());
         for layer in &self.layers {
-            layer.read(tokens.clone(), &mut numbers);
+            for token in tokens.clone() {
+                layer.read(token, &mut rows);
+            }
         }
-        Ok(numbers.iter().flat_map(|bits| bits.to_le_bytes()).collect())
+        Ok(rows)
     }
 
     /// Appends rows that [`Self::export`] gave on a stage of the same layers.
     pub(crate) fn import(&mut self, position: usize, data: &[u8]) -> Result<(), StageError> {
-        let Some(shape) = self.layers.first().map(|layer| layer.shape) else {
-            return Ok(());
-        };
-        let per_token = shape.token_bytes() * self.layers.len();
         if position != self.len {
             return Err(StageError::PositionGap {
                 have: self.len,
                 got: position,
             });
         }
-        if !data.len().is_multiple_of(per_token) {
-            return Err(StageError::BadInput {
-                reason: format!("{} bytes are not rows of {per_token}", data.len()),
-            });
-        }
-        let count = data.len() / per_token;
-        if position + count > self.limit {
+        let rows = self.rows_of(data)?;
+        let per_token = self.shape.token_bytes();
+        let count = rows.len() / (per_token * self.layers.len()).max(1);
+        let len = position + count;
+        if len > self.limit {
             return Err(StageError::ContextOverflow {
-                needed: position + count,
+                needed: len,
                 limit: self.limit,
             });
         }
-        let numbers: Vec<u16> = data
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .map(|bytes| u16::from_le_bytes(*bytes))
-            .collect();
-        let is_finite = |bits: &u16| half::f16::from_bits(*bits).is_finite();
-        if !numbers.iter().all(is_finite) {
-            return Err(StageError::NonFinite {
-                what: "the imported cache".to_owned(),
-            });
+        for row in rows.chunks_exact(per_token) {
+            check_row(self.shape, row)?;
         }
-        self.reach(position + count)?;
-        let width = shape.width();
-        for (layer, rows) in self
-            .layers
-            .iter()
-            .zip(numbers.chunks(2 * width * count.max(1)))
-        {
-            for (index, row) in rows.chunks_exact(2 * width).enumerate() {
-                let (keys, values) = row.split_at(width);
+        self.reach(len)?;
+        let layers = self.layers.iter();
+        for (layer, rows) in layers.zip(rows.chunks(per_token * count.max(1))) {
+            for (index, row) in rows.chunks_exact(per_token).enumerate() {
                 // SAFETY: the blocks were reached above, and the sequence is held exclusively.
-                unsafe { layer.write(position + index, keys, values) };
+                unsafe { layer.write(position + index, row) };
             }
         }
-        self.commit(position + count);
+        self.commit(len);
         Ok(())
     }
+
+    /// Takes the code off exported data; the rows are whole and of the sequence's own form.
+    fn rows_of<'a>(&self, data: &'a [u8]) -> Result<&'a [u8], StageError> {
+        let Some((code, rows)) = data.split_first() else {
+            return Err(bad_rows("rows without the code of their form".to_owned()));
+        };
+        let have = self.shape.format;
+        match KvFormat::of_code(*code) {
+            Some(got) if got == have => {}
+            Some(got) => return Err(StageError::KvMismatch { have, got }),
+            None => return Err(bad_rows(format!("rows of an unknown form {code}"))),
+        }
+        let per_token = self.shape.token_bytes() * self.layers.len();
+        if !rows.len().is_multiple_of(per_token) {
+            let reason = format!("{} bytes are not rows of {per_token}", rows.len());
+            return Err(bad_rows(reason));
+        }
+        Ok(rows)
+    }
+}
+
+fn bad_rows(reason: String) -> StageError {
+    StageError::BadInput { reason }
 }

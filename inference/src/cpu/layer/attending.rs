@@ -57,6 +57,7 @@ impl Kernel for Turn<'_> {
                 let rope = &item.ropes[self.layer.spec.rope];
                 rope.turn(position, own_queries, spec.head_dim);
                 rope.turn(position, own_keys, spec.head_dim);
+                item.kv.turn_queries(own_queries);
                 // SAFETY: the token was reached before the step, and its row is this task's.
                 unsafe {
                     let kv = item.kv;

@@ -13,6 +13,7 @@ use crate::cpu::norm::Norm;
 use crate::cpu::rope::{RopeSpec, RopeTable};
 use crate::cpu::weights::{LayerWeights, Weights};
 use crate::gguf::Gguf;
+use crate::kv_format::KvFormat;
 use crate::layers::LayerRange;
 use crate::shape::{EMBEDDING, ModelShape, OUTPUT, OUTPUT_NORM};
 use crate::stage::LoadError;
@@ -86,6 +87,7 @@ impl Model {
         shape: &ModelShape,
         hyper: &Hyper,
         range: LayerRange,
+        kv: KvFormat,
     ) -> Result<Self, LoadError> {
         let architecture = arch::of(gguf)?;
         let is_first = range.is_first();
@@ -104,6 +106,7 @@ impl Model {
             kv: KvShape {
                 kv_heads: shape.kv_heads as usize,
                 head_dim: shape.head_dim as usize,
+                format: kv,
             },
             vocab: shape.vocab,
             context: shape.context as usize,

@@ -1,9 +1,11 @@
 //! Answers: the whole of one, and the chunks of a stream, for both kinds of completion.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// Which of OpenAI's two endpoints is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// `/v1/chat/completions`
     Chat,

@@ -127,17 +127,28 @@ async fn a_member_of_another_swarm_is_a_stranger() {
     }
 }
 
+/// What a bare connection lives on.
+struct Bare {
+    _endpoint: quinn::Endpoint,
+    _thread: PlaneThread,
+}
+
 /// A bare connection to `node`, under the id of a new peer.
-async fn connect_bare(node: &Node) -> (quinn::Endpoint, quinn::Connection, PeerId) {
+async fn connect_bare(node: &Node) -> (Bare, quinn::Connection, PeerId) {
     let keypair = Keypair::generate_ed25519();
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let (endpoint, client) = endpoint::bind(&keypair, any_port).expect("port 0");
+    let thread = PlaneThread::start().expect("a thread");
+    let (endpoint, client) = endpoint::bind(&keypair, any_port, &thread).expect("port 0");
     let addr = node.plane.local_addrs()[0];
     let connecting = endpoint
         .connect_with(client, addr, "accel")
         .expect("a good address");
     let connection = connecting.await.expect("it listens");
-    (endpoint, connection, keypair.public().to_peer_id())
+    let bare = Bare {
+        _endpoint: endpoint,
+        _thread: thread,
+    };
+    (bare, connection, keypair.public().to_peer_id())
 }
 
 async fn closed(connection: &quinn::Connection) -> String {
@@ -162,7 +173,7 @@ async fn a_peer_that_talks_nonsense_is_disconnected() {
     for (what, bytes) in cases {
         let b = Node::start();
         let mut losses = b.plane.losses();
-        let (_endpoint, connection, id) = connect_bare(&b).await;
+        let (_bare, connection, id) = connect_bare(&b).await;
         greeting::offer(&connection, b.id, &Gate::Everybody)
             .await
             .expect("everybody is welcome");
@@ -184,7 +195,7 @@ async fn a_greeting_that_is_none_is_refused() {
     ];
     for greeting in cases {
         let b = Node::start();
-        let (_endpoint, connection, _) = connect_bare(&b).await;
+        let (_bare, connection, _) = connect_bare(&b).await;
         let (mut sending, _receiving) = connection.open_bi().await.expect("b takes a greeting");
         sending.write_all(&greeting).await.expect("it is little");
         sending.finish().expect("it is open");
@@ -197,7 +208,7 @@ async fn a_greeting_that_is_none_is_refused() {
 #[tokio::test]
 async fn frames_of_who_never_greets_are_not_taken() {
     let mut b = Node::start();
-    let (_endpoint, connection, _) = connect_bare(&b).await;
+    let (_bare, connection, _) = connect_bare(&b).await;
     let mut stream = connection.open_uni().await.expect("b takes streams");
     let parts = frame::encode(tokens(1)).expect("it is small");
     stream

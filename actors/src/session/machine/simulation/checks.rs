@@ -22,6 +22,8 @@ pub(super) struct Checks {
     journaled: u64,
     durable: u64,
     emitted: u64,
+    /// How many tokens the client has.
+    pub(super) received: u64,
     text: String,
     epoch: u64,
     prepared: BTreeSet<(u64, usize)>,
@@ -45,6 +47,7 @@ impl Checks {
             journaled: 0,
             durable: 0,
             emitted: 0,
+            received: 0,
             text: String::new(),
             epoch: 0,
             prepared: BTreeSet::new(),
@@ -54,6 +57,10 @@ impl Checks {
             recoveries: Vec::new(),
             closed: None,
         }
+    }
+
+    pub(super) fn prompt(&self) -> &[u32] {
+        &self.prompt
     }
 
     /// Everything up to this token is on disk.
@@ -78,17 +85,16 @@ impl Checks {
                 sample,
                 tokens,
             } => self.forward(*epoch, *step, *position, *sample, tokens),
-            Command::JournalToken { index, token } => {
+            Command::JournalToken { index, drawn } => {
                 assert_eq!(*index, self.journaled, "journaled in order, once");
-                self.is_expected(*index, *token);
+                self.is_expected(*index, drawn.token);
                 self.journaled += 1;
             }
-            Command::Emit { index, text, drawn } => {
+            Command::Emit { index, drawn, .. } => {
                 assert_eq!(*index, self.emitted, "emitted in order, once");
                 assert!(*index < self.durable, "emitted before it was journaled");
                 self.is_expected(*index, drawn.token);
                 self.emitted += 1;
-                self.text.push_str(text);
             }
             Command::Recovering { fault, remedy, .. } => self.recoveries.push((*fault, *remedy)),
             Command::Close(outcome) => {
@@ -100,11 +106,38 @@ impl Checks {
                 self.closed = Some(outcome.clone());
             }
             Command::JournalOpen
+            | Command::JournalClaim { .. }
             | Command::Plan { .. }
             | Command::Reconnect { .. }
             | Command::Recovered
             | Command::Arm(_) => {}
         }
+    }
+
+    /// The client got a token.
+    pub(super) fn receive(&mut self, index: u64, text: &str) {
+        assert_eq!(
+            index, self.received,
+            "the client gets every token once, in order"
+        );
+        self.received += 1;
+        self.text.push_str(text);
+    }
+
+    /// The coordinator is dead: it owes nobody anything, and leases run out.
+    pub(super) fn forgive(&mut self) {
+        self.obliged.clear();
+    }
+
+    /// Another machine goes on behind what the client has, with so many tokens on the disk.
+    pub(super) fn go_on(&mut self, durable: u64) {
+        assert!(
+            self.received <= durable,
+            "the client has what is on no disk"
+        );
+        self.emitted = self.received;
+        (self.journaled, self.durable) = (durable, durable);
+        self.closed = None;
     }
 
     fn is_expected(&self, index: u64, token: u32) {
@@ -171,7 +204,7 @@ impl Checks {
             return;
         }
         assert_eq!(*outcome, complete);
-        assert_eq!(self.emitted, self.expected.len() as u64, "all of it");
+        assert_eq!(self.received, self.expected.len() as u64, "all of it");
         assert_eq!(self.text, self.expected_text());
     }
 

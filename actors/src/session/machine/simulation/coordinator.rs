@@ -9,6 +9,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 
 use super::peer::{Message, Report, Step};
+use super::storm::EXPIRY;
 use super::weather::Millis;
 use super::{Happening, Simulation, fixtures, toy};
 use crate::error::{ErrorKind, Failure, MEMORY_IN_USE};
@@ -23,8 +24,6 @@ const CALL: Millis = 8_000;
 const DIAL: Millis = 300;
 const STEP: Millis = 2_000;
 const LEASES: Millis = 5_000;
-/// How long an advert holds.
-const EXPIRY: Millis = 15_000;
 
 /// A call that was not answered yet.
 pub(super) struct Call {
@@ -35,8 +34,16 @@ pub(super) struct Call {
 
 impl Simulation {
     pub(super) fn feed(&mut self, event: Event) {
-        if let Event::Journaled { index } = &event {
-            self.checks.durable(*index);
+        if !self.running {
+            return;
+        }
+        match &event {
+            Event::Journaled { index } => {
+                self.disk.written(*index);
+                self.checks.durable(*index);
+            }
+            Event::Emitted { index } => self.deliver_some(*index),
+            _ => {}
         }
         let commands = self.machine.on(event);
         self.execute(commands);
@@ -55,6 +62,10 @@ impl Simulation {
     fn obey(&mut self, command: Command) {
         match command {
             Command::JournalOpen => self.soon(Event::Opened),
+            Command::JournalClaim { claim } => {
+                self.disk.claim(claim);
+                self.soon(Event::Opened);
+            }
             Command::Plan { epoch, excluding } => {
                 let event = match self.route(&excluding) {
                     Some(route) => Event::Planned { epoch, route },
@@ -89,30 +100,34 @@ impl Simulation {
                 };
                 self.send(0, first, Message::Step(step));
             }
-            Command::JournalToken { index, .. } => {
+            Command::JournalToken { index, drawn } => {
+                self.disk.write(index, drawn);
                 let takes = self.rng.random_range(1..20);
                 self.journaled_at = self.journaled_at.max(self.now + takes);
-                let durable = Happening::Event(Event::Journaled { index });
-                self.at(self.journaled_at, durable);
+                self.later(self.journaled_at, Event::Journaled { index });
             }
-            Command::Emit { index, .. } => {
+            Command::Emit { index, text, .. } => {
+                self.sent.push_back((index, text));
                 let takes = match self.weather.slow_client {
                     true => self.rng.random_range(1..2_000),
                     false => self.rng.random_range(1..5),
                 };
-                self.at(self.now + takes, Happening::Event(Event::Emitted { index }));
+                self.later(self.now + takes, Event::Emitted { index });
             }
             Command::Arm(timer) => self.arm(timer),
-            Command::Reconnect { .. }
-            | Command::Recovering { .. }
-            | Command::Recovered
-            | Command::Close(_) => {}
+            Command::Close(outcome) => self.closed(&outcome),
+            Command::Reconnect { .. } | Command::Recovering { .. } | Command::Recovered => {}
         }
     }
 
     fn soon(&mut self, event: Event) {
         let time = self.now + self.rng.random_range(1..10);
-        self.at(time, Happening::Event(event));
+        self.later(time, event);
+    }
+
+    /// The machine that runs now is told something, unless another takes its place before.
+    pub(super) fn later(&mut self, time: Millis, event: Event) {
+        self.at(time, Happening::Event(self.process, event));
     }
 
     fn arm(&mut self, timer: Timer) {
@@ -247,10 +262,10 @@ impl Simulation {
     }
 
     pub(super) fn renew_leases(&mut self) {
-        if self.checks.closed.is_some() {
+        if self.is_over() {
             return;
         }
-        if self.machine.holds_stages() {
+        if self.running && self.machine.holds_stages() {
             let epoch = self.machine.epoch();
             for to in self.route_indices() {
                 self.send(0, to, Message::Renew { epoch });
@@ -282,7 +297,7 @@ impl Simulation {
             peer,
             failure,
         };
-        self.at(time, Happening::Event(unreachable));
+        self.later(time, unreachable);
     }
 
     /// A frame of the tensor plane came, and means what it means to the real actor.

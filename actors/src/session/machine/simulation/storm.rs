@@ -3,7 +3,7 @@
 use rand::Rng;
 
 use super::weather::{Millis, Weather};
-use super::{Happening, Simulation};
+use super::{Happening, Interruption, Simulation};
 use crate::error::Failure;
 use crate::session::event::Event;
 
@@ -13,6 +13,8 @@ pub(super) const DISK: &str = "the disk is full";
 const BREAK: Millis = 300;
 /// After so much silence a peer counts as lost.
 const SILENCE: Millis = 2_500;
+/// How long an advert holds.
+pub(super) const EXPIRY: Millis = 15_000;
 /// How often a peer says that it is there.
 const ADVERT: Millis = 5_000;
 
@@ -51,7 +53,12 @@ impl Simulation {
                 true => Event::Cancel,
                 false => Event::JournalFailed(Failure::internal(DISK)),
             };
-            self.at(at, Happening::Event(end));
+            self.later(at, end);
+        }
+        for _ in 0..self.weather.interruptions {
+            let at = self.now + self.rng.random_range(0..self.weather.window);
+            let how = Interruption::any(&mut self.rng);
+            self.at(at, Happening::Interrupt(how));
         }
         if breaks {
             let at = self.now + self.rng.random_range(0..2_000);
@@ -145,7 +152,7 @@ impl Simulation {
     }
 
     pub(super) fn keep_advertising(&mut self, index: usize) {
-        if self.checks.closed.is_none() {
+        if !self.is_over() {
             self.at(self.now + ADVERT, Happening::Renewal(index));
         }
     }

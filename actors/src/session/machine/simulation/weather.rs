@@ -52,12 +52,14 @@ pub(super) struct Weather {
     pub(super) slow_client: bool,
     /// Whether the client goes away, or the journal fails, in the middle of it.
     pub(super) broken_off: bool,
+    /// How often the coordinator crashes or the client is gone, for a while.
+    pub(super) interruptions: u32,
 }
 
 impl Weather {
     pub(super) fn of(seed: u64, rng: &mut StdRng) -> Self {
         let fair = Self::fair(rng);
-        match seed % 10 {
+        match seed % 13 {
             0 => fair,
             1..=6 => Self::stormy(fair, rng),
             7 => Self::hopeless(fair, rng),
@@ -67,6 +69,13 @@ impl Weather {
                 breaks: true,
                 ..fair
             },
+            9..=11 => {
+                let interruptions = rng.random_range(1..=4);
+                Self {
+                    interruptions,
+                    ..Self::stormy(fair, rng)
+                }
+            }
             _ => {
                 let levels = [FaultTolerance::None, FaultTolerance::Low];
                 let level = levels[rng.random_range(0..2)];
@@ -105,6 +114,7 @@ impl Weather {
             breaks: false,
             slow_client: rng.random_bool(0.1),
             broken_off: false,
+            interruptions: 0,
         }
     }
 

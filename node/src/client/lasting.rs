@@ -1,0 +1,163 @@
+//! A stream of events that outlasts its connection: when that breaks, the client comes back to the
+//! node with the id of its last event, and the stream goes on from there.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{Client, ClientError, Event, Events};
+use crate::terminal;
+
+/// How long it is tried to come back, without an event in between.
+const PATIENCE: Duration = Duration::from_secs(60);
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub struct Lasting<'a> {
+    client: &'a Client,
+    events: Events,
+    session: Option<String>,
+    last_id: Option<String>,
+    /// Since when no event came.
+    broken: Option<Instant>,
+    pause: Duration,
+}
+
+impl<'a> Lasting<'a> {
+    /// A stream that has begun.
+    pub fn new(client: &'a Client, events: Events) -> Self {
+        Self {
+            client,
+            session: events.session().map(str::to_owned),
+            events,
+            last_id: None,
+            broken: None,
+            pause: FIRST_PAUSE,
+        }
+    }
+
+    /// The next event; none behind the last. Nothing comes twice.
+    pub async fn next(&mut self) -> Result<Option<Event>, ClientError> {
+        loop {
+            match self.events.next().await {
+                Ok(Some(event)) => {
+                    self.came(&event);
+                    return Ok(Some(event));
+                }
+                Ok(None) if self.events.is_complete() => return Ok(None),
+                Ok(None) => self.come_back(self.events.cut_short()).await?,
+                Err(error @ ClientError::Broken { .. }) => self.come_back(error).await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn came(&mut self, event: &Event) {
+        if event.id.is_some() {
+            self.last_id.clone_from(&event.id);
+        }
+        self.broken = None;
+        self.pause = FIRST_PAUSE;
+    }
+
+    async fn come_back(&mut self, mut error: ClientError) -> Result<(), ClientError> {
+        let Some(session) = self.session.clone() else {
+            return Err(error);
+        };
+        let since = *self.broken.get_or_insert_with(Instant::now);
+        terminal::note(&format!("{error}; trying to go on"));
+        while since.elapsed() + self.pause < PATIENCE {
+            sleep(self.pause).await;
+            self.pause = LONGEST_PAUSE.min(self.pause * 2);
+            match self.client.resume(&session, self.last_id.as_deref()).await {
+                Ok(events) => {
+                    terminal::note("the answer goes on");
+                    self.events = events;
+                    return Ok(());
+                }
+                Err(refusal) if may_pass(&refusal) => error = refusal,
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Err(error)
+    }
+}
+
+/// Whether it makes sense to try again.
+fn may_pass(error: &ClientError) -> bool {
+    match error {
+        ClientError::Unreachable { .. } | ClientError::Broken { .. } => true,
+        ClientError::Refused { code, .. } => {
+            ["shutting_down", "overloaded", "session_busy"].contains(&code.as_str())
+        }
+        ClientError::Strange { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::client::NodeAddress;
+
+    const HEAD: &str = "HTTP/1.1 200 OK\r\nx-accel-session: 5e55\r\ncontent-length: 1000\r\n\r\n";
+
+    /// Takes a request and gives its head.
+    async fn request(listener: &TcpListener) -> (TcpStream, String) {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        (stream, String::from_utf8(head).unwrap().to_lowercase())
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_breaks_goes_on_behind_its_last_event() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let api = listener.local_addr().unwrap().to_string();
+        let node = tokio::spawn(async move {
+            let (mut stream, first) = request(&listener).await;
+            let events = "id: 5e55:0\ndata: {\"n\":0}\n\nid: 5e55:1\ndata: {\"n\":1}\n\n: x";
+            let answer = format!("{HEAD}{events}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            drop(stream);
+            let (mut stream, second) = request(&listener).await;
+            let answer = format!("{HEAD}id: 5e55:2\ndata: {{\"n\":2}}\n\ndata: [DONE]\n\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            (stream, first, second)
+        });
+        let address = NodeAddress { api, api_key: None };
+        let client = Client::new(&address).unwrap();
+        let body = serde_json::json!({});
+        let events = client.stream("/v1/completions", &body).await.unwrap();
+        let mut stream = Lasting::new(&client, events);
+        let mut seen = Vec::new();
+        while let Some(event) = stream.next().await.unwrap() {
+            seen.push(event.data["n"].as_u64().unwrap());
+        }
+        assert_eq!(seen, [0, 1, 2]);
+        let (_stream, first, second) = node.await.unwrap();
+        assert!(first.starts_with("post /v1/completions "), "{first}");
+        assert!(!first.contains("last-event-id"), "{first}");
+        let again = "get /api/v1/sessions/5e55/stream ";
+        assert!(second.starts_with(again), "{second}");
+        assert!(second.contains("last-event-id: 5e55:1\r\n"), "{second}");
+    }
+
+    #[test]
+    fn only_what_may_pass_is_waited_for() {
+        let refused = |code: &str| ClientError::Refused {
+            status: 503,
+            code: code.into(),
+            message: "no".into(),
+            hint: String::new(),
+        };
+        assert!(may_pass(&refused("overloaded")));
+        assert!(!may_pass(&refused("session_not_found")));
+        assert!(!may_pass(&refused("no_stand_in")));
+    }
+}

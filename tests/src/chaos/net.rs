@@ -1,0 +1,302 @@
+//! A network namespace per node, joined by a bridge, so that links can be cut and packets lost.
+//!
+//! The command starts itself again inside namespaces of its own (user, network, mount and process), so
+//! it needs no privileges where the system lets a user do that, and all of it vanishes with the command,
+//! however that ends: the kernel kills what is left in the process namespace.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{PATIENCE, binaries, process::Process};
+
+/// Says to the command that it was started again inside.
+const INSIDE: &str = "ACCEL_CHAOS_INSIDE";
+const UNSHARE: [&str; 4] = ["-rnmp", "--fork", "--kill-child", "--mount-proc"];
+/// The exit code of a command that was told to stop.
+pub const INTERRUPTED: u8 = 130;
+const HUB: &str = "hub";
+/// The nodes' own little network: nothing outside is reached from it.
+const PREFIX: &str = "10.77.0";
+/// A hardware address that nobody has: what is sent there is lost without a word.
+const NOWHERE: &str = "02:00:00:00:00:ff";
+
+/// Where this command runs.
+pub enum Place {
+    /// In namespaces of its own.
+    Inside,
+    /// On the machine's loopback, and why.
+    Loopback(String),
+    /// Nowhere any more: it ran inside, and ended with this code.
+    Done(u8),
+}
+
+/// Runs this program again inside namespaces, where that is possible, and waits for its end.
+pub async fn enter() -> Result<Place> {
+    if env::var_os(INSIDE).is_some() {
+        return Ok(Place::Inside);
+    }
+    // Everything temporary lies in here, and goes even if the inner command cannot tidy up.
+    let scratch = tempfile::Builder::new().prefix("accel-chaos-").tempdir()?;
+    if let Err(why) = probe(scratch.path()) {
+        return Ok(Place::Loopback(format!("{why:#}")));
+    }
+    let mut inner = tokio::process::Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "--", "unshare"])
+        .args(UNSHARE)
+        .arg("--")
+        .arg(env::current_exe()?)
+        .args(env::args_os().skip(1))
+        .env(INSIDE, "1")
+        .env("TMPDIR", scratch.path())
+        // Found out here, because cargo may have to build it, and inside there is no network.
+        .env("ACCEL_BIN", binaries::accel()?)
+        .kill_on_drop(true)
+        .spawn()
+        .context("cannot start setpriv")?;
+    let status = tokio::select! {
+        status = inner.wait() => status?,
+        () = told_to_stop() => {
+            inner.kill().await?;
+            return Ok(Place::Done(INTERRUPTED));
+        }
+    };
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(Place::Done(code.unwrap_or(2)))
+}
+
+/// Returns on Ctrl-C and SIGTERM.
+pub async fn told_to_stop() {
+    let terminate = signal(SignalKind::terminate());
+    let Ok(mut terminate) = terminate else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+fn probe(scratch: &Path) -> Result<()> {
+    let script =
+        "ip link add probe type bridge && mount -t tmpfs none \"$1\" && command -v nsenter ss";
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--", "unshare"]);
+    command.args(UNSHARE).args(["--", "sh", "-c", script, "sh"]);
+    succeed(command.arg(scratch))
+}
+
+/// The bridge, and this command's own end of it.
+pub struct Net {
+    ports: u8,
+}
+
+impl Net {
+    /// Makes the bridge. Once per command.
+    pub fn open() -> Result<Self> {
+        ip("link set lo up")?;
+        ip(&format!("link add {HUB} type bridge"))?;
+        ip(&format!("addr add {PREFIX}.1/24 dev {HUB}"))?;
+        ip(&format!("link set {HUB} up"))?;
+        Ok(Self { ports: 1 })
+    }
+
+    /// The address of this command's end.
+    pub fn address(&self) -> String {
+        format!("{PREFIX}.1")
+    }
+
+    /// A namespace that is connected to the bridge.
+    pub fn port(&mut self, dir: &Path) -> Result<Port> {
+        self.ports = self.ports.checked_add(1).context("no address is left")?;
+        Port::open(self.ports, dir)
+    }
+}
+
+/// One end of the bridge: a machine, as far as its network goes.
+pub struct Port {
+    number: u8,
+    holder: Process,
+}
+
+impl Port {
+    fn open(number: u8, dir: &Path) -> Result<Self> {
+        // A namespace lives as long as a process in it: this one, through all restarts of the node.
+        let mut command = Command::new("unshare");
+        command.args(["-n", "--", "sleep", "infinity"]);
+        let mut holder = Process::spawn(&format!("port-{number}"), &mut command, dir)?;
+        holder.hush();
+        wait_for_namespace(&holder)?;
+        let port = Self { number, holder };
+        let link = port.link_name();
+        let id = port.holder.id();
+        ip(&format!(
+            "link add {link} type veth peer name eth0 netns {id}"
+        ))?;
+        ip(&format!("link set {link} master {HUB} up"))?;
+        port.ip("link set lo up")?;
+        port.ip(&format!("addr add {}/24 dev eth0", port.address()))?;
+        port.ip("link set eth0 up")?;
+        Ok(port)
+    }
+
+    /// Its address.
+    pub fn address(&self) -> String {
+        format!("{PREFIX}.{}", self.number)
+    }
+
+    /// What runs a program there, in its own place.
+    pub fn wrapper(&self) -> Vec<String> {
+        let namespace = format!("--net=/proc/{}/ns/net", self.holder.id());
+        ["nsenter", &namespace, "--"].map(str::to_owned).to_vec()
+    }
+
+    /// Pulls its cable.
+    pub fn unplug(&self) -> Result<()> {
+        ip(&format!("link set {} down", self.link_name()))
+    }
+
+    /// Puts its cable back.
+    pub fn plug(&self) -> Result<()> {
+        ip(&format!("link set {} up", self.link_name()))
+    }
+
+    /// Resets all of its TCP connections, as a router that forgot them would.
+    pub fn reset(&self) -> Result<()> {
+        self.run("ss", "-K -t state connected")
+    }
+
+    /// From now on, nothing that it sends to this address arrives.
+    pub fn lose(&self, address: &str) -> Result<()> {
+        self.ip(&loss(address, "eth0"))
+    }
+
+    /// What it sends to this address arrives again.
+    pub fn reach(&self, address: &str) -> Result<()> {
+        self.ip(&gain(address, "eth0"))
+    }
+
+    fn link_name(&self) -> String {
+        format!("port{}", self.number)
+    }
+
+    fn ip(&self, words: &str) -> Result<()> {
+        self.run("ip", words)
+    }
+
+    fn run(&self, program: &str, words: &str) -> Result<()> {
+        let wrapper = self.wrapper();
+        let (first, rest) = wrapper.split_first().context("a wrapper has a program")?;
+        let mut command = Command::new(first);
+        succeed(command.args(rest).arg(program).args(words.split(' ')))
+    }
+}
+
+/// Nothing that this command's end sends to the address arrives.
+pub fn hub_loses(address: &str) -> Result<()> {
+    ip(&loss(address, HUB))
+}
+
+/// What this command's end sends to the address arrives again.
+pub fn hub_reaches(address: &str) -> Result<()> {
+    ip(&gain(address, HUB))
+}
+
+/// Loses one direction only, and silently: a route that refuses would tell the sender.
+fn loss(address: &str, device: &str) -> String {
+    format!("neigh replace {address} lladdr {NOWHERE} nud permanent dev {device}")
+}
+
+/// Says nothing where nothing is lost: two partitions may share a pair of nodes.
+fn gain(address: &str, device: &str) -> String {
+    format!("neigh flush to {address} dev {device} nud permanent")
+}
+
+fn ip(words: &str) -> Result<()> {
+    succeed(Command::new("ip").args(words.split(' ')))
+}
+
+/// A disk of its own for a node, in memory and small enough to be filled.
+pub struct Disk {
+    path: PathBuf,
+}
+
+impl Disk {
+    /// Mounts one of so many MiB.
+    pub fn mount(path: &Path, mib: u64) -> Result<Self> {
+        fs::create_dir_all(path)?;
+        let size = format!("size={mib}m");
+        succeed(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &size, "none"])
+                .arg(path),
+        )?;
+        Ok(Self {
+            path: path.to_owned(),
+        })
+    }
+
+    /// Takes all of its space: whoever writes there now hears `ENOSPC` from the system.
+    pub fn fill(&self) -> Result<()> {
+        use std::io::{ErrorKind, Write as _};
+        let mut filler = fs::File::create(self.filler())?;
+        for size in [1 << 20, 4096, 1] {
+            let zeros = vec![0; size];
+            loop {
+                match filler.write_all(&zeros) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == ErrorKind::StorageFull => break,
+                    Err(error) => return Err(error).context("cannot fill the disk"),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the space back.
+    pub fn clear(&self) -> Result<()> {
+        fs::remove_file(self.filler()).context("cannot clear the disk")
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.path.join("filler")
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // What still uses it keeps it until it ends; the namespace takes the rest with it.
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+    }
+}
+
+fn wait_for_namespace(holder: &Process) -> Result<()> {
+    let own = fs::read_link("/proc/self/ns/net")?;
+    let path = format!("/proc/{}/ns/net", holder.id());
+    let deadline = Instant::now() + PATIENCE;
+    while fs::read_link(&path)? == own {
+        if Instant::now() > deadline {
+            bail!("no network namespace came up: {}", holder.output());
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+fn succeed(command: &mut Command) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("{command:?} failed: {}", said.trim());
+    }
+    Ok(())
+}
