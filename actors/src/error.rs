@@ -18,6 +18,9 @@ pub(crate) const PEER_SILENT: &str = "peer_silent";
 /// The code of failures because another coordinator goes on with the session.
 pub(crate) const SESSION_MOVED: &str = "session_moved";
 
+/// The code of failures because too few other peers can keep a session's journal.
+pub(crate) const TOO_FEW_REPLICAS: &str = "too_few_replicas";
+
 /// Families of errors, as a client must react to them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -136,6 +139,16 @@ pub enum GenerateError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// Not enough other peers are there to keep the session's journal.
+    #[error(
+        "fault_tolerance `high` needs {needed} more peers that keep the journal; {there} are connected"
+    )]
+    TooFewReplicas {
+        /// Peers that are connected.
+        there: usize,
+        /// Peers that are needed besides this node.
+        needed: usize,
+    },
     /// The session is not in the journal, or was forgotten.
     #[error("no session {session} can be gone on with here")]
     SessionNotFound {
@@ -180,7 +193,7 @@ impl GenerateError {
             Self::SessionNotFound { .. } => ErrorKind::NotFound,
             Self::NotResumable { .. } | Self::SessionBusy { .. } => ErrorKind::Conflict,
             Self::Overloaded { .. } => ErrorKind::Overloaded,
-            Self::ShuttingDown => ErrorKind::Unavailable,
+            Self::ShuttingDown | Self::TooFewReplicas { .. } => ErrorKind::Unavailable,
             Self::Internal(_) => ErrorKind::Internal,
         }
     }
@@ -195,6 +208,7 @@ impl GenerateError {
             Self::BadField { .. } => "invalid_value",
             Self::NoChatTemplate { .. } => "no_chat_template",
             Self::Template(_) => "chat_template",
+            Self::TooFewReplicas { .. } => TOO_FEW_REPLICAS,
             Self::SessionNotFound { .. } => "session_not_found",
             Self::NotResumable { .. } => "session_not_resumable",
             Self::SessionBusy { .. } => "session_busy",
@@ -223,6 +237,10 @@ impl GenerateError {
                     "try again in {} s, or on another node of the swarm",
                     retry_after.as_secs().max(1)
                 );
+            }
+            Self::TooFewReplicas { .. } => {
+                "start more nodes, wait until they are connected (`accel peers`), or ask for \
+                 `medium`"
             }
             Self::SessionNotFound { kept, .. } => {
                 return format!(

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::directory::{Directory, Heard, snapshot, tell};
 use crate::health::Health;
+use crate::replica::keeper::Keeper;
 use crate::session::stand_ins::StandIns;
 use crate::session::table::SessionTable;
 use crate::stage::{Control, NextLost, StageServer, Step};
@@ -26,6 +27,7 @@ pub(crate) struct Pump {
     pub(crate) sessions: Arc<SessionTable>,
     pub(crate) stand_ins: Option<Arc<StandIns>>,
     pub(crate) health: Arc<Health>,
+    pub(crate) keeper: Arc<Keeper>,
     pub(crate) telemetry: Telemetry,
 }
 
@@ -65,6 +67,9 @@ impl Pump {
                 }
             }
             NetworkEvent::Control(incoming) => self.control(incoming).await,
+            NetworkEvent::Replica(incoming) => {
+                actix::spawn(Arc::clone(&self.keeper).serve(incoming));
+            }
             NetworkEvent::Tensor { peer, frame } => self.frame(peer, frame).await,
         }
     }

@@ -38,7 +38,8 @@ mod peers;
 mod placement;
 pub mod planner;
 mod prompt;
-pub mod request;
+pub mod replica;
+mod request;
 mod resume;
 mod router;
 mod session;
@@ -65,5 +66,5 @@ pub use swarm::DEFAULT_SWARM;
 pub use tolerance::{FaultTolerance, ToleranceError};
 pub use views::{
     Figure, GpuView, ModelDetail, ModelView, OfferView, PeerView, PlanStageView, PlanView,
-    RecoveryView, RouteView, SessionErrorView, SessionView, Tag,
+    RecoveryView, ReplicaView, RouteView, SessionErrorView, SessionView, Tag,
 };

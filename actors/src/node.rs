@@ -28,6 +28,8 @@ use crate::error::{ErrorKind, Failure, GenerateError, StartError};
 use crate::models::{Models, ModelsError};
 use crate::own::Own;
 use crate::placement::{Placer, Wanted};
+use crate::replica::NetworkReplicas;
+use crate::replica::tenure::Tenures;
 use crate::request::{GenerateRequest, Generation, Resumption};
 use crate::resume::{Resume, Returns};
 use crate::router::{Admission, Generate, Router};
@@ -67,6 +69,7 @@ struct Inner {
     placer: Placer,
     sessions: Arc<SessionTable>,
     admission: Arc<Admission>,
+    tenures: Arc<Tenures>,
     shelf: Arc<Shelf>,
     own: Arc<Own>,
     telemetry: Telemetry,
@@ -114,6 +117,8 @@ impl NodeHandle {
         let sessions = Returns {
             journal: inner.models.store().journal(),
             table: Arc::clone(&inner.sessions),
+            replicas: NetworkReplicas::new(inner.network.clone()),
+            tenures: Arc::clone(&inner.tenures),
             window: inner.resume_window,
         };
         let found = sessions.find(session, after).await?;
@@ -339,6 +344,7 @@ impl Inner {
         let traffic = self.network.tensor_plane().all_traffic();
         self.telemetry.observe(&Observed {
             sessions: self.sessions.running() as u64,
+            kept: self.tenures.live() as u64,
             restarts: restarts.sum(),
             peers: self.network.connected().len() as u64,
             memory_used: self.shelf.memory().0,

@@ -57,7 +57,7 @@ fn unreachable(peer: PeerId, reason: impl std::fmt::Display) -> Failure {
 }
 
 /// Why a call came to nothing: a peer that says nothing may hang.
-fn unanswered(peer: PeerId, error: &ControlError) -> Failure {
+pub(crate) fn unanswered(peer: PeerId, error: &ControlError) -> Failure {
     let mut failure = unreachable(peer, error);
     if matches!(error, ControlError::Network(NetworkError::TimedOut { .. })) {
         PEER_SILENT.clone_into(&mut failure.code);

@@ -2,6 +2,9 @@
 //! tokens, how the stream is to be written. A session that still runs for another client stops
 //! first, because the journal has one writer: whoever knows a session's id and comes last gets it,
 //! so that a client whose connection broke unnoticed need not wait until that is noticed.
+//!
+//! A session that this node does not have, or not as it is now, is asked of the peers: whoever wanted
+//! `high` may come back to any node of the swarm.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,6 +17,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::error::{Failure, GenerateError};
 use crate::placement::Placement;
+use crate::replica::Replicas;
+use crate::replica::copy::{adopt, gather};
+use crate::replica::tenure::Tenures;
 use crate::request::Resumption;
 use crate::router::{Begun, RouterDeps, begin, opening, tolerance};
 use crate::session::machine::{Machine, Past, next_claim};
@@ -32,6 +38,9 @@ const FIELD: &str = "Last-Event-ID";
 pub(crate) struct Returns {
     pub(crate) journal: Journal,
     pub(crate) table: Arc<SessionTable>,
+    /// The peers, to be asked for what is not here.
+    pub(crate) replicas: Arc<dyn Replicas>,
+    pub(crate) tenures: Arc<Tenures>,
     /// How long sessions are kept for their clients.
     pub(crate) window: Duration,
 }
@@ -77,6 +86,7 @@ impl Returns {
             session: id.to_string(),
         };
         let hold = self.table.hold(id).ok_or_else(busy)?;
+        self.fetch(id).await?;
         let (mut record, mut entry) = self.load(id, seen).await?;
         if self.table.coordinates(id) {
             if !self.stop(id).await {
@@ -98,15 +108,7 @@ impl Returns {
         id: SessionId,
         seen: u64,
     ) -> Result<(OpeningRecord, JournalEntry), GenerateError> {
-        let journal = self.journal.clone();
-        let reading = tokio::task::spawn_blocking(move || {
-            let entry = journal.load(id.bytes())?;
-            Ok::<_, Box<accel_storage::StorageError>>((entry, journal.summary(id.bytes())?))
-        });
-        let internal = |error: &dyn std::fmt::Display| GenerateError::Internal(error.to_string());
-        let read = reading.await.map_err(|error| internal(&error))?;
-        let (entry, summary) = read.map_err(|error| not_resumable(id, error.to_string()))?;
-        let (Some(entry), Some(summary)) = (entry, summary) else {
+        let Some((entry, summary)) = self.read(id).await? else {
             return Err(self.not_found(id));
         };
         let record = OpeningRecord::read(&entry.opening);
@@ -122,6 +124,47 @@ impl Returns {
         Ok((record, entry))
     }
 
+    /// What the journal has of a session.
+    async fn read(
+        &self,
+        id: SessionId,
+    ) -> Result<Option<(JournalEntry, SessionSummary)>, GenerateError> {
+        let journal = self.journal.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let entry = journal.load(id.bytes())?;
+            Ok::<_, Box<accel_storage::StorageError>>((entry, journal.summary(id.bytes())?))
+        });
+        let read = reading
+            .await
+            .map_err(|error| GenerateError::Internal(error.to_string()))?;
+        let (entry, summary) = read.map_err(|error| not_resumable(id, error.to_string()))?;
+        Ok(entry.zip(summary))
+    }
+
+    /// Takes from the peers what this node lacks of a session that others may have.
+    async fn fetch(&self, id: SessionId) -> Result<(), GenerateError> {
+        if self.table.coordinates(id) {
+            return Ok(());
+        }
+        let local = self.read(id).await?.map(|(entry, _)| entry);
+        let others_may_have_it = local.as_ref().is_none_or(|entry| {
+            let record = OpeningRecord::read(&entry.opening);
+            entry.outcome.is_none() && record.is_ok_and(|record| record.is_replicated())
+        });
+        if !others_may_have_it {
+            return Ok(());
+        }
+        let Some(copy) = gather(self.replicas.as_ref(), id).await else {
+            return Ok(());
+        };
+        let record = OpeningRecord::read(&copy.opening);
+        if !record.is_ok_and(|record| record.is_replicated()) {
+            return Ok(());
+        }
+        let adopted = adopt(&self.journal, id, local.as_ref(), copy).await;
+        adopted.map_err(|error| not_resumable(id, error.to_string()))
+    }
+
     fn check(
         &self,
         id: SessionId,
@@ -131,8 +174,10 @@ impl Returns {
     ) -> Result<(), GenerateError> {
         // What is over does not become younger because somebody reads it.
         let idle = self.table.idle(id).filter(|_| entry.outcome.is_none());
+        let unwritten = self.tenures.quiet(id).unwrap_or(Duration::MAX);
+        let quiet = age(summary).min(idle.unwrap_or(Duration::MAX));
         let runs = self.table.coordinates(id);
-        if !runs && age(summary).min(idle.unwrap_or(Duration::MAX)) > self.window {
+        if !runs && quiet.min(unwritten) > self.window {
             return Err(self.not_found(id));
         }
         if !record.is_resumable() {
@@ -218,6 +263,7 @@ pub(crate) async fn take_up(
         id,
         placement: Placement::none(&record.numerics),
         record,
+        records: entry.records.iter().map(|record| record.to_vec()).collect(),
         is_over: entry.outcome.is_some(),
         permit,
     };

@@ -15,10 +15,11 @@ use crate::error::GenerateError;
 use crate::models::{Card, Models};
 use crate::placement::{Placement, Wanted};
 use crate::prompt;
+use crate::replica::choose::candidates;
 use crate::request::{GenerateRequest, Generation, Resumption};
 use crate::resume::{self, Resume};
 use crate::session::actor::{SessionActor, SessionDeps, SessionSpec};
-use crate::session::machine::{Machine, Opening, Tolerance};
+use crate::session::machine::{Machine, Opening, REPLICAS, Tolerance};
 use crate::session::record::OpeningRecord;
 use crate::session::recovery::strategy;
 use crate::session::text::AnswerText;
@@ -190,6 +191,7 @@ async fn take_on(deps: &RouterDeps, message: Generate) -> Result<Generation, Gen
     };
     let text = AnswerText::new(Arc::clone(&card.tokenizer), stop);
     let id = SessionId::random();
+    check_replicas(deps, id, &record).await?;
     let tolerance = tolerance(deps, id, &record);
     let route = placement.route.clone();
     let machine = Machine::new(opening(&record, &card), route, Box::new(text), tolerance);
@@ -197,10 +199,30 @@ async fn take_on(deps: &RouterDeps, message: Generate) -> Result<Generation, Gen
         id,
         record,
         placement,
+        records: Vec::new(),
         is_over: false,
         permit,
     };
     Ok(begin(deps, card, begun, machine))
+}
+
+/// A request that is to be kept elsewhere is not begun where nobody is there for that.
+async fn check_replicas(
+    deps: &RouterDeps,
+    id: SessionId,
+    record: &OpeningRecord,
+) -> Result<(), GenerateError> {
+    if !record.is_replicated() {
+        return Ok(());
+    }
+    let there = candidates(&deps.session.placer, id, &[]).await.len();
+    match there >= REPLICAS {
+        true => Ok(()),
+        false => Err(GenerateError::TooFewReplicas {
+            there,
+            needed: REPLICAS,
+        }),
+    }
 }
 
 /// What the machine has to know of a request.
@@ -218,6 +240,7 @@ pub(crate) fn tolerance(deps: &RouterDeps, id: SessionId, record: &OpeningRecord
         salt: salt(id),
         peer_wait: deps.session.limits.peer_wait,
         resumable: record.is_resumable(),
+        replicas: if record.is_replicated() { REPLICAS } else { 0 },
     }
 }
 
@@ -226,6 +249,8 @@ pub(crate) struct Begun {
     pub(crate) id: SessionId,
     pub(crate) record: OpeningRecord,
     pub(crate) placement: Placement,
+    /// The records of its tokens so far.
+    pub(crate) records: Vec<Vec<u8>>,
     /// Whether the journal has its outcome already.
     pub(crate) is_over: bool,
     pub(crate) permit: OwnedSemaphorePermit,
@@ -238,6 +263,7 @@ pub(crate) fn begin(deps: &RouterDeps, card: Card, begun: Begun, machine: Machin
         id,
         record,
         placement,
+        records,
         is_over,
         permit,
     } = begun;
@@ -257,6 +283,7 @@ pub(crate) fn begin(deps: &RouterDeps, card: Card, begun: Begun, machine: Machin
         max_tokens: (record.prompt.len() as u64 + record.max_new) as u32,
         opening: record,
         placement,
+        records,
         is_over,
         events,
         _permit: permit,

@@ -17,12 +17,14 @@
 //! | `machine/placement.rs` | two-phase placement |
 //! | `machine/steps.rs` | steps and their answers |
 //! | `machine/recovering.rs` | going on after a fault |
+//! | `machine/replicating.rs` | which peers keep the journal, and what may be emitted |
 //! | `machine/resuming.rs` | going on with what is in the journal |
 //! | `event.rs` | its vocabulary: events, commands, outcomes |
 //! | `text.rs` | from tokens to clean text, with stop texts |
 //! | `actor.rs` | the actor: executes commands, feeds events |
 //! | `placing.rs` | the actor's part in a placement |
 //! | `telling.rs` | the actor's part in journaling and emitting |
+//! | `replicator.rs` | the actor's part in keeping the journal on other peers |
 //! | `pump.rs` | tasks beside the actor: journal, client, first stage |
 //! | `incoming.rs` | what a frame of a peer means |
 //! | `link.rs` | calls and frames to the stages of the route, near or far |
@@ -42,6 +44,7 @@ mod placing;
 mod pump;
 pub(crate) mod record;
 pub(crate) mod recovery;
+mod replicator;
 pub(crate) mod show;
 pub(crate) mod stand_ins;
 pub(crate) mod table;

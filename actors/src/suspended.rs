@@ -1,5 +1,6 @@
 //! Sessions that wait for their clients: the journal has them, nobody computes them. They hold
-//! nothing but their records, and are closed when their clients stay away.
+//! nothing but their records, and are closed when their clients stay away. What is kept for
+//! coordinators elsewhere waits in the same way, once nobody writes it any more, and is then forgotten.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use accel_p2p::wire::SessionId;
 use accel_storage::{Journal, SessionKey, SessionSummary, StorageError};
 
 use crate::error::Failure;
+use crate::replica::tenure::Tenures;
 use crate::resume::age;
 use crate::session::record::{OpeningRecord, failed_record};
 use crate::session::show::{error_view, view};
@@ -25,6 +27,8 @@ type Result<T> = std::result::Result<T, Box<StorageError>>;
 pub(crate) struct Suspended {
     pub(crate) journal: Journal,
     pub(crate) table: Arc<SessionTable>,
+    /// Who else writes what this node keeps for others.
+    pub(crate) tenures: Arc<Tenures>,
     pub(crate) window: Duration,
 }
 
@@ -32,6 +36,9 @@ impl Suspended {
     /// What a crash or a stop cut off waits for its client from now on, if it may.
     pub(crate) async fn at_start(&self) -> Result<()> {
         for summary in self.open()? {
+            if summary.is_kept {
+                continue;
+            }
             match self.waiting(summary.key) {
                 Some((record, tokens)) => {
                     let id = SessionId::from(summary.key);
@@ -54,6 +61,26 @@ impl Suspended {
         }
     }
 
+    /// Forgets what is kept for others, once nobody wants it.
+    async fn forget_kept(&self) -> Result<()> {
+        let mut kept = self.journal.sessions()?;
+        kept.retain(|session| session.is_kept);
+        kept.sort_by_key(|session| std::cmp::Reverse(session.touched_unix_ms));
+        for (index, session) in kept.iter().enumerate() {
+            let id = SessionId::from(session.key);
+            let Some(_hold) = self.table.hold(id) else {
+                continue;
+            };
+            let unwritten = self.tenures.quiet(id).unwrap_or(Duration::MAX);
+            let is_written = unwritten.is_zero();
+            if age(session).min(unwritten) > self.window || (index >= MOST && !is_written) {
+                tracing::info!(session = %id, "nobody came for it; its copy is forgotten");
+                self.journal.forget(session.key).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Sessions without an outcome.
     fn open(&self) -> Result<Vec<SessionSummary>> {
         let mut sessions = self.journal.sessions()?;
@@ -70,7 +97,9 @@ impl Suspended {
     }
 
     async fn close_late(&self) -> Result<()> {
+        self.forget_kept().await?;
         let mut open = self.open()?;
+        open.retain(|session| !session.is_kept);
         open.sort_by_key(|session| std::cmp::Reverse(session.touched_unix_ms));
         for (index, session) in open.iter().enumerate() {
             let id = SessionId::from(session.key);

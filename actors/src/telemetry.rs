@@ -30,6 +30,8 @@ pub(crate) struct Telemetry {
     recovery_stall: Histogram,
     stages_warmed: IntCounterVec,
     breakers_opened: IntCounter,
+    replicas_lost: IntCounter,
+    sessions_kept: IntGauge,
 }
 
 const FAST: [f64; 12] = [
@@ -132,6 +134,14 @@ impl Telemetry {
                 "accel_breakers_opened_total",
                 "Times that a peer was left alone because it failed or was lost",
             ),
+            replicas_lost: counter(
+                "accel_replicas_lost_total",
+                "Times that a peer stopped to keep the journal of a session of this node",
+            ),
+            sessions_kept: gauge(
+                "accel_sessions_kept",
+                "Sessions of other nodes whose journals this node keeps now",
+            ),
             registry,
         }
     }
@@ -168,6 +178,10 @@ impl Telemetry {
         self.breakers_opened.inc();
     }
 
+    pub(crate) fn replica_lost(&self) {
+        self.replicas_lost.inc();
+    }
+
     pub(crate) fn batch_computed(&self, rows: usize, sessions: usize, took: Duration) {
         self.rows.inc_by(rows as u64);
         self.batch_rows.observe(rows as f64);
@@ -188,6 +202,7 @@ impl Telemetry {
     pub(crate) fn observe(&self, now: &Observed) {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.sessions_running.set(gauge(now.sessions));
+        self.sessions_kept.set(gauge(now.kept));
         self.restarts.set(gauge(now.restarts));
         self.peers.set(gauge(now.peers));
         self.memory_used.set(gauge(now.memory_used));
@@ -210,6 +225,7 @@ impl Telemetry {
 /// What is looked up when somebody reads the metrics.
 pub(crate) struct Observed {
     pub(crate) sessions: u64,
+    pub(crate) kept: u64,
     pub(crate) restarts: u64,
     pub(crate) peers: u64,
     pub(crate) memory_used: u64,

@@ -17,6 +17,8 @@ pub enum FaultTolerance {
     /// The loss of any peer but the coordinator, any number of times.
     #[default]
     Medium,
+    /// The loss of the coordinator as well: other peers keep the journal of a stream too.
+    High,
 }
 
 /// Why a text names no level that this build has.
@@ -26,7 +28,7 @@ pub enum ToleranceError {
     #[error("the fault-tolerance level `{0}` is not built yet")]
     NotBuilt(String),
     /// No level at all.
-    #[error("`{0}` is not a fault-tolerance level; the levels are none, low and medium")]
+    #[error("`{0}` is not a fault-tolerance level; the levels are none, low, medium and high")]
     Unknown(String),
 }
 
@@ -42,8 +44,8 @@ impl ToleranceError {
     /// What to do next.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::NotBuilt(_) => "use `medium`, the highest level that this version has",
-            Self::Unknown(_) => "use `none`, `low` or `medium`, or leave it out",
+            Self::NotBuilt(_) => "use `high`, the highest level that this version has",
+            Self::Unknown(_) => "use `none`, `low`, `medium` or `high`, or leave it out",
         }
     }
 }
@@ -55,6 +57,7 @@ impl FaultTolerance {
             Self::None => "none",
             Self::Low => "low",
             Self::Medium => "medium",
+            Self::High => "high",
         }
     }
 }
@@ -73,7 +76,8 @@ impl FromStr for FaultTolerance {
             "none" => Ok(Self::None),
             "low" => Ok(Self::Low),
             "medium" => Ok(Self::Medium),
-            "high" | "critical" => Err(ToleranceError::NotBuilt(text.to_owned())),
+            "high" => Ok(Self::High),
+            "critical" => Err(ToleranceError::NotBuilt(text.to_owned())),
             _ => Err(ToleranceError::Unknown(text.chars().take(32).collect())),
         }
     }
@@ -103,11 +107,11 @@ mod tests {
             FaultTolerance::None,
             FaultTolerance::Low,
             FaultTolerance::Medium,
+            FaultTolerance::High,
         ] {
             assert_eq!(level.name().parse(), Ok(level));
         }
         let cases = [
-            ("high", "fault_tolerance_not_built"),
             ("critical", "fault_tolerance_not_built"),
             ("Medium", "invalid_value"),
             ("", "invalid_value"),

@@ -224,8 +224,10 @@ pub struct SessionView {
     pub tokens: u64,
     /// Who computes which layers.
     pub route: Vec<RouteView>,
-    /// How much it survives: `none`, `low` or `medium`.
+    /// How much it survives: `none`, `low`, `medium` or `high`.
     pub fault_tolerance: &'static str,
+    /// The other peers that keep its journal.
+    pub replicas: Vec<ReplicaView>,
     /// How often it went on after a fault.
     pub recoveries: u64,
     /// The newest of these.
@@ -240,6 +242,15 @@ pub struct SessionView {
     pub tokens_per_s: Option<Figure>,
     /// Why it failed.
     pub error: Option<SessionErrorView>,
+}
+
+/// A peer that keeps the journal of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReplicaView {
+    /// Who it is.
+    pub peer_id: String,
+    /// Where its HTTP API listens, if it says so: a client may come back there.
+    pub api: Option<String>,
 }
 
 /// One stage of a session's route.
@@ -303,5 +314,15 @@ impl SessionView {
             .map(|hop| format!("{}:{}-{}", hop.peer_id, hop.first_layer, hop.last_layer))
             .collect();
         hops.join(",")
+    }
+
+    /// Who keeps the journal, as `x-accel-replicas` has it: `12D3…=127.0.0.1:8421,12D3…`.
+    pub fn replicas_header(&self) -> String {
+        let replica = |replica: &ReplicaView| match &replica.api {
+            Some(api) => format!("{}={api}", replica.peer_id),
+            None => replica.peer_id.clone(),
+        };
+        let replicas: Vec<String> = self.replicas.iter().map(replica).collect();
+        replicas.join(",")
     }
 }

@@ -116,6 +116,15 @@ impl Client {
         Ok(Self { http, base, key })
     }
 
+    /// Another node, which is not told the key of this one.
+    pub fn elsewhere(&self, api: &str) -> Self {
+        Self {
+            http: self.http.clone(),
+            base: format!("http://{api}"),
+            key: None,
+        }
+    }
+
     /// Gets a JSON document.
     pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
         let response = self.send(self.request(Method::GET, path)).await?;

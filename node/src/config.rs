@@ -131,7 +131,7 @@ pub struct Flags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_layers: Option<u32>,
-    /// What requests survive that do not say so: none, low or medium [default: medium]
+    /// What requests survive that do not say so: none, low, medium or high [default: medium]
     #[arg(long, value_name = "LEVEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault_tolerance: Option<String>,

@@ -20,6 +20,7 @@
 //! | [`bitswap`] | the block exchange, client and server |
 //! | [`control`] | requests that coordinators make of stages |
 //! | [`join`] | an invite becomes a certificate |
+//! | [`replica`] | journals of sessions, kept by others |
 //! | [`membership`] | keys, certificates and invites of private swarms |
 //! | [`tensor`] | activations and tokens, from stage to stage |
 //! | [`wire`] | every message, its limits, and the table of protocols |
@@ -35,6 +36,7 @@ mod control;
 mod join;
 pub mod membership;
 mod network;
+mod replica;
 pub mod tensor;
 pub mod wire;
 
@@ -47,10 +49,12 @@ pub use membership::{
 pub use network::{
     DEFAULT_ADVERT_TTL, JoinTarget, Network, NetworkConfig, NetworkError, NetworkEvent,
 };
+pub use replica::{IncomingReplica, ReplicaCall, ReplicaStream};
 pub use tensor::{PeerLoss, TensorError, TensorPlane, TensorSender, Traffic};
 pub use wire::{
     Advert, AdvertBody, ControlReply, ControlRequest, GpuAdvert, HardwareAdvert, Hop, LoadAdvert,
-    ModelOffer, PeerEndpoint, SamplingWire, SessionId, StepInput, TensorFrame,
+    ModelOffer, PeerEndpoint, Record, ReplicaReply, ReplicaRequest, SamplingWire, SessionId,
+    StepInput, TensorFrame,
 };
 
 pub use libp2p::identity::Keypair;

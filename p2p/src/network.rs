@@ -51,6 +51,7 @@ use crate::clock::unix_ms;
 use crate::control::{self, ControlCall, ControlError};
 use crate::join;
 use crate::membership::{Invite, InviteError, SwarmMembership};
+use crate::replica::{self, ReplicaStream};
 use crate::tensor::{TensorError, TensorPlane, TensorSender};
 use crate::wire::{AdvertBody, ControlRequest};
 use connections::Connections;
@@ -178,6 +179,13 @@ impl Network {
         self.reach(peer).await?;
         let inner = &self.inner;
         control::call(&inner.streams, &inner.tasks, peer, &request).await
+    }
+
+    /// Opens a stream to a member about journals of sessions; returns once it has taken it. Dials
+    /// the peer if it is known from an advert and not connected.
+    pub async fn replica(&self, peer: PeerId) -> Result<ReplicaStream, ControlError> {
+        self.reach(peer).await?;
+        replica::open(&self.inner.streams, peer).await
     }
 
     /// A way to send tensor frames to a peer; its connection is shared and kept.

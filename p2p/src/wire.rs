@@ -13,6 +13,7 @@
 //! | [`control`] | placement of stages, two-phase | `/accel/control/1` |
 //! | [`warm`] | what a stand-in should have ready; part of control | `/accel/control/1` |
 //! | [`join`] | an invite for a certificate | `/accel/join/1` |
+//! | [`replica`] | the journal of a session, kept on other nodes | `/accel/replica/1` |
 //! | [`step`] | activations and tokens | the tensor plane |
 //! | [`framed`] | length-prefixed messages on a stream | |
 
@@ -21,6 +22,7 @@ mod codec;
 pub mod control;
 pub mod framed;
 pub mod join;
+pub mod replica;
 pub mod session;
 pub mod step;
 pub mod warm;
@@ -33,6 +35,7 @@ pub(crate) use codec::{Bounded, Wire, put_field, take_field, unknown_tag, wire_e
 pub use control::{ControlReply, ControlRequest, Hop, PeerEndpoint, SamplingWire};
 pub use framed::{FrameError, read_message, write_message};
 pub use join::{JoinRequest, JoinResponse};
+pub use replica::{Record, ReplicaReply, ReplicaRequest};
 pub use session::SessionId;
 pub use step::{StepInput, TensorFrame};
 pub use warm::WarmOrder;
@@ -47,6 +50,8 @@ pub mod protocol {
     pub const JOIN: &str = "/accel/join/1";
     /// libp2p stream: the greeting of peers that connect, with their adverts.
     pub const ADVERT: &str = "/accel/advert/1";
+    /// libp2p stream: a session's journal is kept, or asked for.
+    pub const REPLICA: &str = "/accel/replica/1";
     /// libp2p stream: blocks by CID, as all of IPFS speaks it.
     pub const BITSWAP: &str = "/ipfs/bitswap/1.2.0";
     /// ALPN of the tensor plane's QUIC connections.
@@ -83,6 +88,10 @@ pub mod tag {
     pub const INVITE: u8 = 0x41;
     /// [`SwarmMembership`](crate::membership::SwarmMembership) on disk, version 1.
     pub const MEMBERSHIP: u8 = 0x42;
+    /// [`ReplicaRequest`](super::ReplicaRequest), version 1.
+    pub const REPLICA_REQUEST: u8 = 0x50;
+    /// [`ReplicaReply`](super::ReplicaReply), version 1.
+    pub const REPLICA_REPLY: u8 = 0x51;
 }
 
 /// Size limits, in bytes unless the name says otherwise.
@@ -105,6 +114,16 @@ pub mod limit {
     pub const INVITE: usize = 4 * 1024;
     /// A node's own membership on disk.
     pub const MEMBERSHIP: usize = 4 * 1024;
+    /// A replica request or reply: a part of an opening record, and records.
+    pub const REPLICA: usize = 208 * 1024;
+    /// The opening record of a session; the journal takes no longer one.
+    pub const REPLICA_OPENING: u64 = 8 << 20;
+    /// As much of it as goes into one message.
+    pub const REPLICA_PART: usize = 64 * 1024;
+    /// A record of a session, or its outcome.
+    pub const REPLICA_RECORD: usize = 1024;
+    /// Records in one message (count).
+    pub const REPLICA_RECORDS: usize = 128;
     /// Header of a tensor frame.
     pub const TENSOR_HEADER: usize = 4 * 1024;
     /// The greeting of a tensor connection.

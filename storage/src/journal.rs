@@ -6,7 +6,9 @@
 //! the same bytes is accepted, other bytes are refused.
 //!
 //! Whoever goes on with a session that was left open claims it first, under a number above every
-//! one before. The claim is the only record that is ever replaced.
+//! one before. The claim is the only record that is ever replaced. A node also keeps sessions for
+//! coordinators elsewhere ([`Journal::keep`]); who writes under an older claim is refused, and so is
+//! who writes as what this node no longer is ([`Writer`]).
 //!
 //! Every record is versioned and carries a checksum over its key and content (`record.rs`). What a
 //! crash or a bad disk damaged is cut off at the first bad record and reported; the next append
@@ -69,10 +71,21 @@ pub struct JournalEntry {
     pub records: Vec<Bytes>,
     /// The newest claim; 0 when nobody went on with it.
     pub claim: u64,
+    /// Whether this node only keeps it, for a coordinator elsewhere.
+    pub is_kept: bool,
     /// How it ended, if it did.
     pub outcome: Option<Bytes>,
     /// What could not be read, if anything.
     pub damage: Option<Damage>,
+}
+
+/// In whose name a session is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Writer {
+    /// The claim of the coordinator.
+    pub claim: u64,
+    /// Whether that is another node, for which this one keeps the session.
+    pub is_keeper: bool,
 }
 
 /// What of a session could not be read.
@@ -100,6 +113,8 @@ pub struct SessionSummary {
     pub touched_unix_ms: u64,
     /// When its outcome was written, if it was.
     pub closed_unix_ms: Option<u64>,
+    /// Whether this node only keeps it, for a coordinator elsewhere.
+    pub is_kept: bool,
 }
 
 /// How much the journal has written since it was opened.
@@ -140,27 +155,83 @@ impl Journal {
         Ok(())
     }
 
-    /// Appends record `index`, which must follow the last one; resolves when durable.
+    /// Keeps a session for the coordinator of this claim, which is above every claim before, or
+    /// the one for which it is kept already; resolves when durable.
+    pub async fn keep(&self, session: SessionKey, claim: u64, opening: &[u8]) -> Result<()> {
+        check_size(session, opening, OPENING_LIMIT)?;
+        let opening = Bytes::copy_from_slice(opening);
+        self.request(session, Operation::Keep(claim, opening))
+            .await?;
+        Ok(())
+    }
+
+    /// Appends record `index`, which must follow the last one, whoever writes it; resolves when
+    /// durable.
     pub async fn append(&self, session: SessionKey, index: u64, record: &[u8]) -> Result<()> {
-        check_size(session, record, RECORD_LIMIT)?;
         let record = Bytes::copy_from_slice(record);
-        self.request(session, Operation::Append(index, record))
+        self.extend(session, None, index, vec![record]).await
+    }
+
+    /// Appends records from `first` on in the name of the session's writer; resolves when durable.
+    pub async fn append_as(
+        &self,
+        session: SessionKey,
+        writer: Writer,
+        first: u64,
+        records: Vec<Bytes>,
+    ) -> Result<()> {
+        self.extend(session, Some(writer), first, records).await
+    }
+
+    async fn extend(
+        &self,
+        session: SessionKey,
+        writer: Option<Writer>,
+        first: u64,
+        records: Vec<Bytes>,
+    ) -> Result<()> {
+        for record in &records {
+            check_size(session, record, RECORD_LIMIT)?;
+        }
+        self.request(session, Operation::Append(writer, first, records))
             .await?;
         Ok(())
     }
 
     /// Takes a session that was not ended over, under a number above every claim before; resolves
-    /// when durable.
+    /// when durable. From then on this node coordinates it.
     pub async fn claim(&self, session: SessionKey, claim: u64) -> Result<()> {
         self.request(session, Operation::Claim(claim)).await?;
         Ok(())
     }
 
-    /// Ends a session; resolves when durable.
+    /// Ends a session, whoever writes it; resolves when durable.
     pub async fn close(&self, session: SessionKey, outcome: &[u8]) -> Result<()> {
+        self.end(session, None, outcome).await
+    }
+
+    /// Ends a session in the name of its writer; resolves when durable.
+    pub async fn close_as(
+        &self,
+        session: SessionKey,
+        writer: Writer,
+        outcome: &[u8],
+    ) -> Result<()> {
+        self.end(session, Some(writer), outcome).await
+    }
+
+    async fn end(&self, session: SessionKey, writer: Option<Writer>, outcome: &[u8]) -> Result<()> {
         check_size(session, outcome, RECORD_LIMIT)?;
         let outcome = Bytes::copy_from_slice(outcome);
-        self.request(session, Operation::Close(outcome)).await?;
+        self.request(session, Operation::Close(writer, outcome))
+            .await?;
+        Ok(())
+    }
+
+    /// Forgets a session that this node keeps for a coordinator elsewhere; one of its own it does
+    /// not. Resolves when that is durable.
+    pub async fn forget(&self, session: SessionKey) -> Result<()> {
+        self.request(session, Operation::Forget).await?;
         Ok(())
     }
 

@@ -38,6 +38,8 @@ pub mod types;
 
 pub use data_dir::DataDir;
 pub use error::{BlockSourceError, DagError, JournalError, Result, StorageError};
-pub use journal::{Damage, Journal, JournalEntry, JournalStats, SessionKey, SessionSummary};
+pub use journal::{
+    Damage, Journal, JournalEntry, JournalStats, SessionKey, SessionSummary, Writer,
+};
 pub use store::{Store, canonical};
 pub use types::{BlockSource, FetchProgress, FetchReport, ModelRecord, Want};

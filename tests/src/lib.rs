@@ -10,6 +10,7 @@
 //! - [`node`]: one node: how to start it, its ready file, its command line
 //! - [`cluster`]: several nodes in one swarm
 //! - [`client`]: what a test asks over HTTP
+//! - [`listener`]: a client that comes back for the rest of its answer
 //! - [`models`]: small generated GGUFs, and the real SmolLM2 where this machine has it
 //! - [`chaos`]: seeded trials in which nodes are killed, stopped and cut off
 //! - [`python`]: a virtual environment with the official `openai` client
@@ -18,6 +19,7 @@ pub mod binaries;
 pub mod chaos;
 pub mod client;
 pub mod cluster;
+pub mod listener;
 pub mod models;
 pub mod node;
 pub mod process;
@@ -25,6 +27,7 @@ pub mod python;
 
 pub use client::{Answer, ChatRequest, Client};
 pub use cluster::Cluster;
+pub use listener::Listener;
 pub use node::{Node, NodeOptions};
 
 use std::time::Duration;

@@ -6,8 +6,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use accel_tests::{
-    ChatRequest, Cluster, Node, NodeOptions, PATIENCE,
-    client::{Stream, delta},
+    ChatRequest, Cluster, Listener as Client, Node, NodeOptions, PATIENCE,
+    client::Stream,
     models::{self, Model},
     node::accel_command,
     process::Process,
@@ -32,46 +32,6 @@ async fn undisturbed(model: &Model, request: &ChatRequest) -> Result<String> {
     let node = Node::start(&NodeOptions::default()).await?;
     node.add_model(&model.path)?;
     Ok(node.client.chat(request).await?.text)
-}
-
-/// A client that keeps what it has heard, whatever happens to its streams.
-#[derive(Default)]
-struct Client {
-    text: String,
-    tokens: usize,
-    last_id: String,
-}
-
-impl Client {
-    /// Reads so many tokens, or to the end; whether it was the end.
-    async fn hear(&mut self, stream: &mut Stream, tokens: usize) -> Result<bool> {
-        let end = self.tokens.saturating_add(tokens);
-        while self.tokens < end {
-            let Some(event) = stream.next().await? else {
-                return Ok(true);
-            };
-            if let Some(error) = event.get("error") {
-                bail!("the answer ended with {error}");
-            }
-            self.text.push_str(delta(&event));
-            let ids = event.pointer("/choices/0/token_ids");
-            self.tokens += ids.and_then(Value::as_array).map_or(0, Vec::len);
-            if let Some(id) = stream.last_id() {
-                id.clone_into(&mut self.last_id);
-            }
-        }
-        Ok(false)
-    }
-
-    async fn hear_all(&mut self, mut stream: Stream) -> Result<()> {
-        let is_end = self.hear(&mut stream, usize::MAX).await?;
-        assert!(is_end);
-        Ok(())
-    }
-
-    fn session(&self) -> &str {
-        self.last_id.split(':').next().unwrap_or_default()
-    }
 }
 
 /// Waits until a session is in this state.

@@ -18,6 +18,9 @@ use crate::models::Models;
 use crate::own::Own;
 use crate::peers::{NetworkPeers, Peers};
 use crate::placement::Placer;
+use crate::replica::NetworkReplicas;
+use crate::replica::keeper::Keeper;
+use crate::replica::tenure::Tenures;
 use crate::router::{Admission, Router, RouterDeps};
 use crate::session::actor::SessionDeps;
 use crate::session::link::Link;
@@ -51,6 +54,7 @@ pub(super) struct Shared {
     pub(super) admission: Arc<Admission>,
     pub(super) telemetry: Telemetry,
     pub(super) health: Arc<Health>,
+    pub(super) tenures: Arc<Tenures>,
 }
 
 /// What the actors are made of.
@@ -96,6 +100,7 @@ impl Cast {
             sessions: Arc::clone(&self.shared.sessions),
             stand_ins,
             health: Arc::clone(&self.shared.health),
+            keeper: self.keeper(),
             telemetry: self.shared.telemetry.clone(),
         };
         actix::spawn(pump.run(events));
@@ -103,6 +108,7 @@ impl Cast {
         let suspended = Suspended {
             journal: self.store.journal(),
             table: Arc::clone(&self.shared.sessions),
+            tenures: Arc::clone(&self.shared.tenures),
             window: limits.resume_window,
         };
         actix::spawn(suspended.keep_closing());
@@ -115,6 +121,14 @@ impl Cast {
             models,
             placer,
         }
+    }
+
+    fn keeper(&self) -> Arc<Keeper> {
+        Keeper::new(
+            self.store.journal(),
+            Arc::clone(&self.shared.sessions),
+            Arc::clone(&self.shared.tenures),
+        )
     }
 
     fn directory(&self, unit: &mut Unit) -> ActorRef<Directory> {
@@ -158,6 +172,7 @@ impl Cast {
     ) -> ActorRef<Router> {
         let session = SessionDeps {
             link,
+            replicas: NetworkReplicas::new(self.network.clone()),
             journal: self.store.journal(),
             placer: placer.clone(),
             table: Arc::clone(&self.shared.sessions),

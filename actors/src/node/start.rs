@@ -185,6 +185,7 @@ fn share(ground: &Ground) -> Shared {
         admission,
         telemetry: Telemetry::new(),
         health: Arc::new(Health::new(config.limits.breaker)),
+        tenures: Arc::default(),
     }
 }
 
@@ -197,6 +198,7 @@ async fn raise(
     let suspended = Suspended {
         journal: ground.store.journal(),
         table: Arc::clone(&shared.sessions),
+        tenures: Arc::clone(&shared.tenures),
         window: ground.config.limits.resume_window,
     };
     suspended.at_start().await.map_err(StartError::Storage)?;
@@ -230,6 +232,7 @@ async fn raise(
         placer: raised.placer,
         sessions: shared.sessions,
         admission: shared.admission,
+        tenures: shared.tenures,
         shelf: shared.shelf,
         own: shared.own,
         telemetry: shared.telemetry,

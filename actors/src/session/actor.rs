@@ -20,6 +20,7 @@ use super::machine::{CHUNK, Machine, PEER_WAITS, WAITS};
 use super::pump::{self, FirstStage, JournalItem};
 use super::record::{OpeningRecord, token_record};
 use super::recovery::chronicle::{Begun, Chronicle};
+use super::replicator::Replicator;
 use super::show::first_view;
 use super::stand_ins::StandIns;
 use super::table::SessionTable;
@@ -28,6 +29,7 @@ use crate::config::Limits;
 use crate::error::Failure;
 use crate::models::ModelRef;
 use crate::placement::{Placement, Placer};
+use crate::replica::Replicas;
 use crate::request::GenEvent;
 use crate::telemetry::Telemetry;
 use crate::tolerance::FaultTolerance;
@@ -44,6 +46,7 @@ const ROWS_OF_OTHERS: u64 = 2 * CHUNK as u64;
 /// What every session works with.
 pub(crate) struct SessionDeps {
     pub(crate) link: Link,
+    pub(crate) replicas: Arc<dyn Replicas>,
     pub(crate) journal: Journal,
     pub(crate) placer: Placer,
     pub(crate) table: Arc<SessionTable>,
@@ -66,6 +69,8 @@ pub(crate) struct SessionSpec {
     /// Positions to reserve.
     pub(crate) max_tokens: u32,
     pub(crate) placement: Placement,
+    /// The records of its tokens so far.
+    pub(crate) records: Vec<Vec<u8>>,
     /// Whether the journal has its outcome already.
     pub(crate) is_over: bool,
     pub(crate) events: mpsc::Sender<GenEvent>,
@@ -79,8 +84,10 @@ pub(crate) struct SessionActor {
     pub(super) spec: SessionSpec,
     pub(super) machine: Machine,
     timer: Option<SpawnHandle>,
+    replica_timer: Option<SpawnHandle>,
     pub(super) client: mpsc::Sender<GenEvent>,
     pub(super) journal: mpsc::Sender<JournalItem>,
+    pub(super) replicator: Replicator,
     pub(super) steps: Option<FirstStage>,
     pub(super) endpoints: HashMap<PeerId, PeerEndpoint>,
     pub(super) chronicle: Chronicle,
@@ -126,7 +133,7 @@ pub(super) struct Happened(pub(super) Event);
 
 impl SessionActor {
     /// Starts a session on the current arbiter.
-    pub(crate) fn launch(deps: Arc<SessionDeps>, spec: SessionSpec, machine: Machine) {
+    pub(crate) fn launch(deps: Arc<SessionDeps>, mut spec: SessionSpec, machine: Machine) {
         let session = spec.id;
         // A session that is over and shown still shows how it was computed.
         if !spec.is_over || deps.table.view(session).is_none() {
@@ -141,13 +148,19 @@ impl SessionActor {
             let client = pump::to_client(events, addr.clone(), deps.limits.client_timeout);
             let journal = pump::to_journal(deps.journal.clone(), session, addr);
             let endpoints = spec.placement.endpoints.clone();
+            let opening = spec.opening.to_bytes();
+            let records = std::mem::take(&mut spec.records);
+            let replicas = Arc::clone(&deps.replicas);
+            let replicator = Replicator::new(replicas, session, opening, records);
             Self {
                 deps,
                 spec,
                 machine,
                 timer: None,
+                replica_timer: None,
                 client,
                 journal,
+                replicator,
                 steps: None,
                 endpoints,
                 chronicle: Chronicle::new(Instant::now()),
@@ -225,8 +238,14 @@ impl SessionActor {
             Command::JournalToken { index, drawn } => {
                 self.chronicle.moved(Instant::now());
                 let record = token_record(&drawn);
+                if self.spec.opening.is_replicated() {
+                    self.replicator.push(record.clone());
+                }
                 self.journal(JournalItem::Token { index, record });
             }
+            Command::FindReplicas { excluding } => self.find_replicas(excluding, context),
+            Command::OpenReplica { peer, claim } => self.open_replica(peer, claim, context),
+            Command::DropReplica { peer } => self.drop_replica(peer),
             Command::Emit { index, text, drawn } => self.emit(index, text, drawn),
             Command::Arm(timer) => self.arm(timer, context),
             Command::Close(outcome) => self.close(outcome, context),
@@ -283,14 +302,11 @@ impl SessionActor {
     }
 
     fn arm(&mut self, timer: Timer, context: &mut Context<Self>) {
-        if let Some(before) = self.timer.take() {
-            context.cancel_future(before);
-        }
         let limits = &self.deps.limits;
         let within = match timer {
             Timer::Commit { .. } => limits.commit_timeout,
             Timer::Memory { .. } => limits.memory_wait / WAITS,
-            Timer::Peers { .. } => limits.peer_wait / PEER_WAITS,
+            Timer::Peers { .. } | Timer::Replicas => limits.peer_wait / PEER_WAITS,
             Timer::Pause { after, .. } => after,
             Timer::Step { rows, .. } => {
                 let token_ns = self.spec.placement.token_ns;
@@ -302,7 +318,13 @@ impl SessionActor {
         let handle = context.run_later(within, move |session, context| {
             session.feed(Event::Timeout(timer), context);
         });
-        self.timer = Some(handle);
+        let slot = match timer {
+            Timer::Replicas => &mut self.replica_timer,
+            _ => &mut self.timer,
+        };
+        if let Some(before) = slot.replace(handle) {
+            context.cancel_future(before);
+        }
     }
 }
 

@@ -70,6 +70,12 @@ pub(crate) enum Event {
     },
     /// The token of this index is durable.
     Journaled { index: u64 },
+    /// Peers that may keep the journal, the best first.
+    ReplicasFound { peers: Vec<PeerId> },
+    /// A peer has so many tokens, durably; it may be none yet.
+    Replicated { peer: PeerId, tokens: u64 },
+    /// A peer keeps the journal no longer.
+    ReplicaLost { peer: PeerId, failure: Failure },
     /// The journal cannot be written.
     JournalFailed(Failure),
     /// The client has taken the token of this index.
@@ -107,6 +113,8 @@ pub(crate) enum Timer {
     Peers { epoch: u64 },
     /// The answer to the oldest step under way, of this many positions.
     Step { epoch: u64, step: u64, rows: u32 },
+    /// Peers that can keep the journal.
+    Replicas,
     /// The time before an attempt to go on.
     Pause { epoch: u64, after: Duration },
 }
@@ -151,6 +159,12 @@ pub(crate) enum Command {
     Recovered,
     /// Make a token durable.
     JournalToken { index: u64, drawn: Drawn },
+    /// Find peers that can keep the journal, without these.
+    FindReplicas { excluding: Vec<PeerId> },
+    /// Have a peer keep the journal, from the beginning, under this claim.
+    OpenReplica { peer: PeerId, claim: u64 },
+    /// A peer need not keep the journal any more.
+    DropReplica { peer: PeerId },
     /// Give a token to the client.
     Emit {
         index: u64,

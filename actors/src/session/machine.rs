@@ -15,6 +15,7 @@
 mod fixtures;
 mod placement;
 mod recovering;
+mod replicating;
 mod resuming;
 #[cfg(test)]
 mod simulation;
@@ -33,6 +34,8 @@ use crate::request::FinishReason;
 pub(crate) use placement::{PEER_WAITS, WAITS};
 pub(crate) use recovering::Tolerance;
 use recovering::{Recovery, Then};
+pub(crate) use replicating::REPLICAS;
+use replicating::Replication;
 pub(crate) use resuming::{Past, claim_of, next_claim};
 pub(crate) use steps::CHUNK;
 use steps::{InFlight, UNREAD_TOKENS};
@@ -71,6 +74,7 @@ pub(crate) struct Machine {
     /// Peers that refused, until everyone may be asked anew.
     excluded: Vec<PeerId>,
     recovery: Recovery,
+    replication: Replication,
     placements: u32,
     waits: u32,
     refusal: Option<Failure>,
@@ -107,6 +111,7 @@ impl Machine {
             reports: BTreeMap::new(),
             excluded: Vec::new(),
             recovery: Recovery::default(),
+            replication: Replication::new(tolerance.replicas),
             placements: 0,
             waits: 0,
             refusal: None,
@@ -179,6 +184,9 @@ impl Machine {
                 failure,
             } => self.on_unreachable(epoch, peer, failure),
             Event::Journaled { index } => self.on_journaled(index),
+            Event::ReplicasFound { peers } => self.on_replicas_found(peers),
+            Event::Replicated { peer, tokens } => self.on_replicated(peer, tokens),
+            Event::ReplicaLost { peer, failure } => self.on_replica_lost(peer, &failure),
             Event::JournalFailed(failure) => self.fail(failure),
             Event::Emitted { index } => self.on_emitted(index),
             Event::PeerLost(peer) => self.on_peer_lost(peer),
@@ -218,7 +226,8 @@ impl Machine {
     /// Emits what is durable, as far as the client keeps up: of a session that is gone on with,
     /// that may be thousands of tokens at once.
     fn emit_durable(&mut self) {
-        let end = self.journaled.min(self.emitted + UNREAD_TOKENS);
+        let durable = self.journaled.min(self.replication.durable());
+        let end = durable.min(self.emitted + UNREAD_TOKENS);
         while self
             .unemitted
             .front()
@@ -232,6 +241,7 @@ impl Machine {
 
     fn on_emitted(&mut self, index: u64) {
         self.emitted = self.emitted.max(index + 1);
+        self.replication.made_progress();
         self.emit_durable();
         match self.phase {
             Phase::Running => self.forward(),
@@ -300,6 +310,7 @@ impl Machine {
             (Timer::Step { epoch, step, .. }, Phase::Running) if epoch == self.epoch => {
                 self.on_step_timeout(step);
             }
+            (Timer::Replicas, _) => self.look_for_replicas(),
             (Timer::Pause { epoch, .. }, Phase::Pausing(then)) if epoch == self.epoch => {
                 let then = *then;
                 self.after_pause(then);

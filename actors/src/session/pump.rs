@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use accel_p2p::wire::{PeerEndpoint, SessionId, TensorFrame};
-use accel_storage::{Journal, StorageError};
+use accel_storage::{Journal, JournalError, StorageError, Writer};
 use actix::Addr;
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -38,11 +39,18 @@ pub(super) fn to_journal(
 ) -> mpsc::Sender<JournalItem> {
     let (queue, mut items) = mpsc::channel(QUEUE);
     actix::spawn(async move {
+        let mut writer = Writer {
+            claim: 0,
+            is_keeper: false,
+        };
         while let Some(item) = items.recv().await {
-            match write(&journal, session, item).await {
+            if let JournalItem::Claim(claim) = &item {
+                writer.claim = *claim;
+            }
+            match write(&journal, session, writer, item).await {
                 Ok(Some(event)) => tell(&actor, event).await,
                 Ok(None) => {}
-                Err(error) => tell(&actor, Event::JournalFailed(not_written(&error))).await,
+                Err(error) => tell(&actor, refused(&error)).await,
             }
         }
     });
@@ -52,6 +60,7 @@ pub(super) fn to_journal(
 async fn write(
     journal: &Journal,
     session: SessionId,
+    writer: Writer,
     item: JournalItem,
 ) -> Result<Option<Event>, StorageError> {
     let key = session.bytes();
@@ -65,13 +74,25 @@ async fn write(
             Ok(Some(Event::Opened))
         }
         JournalItem::Token { index, record } => {
-            journal.append(key, index, &record).await?;
+            let records = vec![Bytes::from(record)];
+            journal.append_as(key, writer, index, records).await?;
             Ok(Some(Event::Journaled { index }))
         }
         JournalItem::Close(outcome) => {
-            journal.close(key, &outcome).await?;
+            journal.close_as(key, writer, &outcome).await?;
             Ok(None)
         }
+    }
+}
+
+/// A coordinator elsewhere may have gone on with the session meanwhile, and have it kept here.
+fn refused(error: &StorageError) -> Event {
+    match error {
+        StorageError::Journal {
+            source: JournalError::Claimed { .. },
+            ..
+        } => Event::Deposed,
+        _ => Event::JournalFailed(not_written(error)),
     }
 }
 

@@ -121,6 +121,11 @@ impl OpeningRecord {
     pub(crate) fn is_resumable(&self) -> bool {
         self.form.is_some() && self.fault_tolerance >= FaultTolerance::Medium
     }
+
+    /// Whether other nodes keep its journal as well.
+    pub(crate) fn is_replicated(&self) -> bool {
+        self.is_resumable() && self.fault_tolerance >= FaultTolerance::High
+    }
 }
 
 /// A token as it is journaled, with all that its client was told of it: the id, its

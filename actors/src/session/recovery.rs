@@ -115,7 +115,7 @@ pub(crate) fn strategy(level: FaultTolerance) -> Option<&'static dyn Strategy> {
     match level {
         FaultTolerance::None => None,
         FaultTolerance::Low => Some(&simple::Simple),
-        FaultTolerance::Medium => Some(&progressive::Progressive),
+        FaultTolerance::Medium | FaultTolerance::High => Some(&progressive::Progressive),
     }
 }
 

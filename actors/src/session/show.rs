@@ -8,7 +8,7 @@ use super::actor::{SessionActor, SessionSpec};
 use super::event::{RouteStage, StageReport};
 use super::record::OpeningRecord;
 use crate::error::Failure;
-use crate::views::{Figure, RouteView, SessionErrorView, SessionView};
+use crate::views::{Figure, ReplicaView, RouteView, SessionErrorView, SessionView};
 
 impl SessionActor {
     /// Brings the view up to date.
@@ -26,6 +26,11 @@ impl SessionActor {
             Figure::measured((tokens - count) as f64 / first.elapsed().as_secs_f64().max(1e-9))
         });
         let route: Vec<RouteView> = self.machine.route().map(route_view).collect();
+        let replicas = self.machine.replicas().map(|peer| ReplicaView {
+            peer_id: peer.to_string(),
+            api: self.replicator.api(peer).map(|api| api.to_string()),
+        });
+        let replicas: Vec<ReplicaView> = replicas.collect();
         let (state, epoch) = (self.machine.state(), self.machine.epoch());
         self.deps.table.update(self.spec.id, |view| {
             if state != "ended" {
@@ -35,6 +40,7 @@ impl SessionActor {
             view.tokens = tokens;
             view.bytes_fetched = route.iter().map(|hop| hop.bytes_fetched).sum();
             view.route = route;
+            view.replicas = replicas;
             view.recoveries = self.chronicle.count();
             view.recovery_log = self.chronicle.shown();
             view.prepare_ms = placed;
@@ -83,6 +89,7 @@ pub(crate) fn view(
         tokens,
         route: Vec::new(),
         fault_tolerance: opening.fault_tolerance.name(),
+        replicas: Vec::new(),
         recoveries: 0,
         recovery_log: Vec::new(),
         bytes_fetched: 0,

@@ -9,7 +9,8 @@ use accel_p2p::PeerId;
 use accel_p2p::wire::{SessionId, TensorFrame};
 use actix::Addr;
 
-use super::actor::{Frame, Heard, Lost, SessionActor, ShutDown, Suspend};
+use super::actor::{Frame, Happened, Heard, Lost, SessionActor, ShutDown, Suspend};
+use super::event::Event;
 use crate::error::Failure;
 use crate::views::SessionView;
 
@@ -108,6 +109,22 @@ impl SessionTable {
             && actor.try_send(Suspend(failure)).is_err()
         {
             tracing::debug!(%session, "a session has too much to do to stop");
+        }
+    }
+
+    /// A coordinator elsewhere goes on with a session.
+    pub(crate) fn moved(&self, session: SessionId) {
+        let mut inner = self.lock();
+        match inner.live.get(&session) {
+            Some(actor) if actor.try_send(Happened(Event::Deposed)).is_err() => {
+                tracing::debug!(%session, "a session will see later that it was taken over");
+            }
+            Some(_) => {}
+            None => {
+                if let Some(view) = inner.views.get_mut(&session) {
+                    "moved".clone_into(&mut view.state);
+                }
+            }
         }
     }
 

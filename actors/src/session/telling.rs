@@ -90,6 +90,7 @@ impl SessionActor {
             }
         };
         if let Some(record) = outcome_record(&outcome).filter(|_| !self.spec.is_over) {
+            self.replicator.finish(&record);
             self.journal(JournalItem::Close(record));
         }
         self.show();

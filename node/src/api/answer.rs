@@ -29,6 +29,7 @@ const FIRST_EVENT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(10);
 const SESSION_HEADER: &str = "x-accel-session";
 const ROUTE_HEADER: &str = "x-accel-route";
+const REPLICAS_HEADER: &str = "x-accel-replicas";
 
 /// Asks the node and answers. Dropping the response's body, or this future, cancels the session.
 pub async fn respond(
@@ -152,14 +153,22 @@ async fn streamed(
     Ok(response.streaming(body))
 }
 
-/// The head of an answer: which session computes it and, once that is known, where.
+/// The head of an answer: which session computes it and, once that is known, where, and who else
+/// keeps its journal.
 fn head(node: &NodeHandle, session: &str) -> HttpResponseBuilder {
     let mut response = HttpResponse::Ok();
     response.insert_header((SESSION_HEADER, session));
-    let view = node.session(session);
-    let route = view.map(|view| view.route_header()).unwrap_or_default();
-    if !route.is_empty() {
-        response.insert_header((ROUTE_HEADER, route));
+    let Some(view) = node.session(session) else {
+        return response;
+    };
+    let known = [
+        (ROUTE_HEADER, view.route_header()),
+        (REPLICAS_HEADER, view.replicas_header()),
+    ];
+    for (name, value) in known {
+        if !value.is_empty() {
+            response.insert_header((name, value));
+        }
     }
     response
 }

@@ -217,12 +217,18 @@ fn what_a_request_survives_is_said_in_the_body_or_in_a_header_and_shown_in_its_s
             assert_eq!(view["fault_tolerance"], expected, "{view}");
             assert_eq!(view["recoveries"], 0, "{view}");
         }
-        let body = json!({"model": model, "prompt": "hi"});
-        let request = node.post(path, &body);
-        let request = request.header("x-accel-fault-tolerance", "high");
-        let refused = document(request.send().await.unwrap(), 400).await;
-        assert_eq!(refused["error"]["code"], "fault_tolerance_not_built");
-        assert!(refused["error"]["hint"].is_string(), "{refused}");
+        let body = json!({"model": model, "prompt": "hi", "stream": true});
+        let cases = [
+            ("critical", 400, "fault_tolerance_not_built"),
+            ("high", 503, "too_few_replicas"),
+        ];
+        for (level, status, code) in cases {
+            let request = node.post(path, &body);
+            let request = request.header("x-accel-fault-tolerance", level);
+            let refused = document(request.send().await.unwrap(), status).await;
+            assert_eq!(refused["error"]["code"], code, "{refused}");
+            assert!(refused["error"]["hint"].is_string(), "{refused}");
+        }
     });
 }
 

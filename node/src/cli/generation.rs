@@ -29,8 +29,8 @@ pub struct Sampling {
     /// End the answer before this text, may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// What the answer survives: none, low (broken connections) or medium (lost peers, and a restart
-    /// of the node)
+    /// What the answer survives: none, low (broken connections), medium (lost peers, and a restart
+    /// of the node) or high (the loss of the node, with its disk)
     /// [default: the node's]
     #[arg(long, value_name = "LEVEL")]
     fault_tolerance: Option<String>,

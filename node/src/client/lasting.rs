@@ -1,5 +1,6 @@
 //! A stream of events that outlasts its connection: when that breaks, the client comes back to the
-//! node with the id of its last event, and the stream goes on from there.
+//! node with the id of its last event, and the stream goes on from there. When the node is gone, and
+//! others keep the session's journal, the client comes back to one of these.
 
 use std::time::Duration;
 
@@ -12,10 +13,23 @@ use crate::terminal;
 const PATIENCE: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Nodes that are asked, at most.
+const MOST_NODES: usize = 8;
+
+/// Refusals after which it makes sense to try again: what is in the way will be gone.
+const MAY_PASS: [&str; 6] = [
+    "shutting_down",
+    "overloaded",
+    "session_busy",
+    "session_suspended",
+    "session_moved",
+    "too_few_replicas",
+];
 
 /// See the module.
-pub struct Lasting<'a> {
-    client: &'a Client,
+pub struct Lasting {
+    /// The node that was asked first, and those that keep the session.
+    nodes: Vec<Client>,
     events: Events,
     session: Option<String>,
     last_id: Option<String>,
@@ -24,11 +38,13 @@ pub struct Lasting<'a> {
     pause: Duration,
 }
 
-impl<'a> Lasting<'a> {
+impl Lasting {
     /// A stream that has begun.
-    pub fn new(client: &'a Client, events: Events) -> Self {
+    pub fn new(client: &Client, events: Events) -> Self {
+        let mut nodes = vec![client.clone()];
+        nodes.extend(elsewhere(client, &events));
         Self {
-            client,
+            nodes,
             session: events.session().map(str::to_owned),
             events,
             last_id: None,
@@ -47,7 +63,7 @@ impl<'a> Lasting<'a> {
                 }
                 Ok(None) if self.events.is_complete() => return Ok(None),
                 Ok(None) => self.come_back(self.events.cut_short()).await?,
-                Err(error @ ClientError::Broken { .. }) => self.come_back(error).await?,
+                Err(error) if may_pass(&error) => self.come_back(error).await?,
                 Err(error) => return Err(error),
             }
         }
@@ -70,7 +86,7 @@ impl<'a> Lasting<'a> {
         while since.elapsed() + self.pause < PATIENCE {
             sleep(self.pause).await;
             self.pause = LONGEST_PAUSE.min(self.pause * 2);
-            match self.client.resume(&session, self.last_id.as_deref()).await {
+            match self.ask_all(&session).await {
                 Ok(events) => {
                     terminal::note("the answer goes on");
                     self.events = events;
@@ -82,15 +98,46 @@ impl<'a> Lasting<'a> {
         }
         Err(error)
     }
+
+    /// Asks one node after the other. While there is hope at one of them, that counts.
+    async fn ask_all(&mut self, session: &str) -> Result<Events, ClientError> {
+        let last_id = self.last_id.as_deref();
+        let mut refusal = None;
+        for at in 0..self.nodes.len() {
+            let Some(node) = self.nodes.get(at) else {
+                break;
+            };
+            match node.resume(session, last_id).await {
+                Ok(events) => {
+                    // Whoever goes on with it knows who keeps it now.
+                    let node = self.nodes.swap_remove(at);
+                    let others = elsewhere(&node, &events);
+                    self.nodes.insert(0, node);
+                    self.nodes.extend(others);
+                    self.nodes.truncate(MOST_NODES);
+                    return Ok(events);
+                }
+                Err(error) if may_pass(&error) => refusal = Some(error),
+                Err(error) => {
+                    refusal.get_or_insert(error);
+                }
+            }
+        }
+        Err(refusal.unwrap_or_else(|| self.events.cut_short()))
+    }
+}
+
+/// The other nodes to which a client may come back.
+fn elsewhere(client: &Client, events: &Events) -> Vec<Client> {
+    let apis = events.replicas().iter();
+    apis.map(|api| client.elsewhere(api)).collect()
 }
 
 /// Whether it makes sense to try again.
 fn may_pass(error: &ClientError) -> bool {
     match error {
         ClientError::Unreachable { .. } | ClientError::Broken { .. } => true,
-        ClientError::Refused { code, .. } => {
-            ["shutting_down", "overloaded", "session_busy"].contains(&code.as_str())
-        }
+        ClientError::Refused { code, .. } => MAY_PASS.contains(&code.as_str()),
         ClientError::Strange { .. } => false,
     }
 }

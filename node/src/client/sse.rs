@@ -9,6 +9,7 @@ use crate::failure::chain;
 const MAX_EVENT: usize = 1 << 20;
 const DONE: &str = "[DONE]";
 const SESSION: &str = "x-accel-session";
+const REPLICAS: &str = "x-accel-replicas";
 
 /// One event.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +24,8 @@ pub struct Events {
     response: reqwest::Response,
     buffer: Buffer,
     session: Option<String>,
+    /// Where else it can be gone on with.
+    replicas: Vec<String>,
     /// Nothing more comes.
     done: bool,
     /// Because all of it came.
@@ -32,11 +35,13 @@ pub struct Events {
 impl Events {
     /// The events of a response.
     pub fn new(base: String, response: reqwest::Response) -> Self {
-        let session = response.headers().get(SESSION);
-        let session = session.and_then(|session| session.to_str().ok());
+        let header = |name| response.headers().get(name)?.to_str().ok();
+        let session = header(SESSION).map(str::to_owned);
+        let replicas = header(REPLICAS).map(apis).unwrap_or_default();
         Self {
             base,
-            session: session.map(str::to_owned),
+            session,
+            replicas,
             response,
             buffer: Buffer::default(),
             done: false,
@@ -47,6 +52,11 @@ impl Events {
     /// The session that the response belongs to.
     pub fn session(&self) -> Option<&str> {
         self.session.as_deref()
+    }
+
+    /// The APIs of the other nodes that keep the session's journal.
+    pub fn replicas(&self) -> &[String] {
+        &self.replicas
     }
 
     /// Whether the stream said that it was complete.
@@ -94,6 +104,12 @@ impl Events {
             problem,
         }
     }
+}
+
+/// The addresses in a list of `PEER=ADDRESS`; not every peer says where its API is.
+fn apis(header: &str) -> Vec<String> {
+    let peers = header.split(',').filter_map(|peer| peer.split_once('='));
+    peers.map(|(_, api)| api.trim().to_owned()).collect()
 }
 
 /// Bytes that arrived and are not yet an event.
@@ -172,6 +188,13 @@ mod tests {
             assert!(matches!(parse(&found[1]), Parsed::Nothing));
             assert!(matches!(parse(&found[2]), Parsed::Done));
         }
+    }
+
+    #[test]
+    fn replicas_that_say_where_their_api_is_are_known_by_it() {
+        let header = "12D3a=127.0.0.1:8421,12D3b, 12D3c=[::1]:8422";
+        assert_eq!(apis(header), ["127.0.0.1:8421", "[::1]:8422"]);
+        assert_eq!(apis(""), [""; 0]);
     }
 
     #[test]

@@ -132,8 +132,8 @@ fn values_out_of_range_name_their_key() {
         ("threads = \"four\"", "threads"),
         ("device = \"cuda\"", "CPU for now"),
         ("device = \"abacus\"", "not one of"),
-        ("fault_tolerance = \"high\"", "not built yet"),
-        ("fault_tolerance = \"some\"", "none, low and medium"),
+        ("fault_tolerance = \"critical\"", "not built yet"),
+        ("fault_tolerance = \"some\"", "none, low, medium and high"),
         ("kv = \"q4\"", "kv"),
         ("swarm = \"a\"\nswarm_key = \"b\"", "not both"),
     ];

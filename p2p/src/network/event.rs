@@ -3,6 +3,7 @@
 use libp2p::PeerId;
 
 use crate::control::IncomingControl;
+use crate::replica::IncomingReplica;
 use crate::wire::{Advert, TensorFrame};
 
 /// What the network tells its owner.
@@ -18,6 +19,8 @@ pub enum NetworkEvent {
     PeerExpired(PeerId),
     /// A member asks for something.
     Control(IncomingControl),
+    /// A member opened a stream about journals of sessions.
+    Replica(IncomingReplica),
     /// A member sent a frame over the tensor plane.
     Tensor {
         /// Who sent it.

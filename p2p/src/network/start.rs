@@ -23,7 +23,7 @@ use crate::adverts::{Adverts, gossip, hello};
 use crate::bitswap::{Bitswap, BlockStore};
 use crate::tensor::TensorPlane;
 use crate::wire::{TensorFrame, limit, protocol};
-use crate::{control, join};
+use crate::{control, join, replica};
 
 const EVENT_QUEUE: usize = 256;
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -169,6 +169,12 @@ impl Network {
         let tasks = &inner.tasks;
         tasks.spawn(control::serve(
             inner.streams.accept(protocol::CONTROL)?,
+            Arc::clone(&inner.members),
+            tasks.clone(),
+            inner.events.clone(),
+        ));
+        tasks.spawn(replica::serve(
+            inner.streams.accept(protocol::REPLICA)?,
             Arc::clone(&inner.members),
             tasks.clone(),
             inner.events.clone(),

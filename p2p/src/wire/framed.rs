@@ -6,6 +6,7 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::control::{ControlReply, ControlRequest};
 use super::join::{JoinRequest, JoinResponse};
+use super::replica::{ReplicaReply, ReplicaRequest};
 use super::{Message, WireError, decode, encode};
 
 /// Why a framed message could not be read or written.
@@ -34,7 +35,14 @@ macro_rules! stream_messages {
     )*};
 }
 
-stream_messages!(ControlRequest, ControlReply, JoinRequest, JoinResponse);
+stream_messages!(
+    ControlRequest,
+    ControlReply,
+    JoinRequest,
+    JoinResponse,
+    ReplicaRequest,
+    ReplicaReply
+);
 
 /// Reads one message; `None` when the stream ends before its first byte.
 pub async fn read_message<M: StreamMessage>(

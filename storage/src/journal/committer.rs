@@ -10,7 +10,7 @@ use sled::{Batch, Tree};
 use tokio::sync::{mpsc, oneshot};
 
 use super::record::{self, Kind};
-use super::{Counters, Damage, SessionKey};
+use super::{Counters, Damage, SessionKey, Writer};
 use crate::durable::Durable;
 use crate::error::{JournalError, Result, StorageError};
 
@@ -22,9 +22,11 @@ const REMEMBERED: usize = 4096;
 /// What is asked of the thread.
 pub(super) enum Operation {
     Open(Bytes),
-    Append(u64, Bytes),
+    Keep(u64, Bytes),
+    Append(Option<Writer>, u64, Vec<Bytes>),
     Claim(u64),
-    Close(Bytes),
+    Close(Option<Writer>, Bytes),
+    Forget,
     Prune(usize),
 }
 
@@ -39,7 +41,20 @@ pub(super) struct Request {
 struct Position {
     next: u64,
     claim: u64,
+    kept: bool,
     closed: bool,
+}
+
+impl Position {
+    /// Refuses whoever does not write the session any more.
+    fn check(&self, writer: Option<Writer>) -> Result<(), JournalError> {
+        let newest = self.claim;
+        let is_it = |writer: Writer| writer.claim == newest && writer.is_keeper == self.kept;
+        match writer.is_none_or(is_it) {
+            true => Ok(()),
+            false => Err(JournalError::Claimed { newest }),
+        }
+    }
 }
 
 /// See the [module](self).
@@ -131,9 +146,13 @@ impl Committer {
     fn stage(&mut self, session: &SessionKey, operation: Operation) -> Result<usize, JournalError> {
         match operation {
             Operation::Open(opening) => self.open(session, &opening)?,
-            Operation::Append(index, content) => self.append(session, index, &content)?,
+            Operation::Keep(claim, opening) => self.keep(session, claim, &opening)?,
+            Operation::Append(writer, first, records) => {
+                self.append_all(session, writer, first, &records)?;
+            }
             Operation::Claim(claim) => self.claim(session, claim)?,
-            Operation::Close(outcome) => self.close(session, &outcome)?,
+            Operation::Close(writer, outcome) => self.close(session, writer, &outcome)?,
+            Operation::Forget => self.forget(session)?,
             Operation::Prune(keep) => return self.prune(keep),
         }
         Ok(0)
@@ -145,6 +164,7 @@ impl Committer {
             let position = Position {
                 next: 0,
                 claim: 0,
+                kept: false,
                 closed: false,
             };
             self.positions.insert(*session, position);
@@ -154,6 +174,50 @@ impl Committer {
             return Ok(());
         }
         Err(JournalError::AlreadyOpen)
+    }
+
+    fn keep(
+        &mut self,
+        session: &SessionKey,
+        claim: u64,
+        opening: &[u8],
+    ) -> Result<(), JournalError> {
+        let before = self.position(session)?;
+        self.open(session, opening)?;
+        let position = self.position(session)?.ok_or(JournalError::Unknown)?;
+        // The same coordinator may come again; its own node's session it cannot make a copy.
+        let is_newer = before.is_none() || claim > position.claim;
+        if !is_newer && !(position.kept && claim == position.claim) {
+            let newest = position.claim;
+            return Err(JournalError::Claimed { newest });
+        }
+        if position.closed {
+            return Err(JournalError::Closed);
+        }
+        self.put(session, Kind::Claim, &claim.to_le_bytes());
+        self.put(session, Kind::Kept, &[]);
+        let kept = Position {
+            claim,
+            kept: true,
+            ..position
+        };
+        self.positions.insert(*session, kept);
+        Ok(())
+    }
+
+    fn append_all(
+        &mut self,
+        session: &SessionKey,
+        writer: Option<Writer>,
+        first: u64,
+        records: &[Bytes],
+    ) -> Result<(), JournalError> {
+        let position = self.position(session)?.ok_or(JournalError::Unknown)?;
+        position.check(writer)?;
+        for (index, record) in (first..).zip(records) {
+            self.append(session, index, record)?;
+        }
+        Ok(())
     }
 
     fn append(
@@ -195,13 +259,27 @@ impl Committer {
             return Err(JournalError::Claimed { newest });
         }
         self.put(session, Kind::Claim, &claim.to_le_bytes());
-        self.positions
-            .insert(*session, Position { claim, ..position });
+        if position.kept {
+            let marker = record::key(session, Kind::Kept);
+            self.staged.insert(marker, None);
+        }
+        let claimed = Position {
+            claim,
+            kept: false,
+            ..position
+        };
+        self.positions.insert(*session, claimed);
         Ok(())
     }
 
-    fn close(&mut self, session: &SessionKey, outcome: &[u8]) -> Result<(), JournalError> {
+    fn close(
+        &mut self,
+        session: &SessionKey,
+        writer: Option<Writer>,
+        outcome: &[u8],
+    ) -> Result<(), JournalError> {
         let position = self.position(session)?.ok_or(JournalError::Unknown)?;
+        position.check(writer)?;
         if position.closed {
             if self.holds(session, Kind::Outcome, outcome)? {
                 return Ok(());
@@ -227,13 +305,27 @@ impl Committer {
         closed.sort_unstable();
         let surplus = closed.len().saturating_sub(keep);
         for (_, session) in closed.iter().take(surplus) {
-            self.positions.remove(session);
-            for key in self.tree.scan_prefix(session).keys() {
-                let key = key.map_err(|error| unreadable(error.into()))?;
-                self.staged.insert(key.to_vec(), None);
-            }
+            self.remove(session)?;
         }
         Ok(surplus)
+    }
+
+    fn forget(&mut self, session: &SessionKey) -> Result<(), JournalError> {
+        match self.position(session)? {
+            Some(position) if position.kept => self.remove(session),
+            Some(Position { claim, .. }) => Err(JournalError::Claimed { newest: claim }),
+            None => Ok(()),
+        }
+    }
+
+    fn remove(&mut self, session: &SessionKey) -> Result<(), JournalError> {
+        self.positions.remove(session);
+        self.staged.retain(|key, _| !key.starts_with(session));
+        for key in self.tree.scan_prefix(session).keys() {
+            let key = key.map_err(|error| unreadable(error.into()))?;
+            self.staged.insert(key.to_vec(), None);
+        }
+        Ok(())
     }
 
     /// Where a session stands; `None` when it was never opened.
@@ -254,6 +346,7 @@ impl Committer {
         let position = Position {
             next,
             claim: entry.claim,
+            kept: entry.is_kept,
             closed: entry.outcome.is_some(),
         };
         self.positions.insert(*session, position);
@@ -298,10 +391,12 @@ impl Committer {
     }
 }
 
-/// Whether more may join the group. `Prune` comes last: it looks at what is in the tree.
+/// Whether more may join the group. What removes comes last: it looks at what is in the tree, and
+/// what follows must find that removed.
 fn is_open(group: &[Request]) -> bool {
-    let prunes = |request: &Request| matches!(request.operation, Operation::Prune(_));
-    group.len() < GROUP && !group.last().is_some_and(prunes)
+    let removes =
+        |request: &Request| matches!(request.operation, Operation::Prune(_) | Operation::Forget);
+    group.len() < GROUP && !group.last().is_some_and(removes)
 }
 
 fn unreadable(error: StorageError) -> JournalError {

@@ -23,6 +23,8 @@ pub(super) enum Kind {
     Record(u64),
     Outcome,
     Claim,
+    /// There when this node only keeps the session, for a coordinator elsewhere.
+    Kept,
 }
 
 impl Kind {
@@ -32,6 +34,7 @@ impl Kind {
             Kind::Record(_) => 1,
             Kind::Outcome => 2,
             Kind::Claim => 3,
+            Kind::Kept => 4,
         }
     }
 }
@@ -94,6 +97,7 @@ pub(super) fn load(tree: &Tree, session: SessionKey) -> Result<Option<JournalEnt
         opening,
         records: Vec::new(),
         claim: 0,
+        is_kept: is_kept(tree, &session)?,
         outcome: None,
         damage: None,
     };
@@ -122,6 +126,10 @@ pub(super) fn load(tree: &Tree, session: SessionKey) -> Result<Option<JournalEnt
         }
     }
     Ok(Some(entry))
+}
+
+fn is_kept(tree: &Tree, session: &SessionKey) -> Result<bool> {
+    Ok(tree.contains_key(key(session, Kind::Kept))?)
 }
 
 /// The newest claim; none when it is damaged.
@@ -194,6 +202,7 @@ fn summarise(tree: &Tree, session: &SessionKey) -> Result<SessionSummary> {
         opened_unix_ms: opened.unwrap_or(0),
         touched_unix_ms: written.unwrap_or(0),
         closed_unix_ms: stamp(tree, &key(session, Kind::Outcome))?,
+        is_kept: is_kept(tree, session)?,
     })
 }
 

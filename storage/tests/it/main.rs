@@ -2,6 +2,7 @@
 
 mod catalogue;
 mod cids;
+mod copies;
 mod fetch;
 mod hostile;
 mod journal;

@@ -73,6 +73,7 @@ pub(super) fn machine(level: FaultTolerance, prompt: usize, stages: usize) -> Ma
         salt: 1,
         peer_wait: Duration::from_secs(30),
         resumable: false,
+        replicas: 0,
     };
     let text = Box::new(Numbers { stop: None });
     Machine::new(opening, route(&first_peers(stages)), text, tolerance)

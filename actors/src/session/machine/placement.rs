@@ -23,6 +23,7 @@ impl Machine {
         if !matches!(self.phase, Phase::Opening) {
             return;
         }
+        self.begin_replicas();
         match self.resumed.is_some() {
             true => self.go_on(),
             false => self.place(),

@@ -21,6 +21,8 @@ pub(crate) struct Tolerance {
     pub(crate) peer_wait: Duration,
     /// Whether a client may come back for the answer.
     pub(crate) resumable: bool,
+    /// How many other peers have a token before it is emitted.
+    pub(crate) replicas: usize,
 }
 
 /// What follows a pause.
@@ -89,6 +91,7 @@ impl Recovery {
 
 impl Machine {
     pub(super) fn on_peer_lost(&mut self, peer: PeerId) {
+        self.replica_gone(peer);
         let Some(stage) = self.route.iter().find(|stage| stage.peer == peer) else {
             return;
         };

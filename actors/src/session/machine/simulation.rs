@@ -141,6 +141,7 @@ impl Simulation {
             salt: seed,
             peer_wait: std::time::Duration::from_secs(30),
             resumable: weather.interruptions > 0,
+            replicas: 0,
         };
         let text = Box::new(Numbers { stop: weather.stop });
         let mut simulation = Self {

@@ -231,7 +231,6 @@ fn a_level_of_fault_tolerance_is_taken_and_one_that_is_not_built_is_refused_as_s
     let taken = completion(json!({"fault_tolerance": "low"})).unwrap();
     assert_eq!(taken.options.fault_tolerance, Some(FaultTolerance::Low));
     let cases = [
-        (json!("high"), "fault_tolerance_not_built"),
         (json!("critical"), "fault_tolerance_not_built"),
         (json!("some"), "invalid_value"),
         (json!(2), "invalid_value"),

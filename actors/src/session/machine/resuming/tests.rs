@@ -37,6 +37,7 @@ fn resumed(tokens: &[u32], seen: u64, ended: Option<Ended>) -> Machine {
         salt: 1,
         peer_wait: Duration::from_secs(30),
         resumable: true,
+        replicas: 0,
     };
     let text = Box::new(Numbers { stop: Some(99) });
     Machine::resumed(opening, past, text, tolerance)

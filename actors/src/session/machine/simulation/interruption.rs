@@ -166,6 +166,7 @@ impl Simulation {
             salt: self.rng.random(),
             peer_wait: Duration::from_secs(30),
             resumable: true,
+            replicas: 0,
         };
         let text = Box::new(Numbers {
             stop: self.weather.stop,
