@@ -132,7 +132,7 @@ impl Machine {
     pub(crate) fn start(&mut self) -> Vec<Command> {
         match &self.resumed {
             None => vec![Command::JournalOpen],
-            Some(resumed) if resumed.ending.is_none() => {
+            Some(resumed) if !resumed.is_over => {
                 let claim = resumed.claim;
                 vec![Command::JournalClaim { claim }]
             }

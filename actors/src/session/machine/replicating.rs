@@ -85,10 +85,7 @@ impl Machine {
     /// The session is in the journal here: from now on it is to be elsewhere, too. One that is only
     /// told again needs no more safety than it has.
     pub(super) fn begin_replicas(&mut self) {
-        let is_over = self
-            .resumed
-            .as_ref()
-            .is_some_and(|past| past.ending.is_some());
+        let is_over = self.resumed.as_ref().is_some_and(|past| past.is_over);
         match is_over {
             true => self.replication.wanted = 0,
             false => self.replicate(),
@@ -181,3 +178,6 @@ impl Machine {
         self.replication.places.iter().map(|place| place.peer)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,7 +49,9 @@ pub(crate) struct Past {
 #[derive(Debug)]
 pub(super) struct Resumed {
     pub(super) claim: u64,
-    /// How the session ended already.
+    /// Whether the journal has its outcome: then there is nothing to be written any more.
+    pub(super) is_over: bool,
+    /// How the session ends, when there is nothing to compute.
     pub(super) ending: Option<Outcome>,
     /// How many tokens there were.
     tokens: u64,
@@ -79,6 +81,7 @@ impl Machine {
         }
         machine.resumed = Some(Resumed {
             claim: past.claim,
+            is_over: past.ended.is_some(),
             ending: machine.ending(past.ended, stopped),
             tokens,
             seen_chars,

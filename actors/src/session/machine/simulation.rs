@@ -10,11 +10,13 @@
 //! | `peer.rs` | a node with its stage |
 //! | `coordinator.rs` | what carries the machine's commands out |
 //! | `storm.rs` | faults |
+//! | `copies.rs` | peers that keep the journal |
 //! | `interruption.rs` | the coordinator crashes, the client is gone, and comes back |
 //! | `checks.rs` | the rules |
 
 mod checks;
 mod coordinator;
+mod copies;
 mod interruption;
 mod peer;
 mod storm;
@@ -27,11 +29,13 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::fixtures::{self, Numbers};
-use super::{Machine, Opening, Tolerance};
+use super::{Machine, Opening, REPLICAS, Tolerance};
 use crate::session::event::{Event, Timer};
 use crate::session::recovery::{FaultKind, Remedy, strategy};
+use crate::tolerance::FaultTolerance;
 use checks::Checks;
 use coordinator::Call;
+use copies::{Copies, Letter};
 use interruption::{Disk, Interruption};
 use peer::{Effect, Finished, Message, Peer, Report};
 use weather::{Millis, Promise, Weather};
@@ -62,6 +66,10 @@ enum Happening {
     /// A call is answered, or nobody waits for the answer any more.
     Answer(u64, Result<(), &'static str>),
     RenewLeases,
+    /// Something is to be kept.
+    Letter(Letter),
+    /// By which peer, on which stream, from which token on, and what came of it.
+    LetterAnswered(usize, u64, usize, Result<usize, &'static str>),
     Crash(usize),
     Return(usize),
     Stall(usize),
@@ -101,6 +109,7 @@ struct Simulation {
     /// Whether there is one that runs.
     running: bool,
     disk: Disk,
+    copies: Copies,
     /// Tokens on their way to the client.
     sent: VecDeque<(u64, String)>,
     client_returns: bool,
@@ -140,8 +149,12 @@ impl Simulation {
             strategy: strategy(weather.level),
             salt: seed,
             peer_wait: std::time::Duration::from_secs(30),
-            resumable: weather.interruptions > 0,
-            replicas: 0,
+            resumable: weather.interruptions > 0 || weather.level == FaultTolerance::High,
+            replicas: if weather.level == FaultTolerance::High {
+                REPLICAS
+            } else {
+                0
+            },
         };
         let text = Box::new(Numbers { stop: weather.stop });
         let mut simulation = Self {
@@ -162,6 +175,7 @@ impl Simulation {
             process: 0,
             running: true,
             disk: Disk::default(),
+            copies: Copies::default(),
             sent: VecDeque::new(),
             client_returns: false,
             storm: None,
@@ -230,6 +244,10 @@ impl Simulation {
             }
             Happening::Answer(call, answer) => self.answered(call, answer),
             Happening::RenewLeases => self.renew_leases(),
+            Happening::Letter(letter) => self.letter_arrives(letter),
+            Happening::LetterAnswered(peer, stream, first, answer) => {
+                self.letter_answered(peer, stream, first, answer);
+            }
             Happening::Crash(peer) => self.crash(peer),
             Happening::Return(peer) => self.come_back(peer),
             Happening::Stall(peer) => self.stall(peer),

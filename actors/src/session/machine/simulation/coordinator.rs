@@ -54,6 +54,7 @@ impl Simulation {
             if self.tells {
                 println!("       -> {command:?}");
             }
+            self.check_replicas(&command);
             self.checks.command(&command, &self.machine.route);
             self.obey(command);
         }
@@ -101,7 +102,8 @@ impl Simulation {
                 self.send(0, first, Message::Step(step));
             }
             Command::JournalToken { index, drawn } => {
-                self.disk.write(index, drawn);
+                self.disk.write(index, drawn.clone());
+                self.replicate(drawn);
                 let takes = self.rng.random_range(1..20);
                 self.journaled_at = self.journaled_at.max(self.now + takes);
                 self.later(self.journaled_at, Event::Journaled { index });
@@ -114,13 +116,17 @@ impl Simulation {
                 };
                 self.later(self.now + takes, Event::Emitted { index });
             }
+            Command::FindReplicas { excluding } => self.find_replicas(&excluding),
+            Command::OpenReplica { peer, claim } => self.open_replica(peer, claim),
+            Command::DropReplica { peer } => self.drop_replica(peer),
+            Command::Arm(Timer::Replicas) => self.wait_for_replicas(),
             Command::Arm(timer) => self.arm(timer),
             Command::Close(outcome) => self.closed(&outcome),
             Command::Reconnect { .. } | Command::Recovering { .. } | Command::Recovered => {}
         }
     }
 
-    fn soon(&mut self, event: Event) {
+    pub(super) fn soon(&mut self, event: Event) {
         let time = self.now + self.rng.random_range(1..10);
         self.later(time, event);
     }
@@ -135,7 +141,7 @@ impl Simulation {
         let within = match timer {
             Timer::Commit { .. } => 10 * second,
             Timer::Memory { .. } => 30 * second / Millis::from(WAITS),
-            Timer::Peers { .. } => 30 * second / Millis::from(PEER_WAITS),
+            Timer::Peers { .. } | Timer::Replicas => 30 * second / Millis::from(PEER_WAITS),
             Timer::Step { .. } => STEP,
             Timer::Pause { after, .. } => millis(after),
         };

@@ -1,6 +1,7 @@
 //! Interruptions: the coordinator crashes and is started again with its disk, or the client's
 //! connection breaks, or the client comes back before that was noticed. Each time the client comes
-//! back for what it has not got, and another machine goes on from the disk.
+//! back for what it has not got, and another machine goes on from the disk. Where peers keep the
+//! journal, the coordinator may lose its disk as well.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use rand::rngs::StdRng;
 
 use super::storm::EXPIRY;
 use super::{Happening, Machine, Numbers, Opening, Simulation, Tolerance, strategy, toy};
-use crate::error::Failure;
+use crate::error::{Failure, TOO_FEW_REPLICAS};
 use crate::session::event::{Drawn, Event, Outcome};
 use crate::session::machine::{Past, next_claim};
 use crate::session::record::Ended;
@@ -43,6 +44,23 @@ impl Disk {
     pub(super) fn claim(&mut self, claim: u64) {
         assert!(claim > self.claim, "claims only grow");
         self.claim = claim;
+    }
+
+    pub(super) fn tokens(&self) -> &[Drawn] {
+        &self.tokens
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    /// Takes what a peer has of it.
+    pub(super) fn adopt(&mut self, claim: u64, tokens: &[Drawn]) {
+        self.claim = self.claim.max(claim);
+        let both = self.tokens.iter().zip(tokens);
+        both.for_each(|(own, other)| assert_eq!(own, other, "two copies disagree"));
+        let lacking = tokens.get(self.tokens.len()..).unwrap_or_default();
+        self.tokens.extend_from_slice(lacking);
     }
 
     pub(super) fn write(&mut self, index: u64, drawn: Drawn) {
@@ -95,10 +113,32 @@ impl Simulation {
                 self.disk.ended = Some(Ended::Done(*finish));
                 self.deliver(self.sent.len());
             }
+            Outcome::Moved(failure) => self.turned_away(failure),
+            Outcome::Suspended(failure) if failure.code == TOO_FEW_REPLICAS => {
+                self.turned_away(failure);
+            }
             Outcome::Suspended(_) => assert!(self.weather.interruptions > 0),
-            Outcome::Moved(_) => panic!("there is one coordinator"),
             Outcome::Failed(_) | Outcome::Cancelled => {}
         }
+    }
+
+    /// Peers know a newer coordinator than this one, or there are too few: the client gets what is
+    /// on its way, and comes back.
+    fn turned_away(&mut self, failure: &Failure) {
+        assert!(self.replicas() > 0, "there is one coordinator: {failure:?}");
+        self.deliver(self.sent.len());
+        self.leave();
+    }
+
+    /// Whatever the old machine waits for is not for the new one.
+    fn leave(&mut self) {
+        self.running = false;
+        self.client_returns = true;
+        self.calls.clear();
+        self.process += 1;
+        self.timer += 1;
+        let back = self.now + self.rng.random_range(0..4_000);
+        self.at(back, Happening::ClientReturns);
     }
 
     /// Whether nothing of the session follows.
@@ -118,6 +158,7 @@ impl Simulation {
                 self.peers[0].crash();
                 self.checks.forgive();
                 self.disk.settle(&mut self.rng);
+                self.lose_disk();
                 self.connected.iter_mut().skip(1).for_each(|to| *to = false);
                 let long_ago = self.now.saturating_sub(EXPIRY);
                 self.heard.fill(long_ago);
@@ -128,14 +169,7 @@ impl Simulation {
                 self.feed(Event::Suspend(failure));
             }
         }
-        self.running = false;
-        self.client_returns = true;
-        self.calls.clear();
-        // Whatever the old machine waits for is not for the new one.
-        self.process += 1;
-        self.timer += 1;
-        let back = self.now + self.rng.random_range(0..4_000);
-        self.at(back, Happening::ClientReturns);
+        self.leave();
     }
 
     /// It asks for what follows on what it has.
@@ -149,13 +183,19 @@ impl Simulation {
             }
         }
         self.disk.settle(&mut self.rng);
+        if self.replicas() > 0 && !self.gather() {
+            // Those who have it cannot be asked yet.
+            self.client_returns = true;
+            return self.at(self.now + 1_000, Happening::ClientReturns);
+        }
+        self.copies.begin(self.disk.tokens.clone());
         let past = Past {
             tokens: self.disk.tokens.clone(),
             ended: self.disk.ended.clone(),
             seen: self.checks.received,
             claim: next_claim(self.disk.claim, self.rng.random()).expect("not too often"),
         };
-        self.checks.go_on(past.tokens.len() as u64);
+        let tokens = past.tokens.len() as u64;
         let opening = Opening {
             prompt: self.checks.prompt().to_vec(),
             max_new: self.weather.max_new,
@@ -166,12 +206,13 @@ impl Simulation {
             salt: self.rng.random(),
             peer_wait: Duration::from_secs(30),
             resumable: true,
-            replicas: 0,
+            replicas: self.replicas(),
         };
         let text = Box::new(Numbers {
             stop: self.weather.stop,
         });
         self.machine = Machine::resumed(opening, past, text, tolerance);
+        self.checks.go_on(tokens, self.machine.epoch());
         self.running = true;
         let commands = self.machine.start();
         self.execute(commands);

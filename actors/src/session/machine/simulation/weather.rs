@@ -3,6 +3,7 @@
 use rand::Rng;
 use rand::rngs::StdRng;
 
+use crate::session::machine::REPLICAS;
 use crate::tolerance::FaultTolerance;
 
 /// Milliseconds of simulated time.
@@ -60,8 +61,8 @@ impl Weather {
     pub(super) fn of(seed: u64, rng: &mut StdRng) -> Self {
         let fair = Self::fair(rng);
         match seed % 13 {
-            0 => fair,
-            1..=6 => Self::stormy(fair, rng),
+            0 => fair.safer(rng),
+            1..=6 => Self::stormy(fair, rng).safer(rng),
             7 => Self::hopeless(fair, rng),
             8 => Self {
                 promise: Promise::Completes,
@@ -73,7 +74,7 @@ impl Weather {
                 let interruptions = rng.random_range(1..=4);
                 Self {
                     interruptions,
-                    ..Self::stormy(fair, rng)
+                    ..Self::stormy(fair, rng).safer(rng)
                 }
             }
             _ => {
@@ -116,6 +117,16 @@ impl Weather {
             broken_off: false,
             interruptions: 0,
         }
+    }
+
+    /// In some swarms that are large enough, peers keep the journal.
+    fn safer(self, rng: &mut StdRng) -> Self {
+        let is_high = self.capacities.len() > REPLICAS && rng.random_bool(0.4);
+        let level = match is_high {
+            true => FaultTolerance::High,
+            false => self.level,
+        };
+        Self { level, ..self }
     }
 
     /// Anything may happen, for less time than a session waits.
