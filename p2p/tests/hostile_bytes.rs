@@ -5,7 +5,8 @@ use std::cell::Cell;
 
 use accel_p2p::membership::{Certificate, Invite, SwarmMembership};
 use accel_p2p::wire::{
-    ControlReply, ControlRequest, Gossip, JoinResponse, limit, read_message, tag,
+    ControlReply, ControlRequest, Gossip, JoinResponse, ReplicaReply, ReplicaRequest, limit,
+    read_message, tag,
 };
 use futures::executor::block_on;
 use futures::io::Cursor;
@@ -51,6 +52,8 @@ fn decode_as_everything(bytes: &[u8]) {
     let _ = block_on(read_message::<ControlRequest>(&mut Cursor::new(&framed)));
     let _ = block_on(read_message::<ControlReply>(&mut Cursor::new(&framed)));
     let _ = block_on(read_message::<JoinResponse>(&mut Cursor::new(&framed)));
+    let _ = block_on(read_message::<ReplicaRequest>(&mut Cursor::new(&framed)));
+    let _ = block_on(read_message::<ReplicaReply>(&mut Cursor::new(&framed)));
     let _ = block_on(read_message::<ControlRequest>(&mut Cursor::new(bytes)));
     let _ = Gossip::open(bytes, 0);
     let _ = Certificate::from_bytes(bytes);
@@ -76,6 +79,10 @@ fn a_length_beyond_all_memory_takes_none() {
         endless(&[tag::CONTROL_REPLY, 4]),
         endless(&[tag::CONTROL_REPLY, 2, 0, 0, 0]),
         endless(&[tag::JOIN_RESPONSE, 2]),
+        endless(&[tag::REPLICA_REQUEST, 2]),
+        endless(&[tag::REPLICA_REQUEST, 3, 0]),
+        endless(&[tag::REPLICA_REPLY, 3, 0, 1]),
+        endless(&[tag::REPLICA_REPLY, 5]),
         endless(&[tag::CERTIFICATE]),
         endless(&[]),
         u32::MAX.to_le_bytes().to_vec(),
@@ -89,7 +96,7 @@ fn a_length_beyond_all_memory_takes_none() {
 proptest! {
     #[test]
     fn arbitrary_bytes_take_no_more_than_the_largest_limit(
-        tag in 0..0x44u8, bytes in prop::collection::vec(any::<u8>(), 0..2000),
+        tag in 0..0x54u8, bytes in prop::collection::vec(any::<u8>(), 0..2000),
     ) {
         let bytes = [&[tag], bytes.as_slice()].concat();
         let largest = largest_allocation(|| decode_as_everything(&bytes));

@@ -271,3 +271,6 @@ fn refuse(peer: PeerId, Refusal(code, message): &Refusal) -> ReplicaReply {
     };
     ReplicaReply::refused(code, message, hint)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,4 @@
+mod replica;
 mod strategies;
 
 use proptest::prelude::*;
@@ -15,6 +16,8 @@ fn decode_as_everything(bytes: &[u8]) {
     let _ = decode::<ControlReply>(bytes);
     let _ = decode::<JoinRequest>(bytes);
     let _ = decode::<JoinResponse>(bytes);
+    let _ = decode::<ReplicaRequest>(bytes);
+    let _ = decode::<ReplicaReply>(bytes);
     let _ = decode::<Invite>(bytes);
     let _ = crate::membership::Certificate::from_bytes(bytes);
     let _ = crate::membership::SwarmMembership::from_bytes(bytes);

@@ -4,4 +4,5 @@ mod blocks;
 mod control;
 mod discovery;
 mod refusal;
+mod replica;
 mod support;

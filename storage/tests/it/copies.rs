@@ -53,6 +53,7 @@ async fn a_copy_is_written_by_its_coordinator_until_a_newer_one_comes() {
         5
     ));
     journal.close_as(SESSION, keeper(5), b"done").await.unwrap();
+    drop(journal);
     let home = home.reopen();
     let entry = home.store.journal().load(SESSION).unwrap().unwrap();
     assert!(entry.is_kept);
