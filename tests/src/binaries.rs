@@ -81,12 +81,13 @@ pub fn target_dir() -> Result<PathBuf> {
         .context("a profile directory has a parent")
 }
 
-/// `target/PROFILE`, from `target/PROFILE/deps/this-test` or `target/PROFILE/this-program`.
+/// `target/PROFILE`, from `target/PROFILE/deps/this-test`, `target/PROFILE/examples/this-example` or
+/// `target/PROFILE/this-program`.
 fn profile_dir() -> Result<PathBuf> {
     let exe = env::current_exe().context("cannot tell where this test lies")?;
     let beside = exe.parent();
     let dir = match beside.and_then(Path::file_name) {
-        Some(name) if name == "deps" => beside.and_then(Path::parent),
+        Some(name) if name == "deps" || name == "examples" => beside.and_then(Path::parent),
         _ => beside,
     };
     dir.map(Path::to_path_buf)

@@ -12,6 +12,7 @@ use accel_p2p::{PeerId, Record, ReplicaReply, ReplicaRequest, SessionId};
 use actix::{ActorFutureExt, Addr, AsyncContext, Context, WrapFuture};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::actor::{Happened, SessionActor};
 use super::event::Event;
@@ -19,6 +20,9 @@ use crate::error::Failure;
 use crate::replica::choose::candidates;
 use crate::replica::{ReplicaLink, Replicas, strange};
 
+/// How soon a request may follow the one before. Tokens that come faster share requests, and with
+/// them flushes: a few cores have better things to do, and nobody reads that fast.
+const PACE: Duration = Duration::from_millis(50);
 /// How long a replica hears nothing; then it is told that the coordinator lives.
 const PULSE: Duration = Duration::from_secs(5);
 
@@ -212,10 +216,15 @@ impl Copying {
                 continue;
             }
             let (first, count) = (sent as u64, records.len());
+            let next = Instant::now() + PACE;
             durable(link.ask(&ReplicaRequest::Append { first, records }).await?)?;
             sent += count;
             if count > 0 {
                 self.tell_durable(sent).await;
+            }
+            let is_caught_up = count < limit::REPLICA_RECORDS;
+            if count > 0 && is_caught_up {
+                tokio::time::sleep_until(next).await;
             }
         }
     }
