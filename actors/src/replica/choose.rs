@@ -17,7 +17,7 @@ use crate::placement::Placer;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Candidate {
     pub(crate) peer: PeerId,
-    /// Where its HTTP API is, if it says.
+    /// Where its HTTP API is, if it says so in a way that others can use.
     pub(crate) api: Option<SocketAddr>,
 }
 
@@ -50,7 +50,7 @@ fn choose(
     });
     let candidate = |record: &PeerRecord| Candidate {
         peer: record.peer,
-        api: record.body.api,
+        api: record.body.api.filter(|api| !api.ip().is_unspecified()),
     };
     others.into_iter().map(candidate).collect()
 }
