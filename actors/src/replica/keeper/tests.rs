@@ -200,3 +200,32 @@ async fn a_peer_that_sends_too_much_is_refused() {
     let stream = home.stream(PeerId::random());
     assert_eq!(ask(&stream, open(0, &opening)).await, durable(0));
 }
+
+#[tokio::test]
+async fn a_copy_is_deleted_once_its_coordinator_is_gone_and_nobody_came_and_not_before() {
+    let home = Home::new();
+    let opening = opening(FaultTolerance::High);
+    let stream = home.stream(PeerId::random());
+    ask(&stream, open(0, &opening)).await;
+    ask(&stream, append(0, &[1, 2])).await;
+    let suspended = crate::suspended::Suspended {
+        journal: home.journal.clone(),
+        table: Arc::new(SessionTable::new(8)),
+        tenures: Arc::clone(&home.tenures),
+        window: std::time::Duration::from_millis(20),
+    };
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    suspended.at_start().await.unwrap();
+    let kept = |session: SessionId| home.journal.load(session.bytes()).unwrap();
+    assert_eq!(kept(SESSION).map(|entry| entry.records.len()), Some(2));
+    assert!(suspended.table.views().is_empty(), "it is not shown");
+    drop(stream);
+    while home.tenures.live() > 0 {
+        tokio::task::yield_now().await;
+    }
+    suspended.at_start().await.unwrap();
+    assert!(kept(SESSION).is_some(), "it waits for its client");
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    suspended.at_start().await.unwrap();
+    assert_eq!(kept(SESSION), None);
+}
