@@ -57,8 +57,11 @@ impl Blocks {
         let (own, mut rest) = content.split_at(content.len().min(form.chunk));
         let mut children = Vec::new();
         while !rest.is_empty() {
-            // Each next child is twice as large.
-            let size = (form.chunk << children.len().min(8)).min(rest.len());
+            // Each next child is twice as large, and none so small that the tree becomes a chain.
+            let share = rest.len() / form.width;
+            let size = (form.chunk << children.len().min(8))
+                .max(share)
+                .min(rest.len());
             let size = if children.len() + 1 == form.width {
                 rest.len()
             } else {
