@@ -226,10 +226,12 @@ impl Keeper {
 
     async fn load(&self, session: SessionId) -> Result<Option<JournalEntry>, Refusal> {
         let journal = self.journal.clone();
-        let reading = tokio::task::spawn_blocking(move || journal.load(session.bytes()));
-        let read = reading.await;
-        let read = read.map_err(|error| Refusal("journal", error.to_string()))?;
-        let entry = read.map_err(|error| Refusal("journal", error.to_string()))?;
+        let reading = tokio::task::spawn_blocking(move || {
+            let read = journal.load(session.bytes());
+            read.map_err(|error| error.to_string())
+        });
+        let read = reading.await.map_err(|error| error.to_string());
+        let entry = read.flatten().map_err(|why| Refusal("journal", why))?;
         Ok(entry.filter(may_leave))
     }
 }

@@ -69,7 +69,7 @@ impl SessionActor {
             return;
         };
         let strategy = strategy(self.spec.opening.fault_tolerance);
-        if !strategy.is_some_and(|strategy| !strategy.keeps_peers()) {
+        if strategy.is_none_or(|strategy| strategy.keeps_peers()) {
             return;
         }
         let (placer, link) = (self.deps.placer.clone(), self.deps.link.clone());

@@ -66,8 +66,8 @@ impl Node {
     }
 
     /// Stops the plane's thread, like a process that hangs, until what is returned is dropped.
-    fn freeze(&self) -> std::sync::mpsc::Sender<()> {
-        let (hold, held) = std::sync::mpsc::channel();
+    fn freeze(&self) -> std::sync::mpsc::SyncSender<()> {
+        let (hold, held) = std::sync::mpsc::sync_channel(1);
         self.plane.shared.spawn(async move {
             let _ = held.recv();
         });

@@ -187,7 +187,8 @@ impl Committer {
         let position = self.position(session)?.ok_or(JournalError::Unknown)?;
         // The same coordinator may come again; its own node's session it cannot make a copy.
         let is_newer = before.is_none() || claim > position.claim;
-        if !is_newer && !(position.kept && claim == position.claim) {
+        let is_the_keepers = position.kept && claim == position.claim;
+        if !(is_newer || is_the_keepers) {
             let newest = position.claim;
             return Err(JournalError::Claimed { newest });
         }
