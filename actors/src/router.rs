@@ -209,6 +209,7 @@ pub(crate) fn opening(record: &OpeningRecord, card: &Card) -> Opening {
         prompt: record.prompt.clone(),
         max_new: record.max_new,
         vocab: card.header.shape.vocab,
+        row_bytes: u64::from(card.header.shape.hidden) * size_of::<f32>() as u64,
     }
 }
 
@@ -218,6 +219,7 @@ pub(crate) fn tolerance(deps: &RouterDeps, id: SessionId, record: &OpeningRecord
         salt: salt(id),
         peer_wait: deps.session.limits.peer_wait,
         resumable: record.is_resumable(),
+        rebuild: deps.session.rebuild,
     }
 }
 

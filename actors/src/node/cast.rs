@@ -21,6 +21,7 @@ use crate::placement::Placer;
 use crate::router::{Admission, Router, RouterDeps};
 use crate::session::actor::SessionDeps;
 use crate::session::link::Link;
+use crate::session::rebuild;
 use crate::session::stand_ins::StandIns;
 use crate::session::table::SessionTable;
 use crate::stage::{Shelf, StageDeps, StageServer};
@@ -157,6 +158,7 @@ impl Cast {
         stand_ins: Option<Arc<StandIns>>,
     ) -> ActorRef<Router> {
         let session = SessionDeps {
+            rebuild: rebuild::asked_for(),
             link,
             journal: self.store.journal(),
             placer: placer.clone(),

@@ -33,7 +33,11 @@ pub(super) fn event(route: &[PeerId], from: PeerId, frame: TensorFrame) -> Optio
                 drawn,
             })
         }
-        TensorFrame::Applied { epoch, step, .. } if is_last => Some(Event::Applied { epoch, step }),
+        TensorFrame::Applied { epoch, step, .. } => Some(Event::Applied {
+            epoch,
+            step,
+            stage: at,
+        }),
         TensorFrame::Failed {
             epoch,
             code,
@@ -91,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_stage_says_what_was_computed_and_strangers_say_nothing() {
+    fn only_the_last_stage_draws_all_say_what_they_applied_and_strangers_say_nothing() {
         let route = [(); 2].map(|()| PeerId::random());
         let applied = || TensorFrame::Applied {
             session: SessionId([1; 16]),
@@ -99,10 +103,26 @@ mod tests {
             step: 1,
             length: 5,
         };
-        let [first, last] = route;
-        assert!(event(&route, last, applied()).is_some());
-        assert_eq!(event(&route, first, applied()), None);
+        let token = || TensorFrame::Token {
+            session: SessionId([1; 16]),
+            epoch: 1,
+            step: 1,
+            position: 5,
+            token: 7,
+            logprob: 0.0,
+            top: Vec::new(),
+        };
+        for (at, peer) in route.into_iter().enumerate() {
+            let expected = Event::Applied {
+                epoch: 1,
+                step: 1,
+                stage: at,
+            };
+            assert_eq!(event(&route, peer, applied()), Some(expected));
+            assert_eq!(event(&route, peer, token()).is_some(), at == 1);
+        }
         let stranger = PeerId::random();
         assert_eq!(event(&route, stranger, frame("step_failed")), None);
+        assert_eq!(event(&route, stranger, applied()), None);
     }
 }

@@ -17,12 +17,21 @@ const LIMIT: usize = 256;
 /// Why nothing is taken on.
 pub(super) const DEAD: &str = "the stage's thread has died";
 
-/// The beginning or the end of a sequence.
+/// The beginning or the end of a sequence, or another plan for it.
 pub(super) enum Order {
     Open {
         seq: SeqId,
         max_tokens: usize,
         reply: oneshot::Sender<Result<(), StageError>>,
+    },
+    Hold {
+        seq: SeqId,
+        reply: oneshot::Sender<Option<usize>>,
+    },
+    Cut {
+        seq: SeqId,
+        length: usize,
+        max_tokens: usize,
     },
     Close(SeqId),
 }
@@ -74,6 +83,38 @@ impl Queue {
         max_tokens: usize,
         reply: oneshot::Sender<Result<(), StageError>>,
     ) -> Result<(), &'static str> {
+        self.order(Order::Open {
+            seq,
+            max_tokens,
+            reply,
+        })
+    }
+
+    /// Asks how long a sequence is, and drops what waits for it.
+    pub(super) fn hold(
+        &self,
+        seq: SeqId,
+        reply: oneshot::Sender<Option<usize>>,
+    ) -> Result<(), &'static str> {
+        self.lock().steps.forget(seq);
+        self.order(Order::Hold { seq, reply })
+    }
+
+    /// Cuts a sequence off at a length, before all steps that come from now on.
+    pub(super) fn cut(
+        &self,
+        seq: SeqId,
+        length: usize,
+        max_tokens: usize,
+    ) -> Result<(), &'static str> {
+        self.order(Order::Cut {
+            seq,
+            length,
+            max_tokens,
+        })
+    }
+
+    fn order(&self, order: Order) -> Result<(), &'static str> {
         let mut inner = self.lock();
         if inner.ended {
             return Err(DEAD);
@@ -81,11 +122,7 @@ impl Queue {
         if inner.orders.len() >= LIMIT {
             return Err("the stage has too many sessions waiting to begin");
         }
-        inner.orders.push_back(Order::Open {
-            seq,
-            max_tokens,
-            reply,
-        });
+        inner.orders.push_back(order);
         self.wake.notify_one();
         Ok(())
     }

@@ -23,8 +23,26 @@ pub enum TensorFrame {
         position: u64,
         /// Whether the last stage draws a token after the last row.
         sample: bool,
+        /// Number of the last stage of the route that applies the step: it tells the coordinator.
+        until: u32,
         /// The rows.
         input: StepInput,
+    },
+    /// The coordinator has a stage send outputs again that it kept, as a step for the stages
+    /// behind it.
+    Replay {
+        /// Whose outputs.
+        session: SessionId,
+        /// The plan that is live.
+        epoch: u64,
+        /// The step that they become.
+        step: u64,
+        /// Position of the first row.
+        position: u64,
+        /// How many positions.
+        rows: u32,
+        /// Number of the last stage of the route that applies the step.
+        until: u32,
     },
     /// The last stage tells the coordinator what it drew.
     Token {
@@ -43,8 +61,8 @@ pub enum TensorFrame {
         /// The likeliest alternatives.
         top: Vec<(u32, f32)>,
     },
-    /// The last stage tells the coordinator that it has applied a step that draws no token: the
-    /// next chunk of the prompt may follow.
+    /// The last stage of a step that draws no token tells the coordinator that it has applied it:
+    /// the next chunk may follow.
     Applied {
         /// Whose step this is.
         session: SessionId,
@@ -92,6 +110,7 @@ enum Header {
         step: u64,
         position: u64,
         sample: bool,
+        until: u32,
     },
     Hidden {
         session: SessionId,
@@ -99,7 +118,16 @@ enum Header {
         step: u64,
         position: u64,
         sample: bool,
+        until: u32,
         rows: u32,
+    },
+    Replay {
+        session: SessionId,
+        epoch: u64,
+        step: u64,
+        position: u64,
+        rows: u32,
+        until: u32,
     },
     Token {
         session: SessionId,
@@ -125,9 +153,11 @@ enum Header {
     },
 }
 
+// 1 and 2 are retired: rows that went through the whole route, always.
 wire_enum!(Header {
-    1 => Tokens { session, epoch, step, position, sample },
-    2 => Hidden { session, epoch, step, position, sample, rows },
+    11 => Tokens { session, epoch, step, position, sample, until },
+    12 => Hidden { session, epoch, step, position, sample, until, rows },
+    13 => Replay { session, epoch, step, position, rows, until },
     3 => Token { session, epoch, step, position, token, logprob, top[limit::TOP_LOGPROBS] },
     4 => Failed { session, epoch, step, code[limit::LABEL], message[limit::MESSAGE] },
     5 => Applied { session, epoch, step, length },
@@ -184,6 +214,7 @@ impl TensorFrame {
     pub fn session(&self) -> SessionId {
         match self {
             Self::Step { session, .. }
+            | Self::Replay { session, .. }
             | Self::Token { session, .. }
             | Self::Applied { session, .. }
             | Self::Failed { session, .. } => *session,
@@ -194,6 +225,7 @@ impl TensorFrame {
     pub fn epoch(&self) -> u64 {
         match self {
             Self::Step { epoch, .. }
+            | Self::Replay { epoch, .. }
             | Self::Token { epoch, .. }
             | Self::Applied { epoch, .. }
             | Self::Failed { epoch, .. } => *epoch,
@@ -215,6 +247,7 @@ impl TensorFrame {
                 step,
                 position,
                 sample,
+                until,
                 input,
             } => match input {
                 StepInput::Tokens(tokens) => {
@@ -226,6 +259,7 @@ impl TensorFrame {
                             step,
                             position,
                             sample,
+                            until,
                         },
                         bytes.into(),
                     )
@@ -237,11 +271,30 @@ impl TensorFrame {
                         step,
                         position,
                         sample,
+                        until,
                         rows,
                     },
                     data,
                 ),
             },
+            Self::Replay {
+                session,
+                epoch,
+                step,
+                position,
+                rows,
+                until,
+            } => {
+                let header = Header::Replay {
+                    session,
+                    epoch,
+                    step,
+                    position,
+                    rows,
+                    until,
+                };
+                (header, Bytes::new())
+            }
             Self::Token {
                 session,
                 epoch,
@@ -306,6 +359,7 @@ impl TensorFrame {
                 step,
                 position,
                 sample,
+                until,
             } => {
                 let input = StepInput::Tokens(words(&payload).map(u32::from_le_bytes).collect());
                 Self::Step {
@@ -314,6 +368,7 @@ impl TensorFrame {
                     step,
                     position,
                     sample,
+                    until,
                     input,
                 }
             }
@@ -323,6 +378,7 @@ impl TensorFrame {
                 step,
                 position,
                 sample,
+                until,
                 rows,
             } => {
                 let input = StepInput::Hidden {
@@ -335,9 +391,25 @@ impl TensorFrame {
                     step,
                     position,
                     sample,
+                    until,
                     input,
                 }
             }
+            Header::Replay {
+                session,
+                epoch,
+                step,
+                position,
+                rows,
+                until,
+            } => Self::Replay {
+                session,
+                epoch,
+                step,
+                position,
+                rows,
+                until,
+            },
             Header::Token {
                 session,
                 epoch,
@@ -394,6 +466,7 @@ fn check_payload(header: &Header, payload: &Bytes) -> Result<(), WireError> {
             let row_words = (*rows as usize).saturating_mul(4);
             row_words > 0 && size > 0 && size.is_multiple_of(row_words)
         }
+        Header::Replay { rows, .. } => size == 0 && *rows > 0,
         Header::Token { .. } | Header::Applied { .. } | Header::Failed { .. } => size == 0,
     };
     if fits {

@@ -67,12 +67,14 @@ pub(super) fn machine(level: FaultTolerance, prompt: usize, stages: usize) -> Ma
         prompt: (0..prompt as u32).map(|n| n % VOCAB).collect(),
         max_new: 50,
         vocab: VOCAB,
+        row_bytes: 8,
     };
     let tolerance = Tolerance {
         strategy: strategy(level),
         salt: 1,
         peer_wait: Duration::from_secs(30),
         resumable: false,
+        rebuild: None,
     };
     let text = Box::new(Numbers { stop: None });
     Machine::new(opening, route(&first_peers(stages)), text, tolerance)

@@ -29,11 +29,12 @@ use rand::{Rng, SeedableRng};
 use super::fixtures::{self, Numbers};
 use super::{Machine, Opening, Tolerance};
 use crate::session::event::{Event, Timer};
+use crate::session::rebuild::named;
 use crate::session::recovery::{FaultKind, Remedy, strategy};
 use checks::Checks;
 use coordinator::Call;
 use interruption::{Disk, Interruption};
-use peer::{Effect, Finished, Message, Peer, Report};
+use peer::{Effect, Finished, Held, Message, Peer, Report};
 use weather::{Millis, Promise, Weather};
 
 /// No session takes longer, whatever happens.
@@ -60,7 +61,7 @@ enum Happening {
     },
     Finished(usize, Finished),
     /// A call is answered, or nobody waits for the answer any more.
-    Answer(u64, Result<(), &'static str>),
+    Answer(u64, Result<Held, &'static str>),
     RenewLeases,
     Crash(usize),
     Return(usize),
@@ -111,8 +112,15 @@ struct Simulation {
     tells: bool,
 }
 
+/// What a session came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Seen {
+    Recovery(FaultKind, Remedy),
+    Rebuild(&'static str),
+}
+
 /// Plays one seed to its end; panics where a rule is broken. Gives the recoveries that it took.
-pub(super) fn play(seed: u64, tells: bool) -> Vec<(FaultKind, Remedy)> {
+pub(super) fn play(seed: u64, tells: bool) -> Vec<Seen> {
     let mut rng = StdRng::seed_from_u64(seed);
     let weather = Weather::of(seed, &mut rng);
     if tells {
@@ -121,7 +129,7 @@ pub(super) fn play(seed: u64, tells: bool) -> Vec<(FaultKind, Remedy)> {
     let mut simulation = Simulation::new(seed, weather, rng, tells);
     simulation.run();
     simulation.conclude();
-    simulation.checks.recoveries()
+    simulation.checks.seen()
 }
 
 impl Simulation {
@@ -135,18 +143,22 @@ impl Simulation {
             prompt: prompt.clone(),
             max_new: weather.max_new,
             vocab: toy::VOCAB,
+            row_bytes: 8,
         };
         let tolerance = Tolerance {
             strategy: strategy(weather.level),
             salt: seed,
             peer_wait: std::time::Duration::from_secs(30),
             resumable: weather.interruptions > 0,
+            rebuild: weather.rebuild.and_then(named),
         };
         let text = Box::new(Numbers { stop: weather.stop });
         let mut simulation = Self {
             checks: Checks::new(prompt, &weather),
             machine: Machine::new(opening, Vec::new(), text, tolerance),
-            peers: (0..count).map(|index| Peer::new(index, limit)).collect(),
+            peers: (0..count)
+                .map(|index| Peer::new(index, limit, weather.remembers[index]))
+                .collect(),
             connected: vec![true; count],
             heard: vec![0; count],
             rng,
@@ -275,7 +287,7 @@ impl Simulation {
         }
         let ill = match &message {
             Message::Prepare { .. } => self.ill(self.weather.refused),
-            Message::Step(_) => self.ill(self.weather.failed),
+            Message::Step(_) | Message::Replay(_) => self.ill(self.weather.failed),
             _ => false,
         };
         let now = self.now;

@@ -208,9 +208,10 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
         cid(),
         layers(),
         vec(peer(), 0..4),
+        any::<(bool, bool)>(),
     )
         .prop_map(
-            |(session, numbers, model, (layers, total_layers), providers)| {
+            |(session, numbers, model, (layers, total_layers), providers, (cache, outputs))| {
                 let (epoch, model_bytes, max_tokens, lease_ms) = numbers;
                 ControlRequest::Prepare {
                     session,
@@ -222,18 +223,28 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
                     max_tokens,
                     lease_ms,
                     providers,
+                    keep: Keep { cache, outputs },
                 }
             },
         );
-    let commit = (session(), any::<u64>(), route(), endpoint(), sampling()).prop_map(
-        |(session, epoch, route, coordinator, sampling)| ControlRequest::Commit {
-            session,
-            epoch,
-            route,
-            coordinator,
-            sampling,
-        },
-    );
+    let commit = (
+        session(),
+        any::<(u64, u64)>(),
+        route(),
+        endpoint(),
+        sampling(),
+    )
+        .prop_map(|(session, numbers, route, coordinator, sampling)| {
+            let (epoch, length) = numbers;
+            ControlRequest::Commit {
+                session,
+                epoch,
+                route,
+                coordinator,
+                sampling,
+                length,
+            }
+        });
     let short = (session(), any::<(u64, u64)>(), 0..3).prop_map(|(session, numbers, which)| {
         let (epoch, lease_ms) = numbers;
         match which {
@@ -260,16 +271,28 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
     prop_oneof![prepare, commit, short, warm]
 }
 
+fn held() -> impl Strategy<Value = HeldWire> {
+    any::<(u64, u64, u64, u64)>().prop_map(|(cached, outputs, prefill_ns, plane_bytes_s)| {
+        HeldWire {
+            cached,
+            outputs,
+            prefill_ns,
+            plane_bytes_s,
+        }
+    })
+}
+
 pub fn reply() -> impl Strategy<Value = ControlReply> {
     prop_oneof![
         any::<(u64, u64)>().prop_map(|(done, total)| ControlReply::Progress { done, total }),
-        (any::<(u64, u64, u64)>(), text()).prop_map(|(numbers, numerics)| {
+        (any::<(u64, u64, u64)>(), text(), held()).prop_map(|(numbers, numerics, held)| {
             let (bytes_fetched, blocks_fetched, weights_bytes) = numbers;
             ControlReply::Ready {
                 bytes_fetched,
                 blocks_fetched,
                 weights_bytes,
                 numerics,
+                held,
             }
         }),
         Just(ControlReply::Done),
@@ -318,15 +341,28 @@ fn input() -> impl Strategy<Value = StepInput> {
 pub fn frame() -> impl Strategy<Value = TensorFrame> {
     let place = || (session(), any::<(u64, u64, u64)>());
     let top = vec((any::<u32>(), -100.0f32..0.0), 0..limit::TOP_LOGPROBS);
-    let step = (place(), any::<bool>(), input()).prop_map(|(place, sample, input)| {
+    let step =
+        (place(), any::<(bool, u32)>(), input()).prop_map(|(place, (sample, until), input)| {
+            let (session, (epoch, step, position)) = place;
+            TensorFrame::Step {
+                session,
+                epoch,
+                step,
+                position,
+                sample,
+                until,
+                input,
+            }
+        });
+    let replay = (place(), 1..=u32::MAX, any::<u32>()).prop_map(|(place, rows, until)| {
         let (session, (epoch, step, position)) = place;
-        TensorFrame::Step {
+        TensorFrame::Replay {
             session,
             epoch,
             step,
             position,
-            sample,
-            input,
+            rows,
+            until,
         }
     });
     let token =
@@ -361,7 +397,7 @@ pub fn frame() -> impl Strategy<Value = TensorFrame> {
             message,
         }
     });
-    prop_oneof![step, token, applied, failed]
+    prop_oneof![step, replay, token, applied, failed]
 }
 
 /// An advert with nothing special in it.

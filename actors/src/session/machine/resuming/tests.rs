@@ -25,6 +25,7 @@ fn resumed(tokens: &[u32], seen: u64, ended: Option<Ended>) -> Machine {
         prompt: vec![1, 2, 3],
         max_new: 100,
         vocab: VOCAB,
+        row_bytes: 8,
     };
     let past = Past {
         tokens: tokens.iter().copied().map(drawn).collect(),
@@ -37,6 +38,7 @@ fn resumed(tokens: &[u32], seen: u64, ended: Option<Ended>) -> Machine {
         salt: 1,
         peer_wait: Duration::from_secs(30),
         resumable: true,
+        rebuild: None,
     };
     let text = Box::new(Numbers { stop: Some(99) });
     Machine::resumed(opening, past, text, tolerance)
@@ -69,7 +71,12 @@ fn it_claims_the_session_then_emits_what_the_client_lacks_and_plans_above_all_ol
         route,
     });
     let epoch = (CLAIM << 32) + 1;
-    assert_eq!(commands, [Command::Prepare { epoch, stage: 0 }]);
+    let prepare = Command::Prepare {
+        epoch,
+        stage: 0,
+        keeps: true,
+    };
+    assert_eq!(commands, [prepare]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! A node with its stage, as the stage server keeps it: one seat for the session, the real fence,
-//! results kept for repeats, a lease. What it does with a message are effects, for the network to
+//! A node with its stage, as the stage server keeps it: one seat for the session, the real fence and
+//! the real store of outputs, results kept for repeats, a KV cache that may outlast its plan, a
+//! lease. What it does with a message are effects, for the network to
 //! carry out.
 
 use std::collections::VecDeque;
@@ -9,11 +10,14 @@ use accel_inference::LayerRange;
 use super::toy::{self, Layers};
 use super::weather::Millis;
 use crate::stage::fence::{Admission, Fence};
+use crate::stage::outputs::Outputs;
 
 /// A reservation without a sign of life of its coordinator expires after this.
 const LEASE: Millis = 15_000;
 /// Results that are kept for repeats, as the real stages do.
 const KEPT: usize = 4;
+/// Bytes of a row.
+const ROW: usize = size_of::<u64>();
 
 /// What a stage is told.
 #[derive(Debug, Clone)]
@@ -22,20 +26,25 @@ pub(super) enum Message {
         call: u64,
         epoch: u64,
         layers: LayerRange,
+        keeps: bool,
     },
     Commit {
         call: u64,
         epoch: u64,
         route: Vec<usize>,
+        length: u64,
     },
-    /// Abort and release.
-    End {
+    Abort {
+        epoch: u64,
+    },
+    Release {
         epoch: u64,
     },
     Renew {
         epoch: u64,
     },
     Step(Step),
+    Replay(Replay),
     /// The next stage could not do a step.
     Complaint {
         epoch: u64,
@@ -50,7 +59,25 @@ pub(super) struct Step {
     pub(super) step: u64,
     pub(super) position: u64,
     pub(super) sample: bool,
+    pub(super) until: usize,
     pub(super) rows: Vec<u64>,
+}
+
+/// Outputs that are to be sent again.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Replay {
+    pub(super) epoch: u64,
+    pub(super) step: u64,
+    pub(super) position: u64,
+    pub(super) rows: u32,
+    pub(super) until: usize,
+}
+
+/// What a stage that is ready has already.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Held {
+    pub(super) cached: u64,
+    pub(super) outputs: u64,
 }
 
 /// What a stage tells the coordinator.
@@ -76,7 +103,7 @@ pub(super) enum Report {
 #[derive(Debug)]
 pub(super) enum Effect {
     /// A call is answered, well or badly.
-    Answer(u64, Result<(), &'static str>),
+    Answer(u64, Result<Held, &'static str>),
     /// Preparing takes its time.
     Prepare {
         call: u64,
@@ -108,14 +135,20 @@ struct Seat {
     layers: LayerRange,
     expires: Millis,
     ready: bool,
+    cache: Option<Cache>,
     live: Option<Live>,
 }
 
+struct Cache {
+    layers: Layers,
+    outputs: Option<Outputs>,
+}
+
 struct Live {
+    at: usize,
     upstream: usize,
     next: Option<usize>,
     fence: Fence,
-    layers: Layers,
     kept: VecDeque<(u64, Onward)>,
     /// A step failed: its rows are missing.
     broken: bool,
@@ -131,6 +164,8 @@ pub(super) struct Peer {
     pub(super) slowness: Millis,
     index: usize,
     limit: u64,
+    /// Whether it has memory for outputs.
+    remembers: bool,
     seat: Option<Seat>,
     past: u64,
     /// The newest epoch that wrote here.
@@ -138,7 +173,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(index: usize, limit: u64) -> Self {
+    pub(super) fn new(index: usize, limit: u64, remembers: bool) -> Self {
         Self {
             up: true,
             life: 0,
@@ -147,6 +182,7 @@ impl Peer {
             slowness: 1,
             index,
             limit,
+            remembers,
             seat: None,
             past: 0,
             wrote: 0,
@@ -202,12 +238,22 @@ impl Peer {
                 call,
                 epoch,
                 layers,
-            } => self.prepare(call, epoch, layers, now),
-            Message::Commit { call, epoch, route } => {
-                let done = self.commit(epoch, &route, now);
-                vec![Effect::Answer(call, done)]
+                keeps,
+            } => self.prepare(call, epoch, layers, keeps, now),
+            Message::Commit {
+                call,
+                epoch,
+                route,
+                length,
+            } => {
+                let done = self.commit(epoch, &route, length, now);
+                vec![Effect::Answer(call, done.map(|()| Held::default()))]
             }
-            Message::End { epoch } => {
+            Message::Abort { epoch } => {
+                self.abort(epoch);
+                Vec::new()
+            }
+            Message::Release { epoch } => {
                 self.end(epoch);
                 Vec::new()
             }
@@ -218,20 +264,33 @@ impl Peer {
                 Vec::new()
             }
             Message::Step(step) => self.step(from, step, now, ill),
+            Message::Replay(replay) => self.replay(replay, now, ill),
             Message::Complaint { epoch, code } => self.pass_on(from, epoch, code),
         }
     }
 
-    fn prepare(&mut self, call: u64, epoch: u64, layers: LayerRange, now: Millis) -> Vec<Effect> {
+    fn prepare(
+        &mut self,
+        call: u64,
+        epoch: u64,
+        layers: LayerRange,
+        keeps: bool,
+        now: Millis,
+    ) -> Vec<Effect> {
         if epoch <= self.newest() {
             return vec![Effect::Answer(call, Err("stale_epoch"))];
         }
+        let before = self
+            .seat
+            .take_if(|seat| keeps && seat.layers == layers && seat.is_filled());
+        self.past = self.past.max(before.as_ref().map_or(0, |seat| seat.epoch));
         self.leave();
         self.seat = Some(Seat {
             epoch,
             layers,
             expires: now + LEASE,
             ready: false,
+            cache: before.and_then(|seat| seat.cache),
             live: None,
         });
         vec![Effect::Prepare { call, epoch }]
@@ -239,14 +298,30 @@ impl Peer {
 
     /// The weights are there.
     pub(super) fn prepared(&mut self, call: u64, epoch: u64) -> Vec<Effect> {
+        let (limit, remembers) = (self.limit, self.remembers);
         let Some(seat) = self.seat(epoch) else {
             return Vec::new();
         };
         seat.ready = true;
-        vec![Effect::Answer(call, Ok(()))]
+        let layers = seat.layers;
+        let cache = seat.cache.get_or_insert_with(|| Cache {
+            layers: Layers::new(layers),
+            outputs: remembers.then(|| Outputs::new(ROW, limit)),
+        });
+        let held = Held {
+            cached: cache.layers.len(),
+            outputs: cache.outputs.as_ref().map_or(0, Outputs::len),
+        };
+        vec![Effect::Answer(call, Ok(held))]
     }
 
-    fn commit(&mut self, epoch: u64, route: &[usize], now: Millis) -> Result<(), &'static str> {
+    fn commit(
+        &mut self,
+        epoch: u64,
+        route: &[usize],
+        length: u64,
+        now: Millis,
+    ) -> Result<(), &'static str> {
         let (index, limit) = (self.index, self.limit);
         let seat = self.seat(epoch).ok_or("unknown_session")?;
         if seat.live.is_some() {
@@ -255,15 +330,31 @@ impl Peer {
         let at = route.iter().position(|peer| *peer == index);
         let at = at.filter(|_| seat.ready).ok_or("not_prepared")?;
         seat.expires = now + LEASE;
+        let cache = seat.cache.as_mut().ok_or("not_prepared")?;
+        assert!(length <= cache.layers.len(), "more than it said it has");
+        cache.layers.truncate(length);
+        if let Some(outputs) = &cache.outputs {
+            outputs.truncate(length);
+        }
         seat.live = Some(Live {
+            at,
             upstream: at.checked_sub(1).map_or(0, |before| route[before]),
             next: route.get(at + 1).copied(),
-            fence: Fence::new(epoch, limit),
-            layers: Layers::new(seat.layers),
+            fence: Fence::new(epoch, length, limit),
             kept: VecDeque::new(),
             broken: false,
         });
         Ok(())
+    }
+
+    fn abort(&mut self, epoch: u64) {
+        match &mut self.seat {
+            Some(seat) if seat.epoch <= epoch && seat.is_filled() => {
+                seat.epoch = epoch;
+                (seat.ready, seat.live) = (false, None);
+            }
+            _ => self.end(epoch),
+        }
     }
 
     fn end(&mut self, epoch: u64) {
@@ -306,7 +397,8 @@ impl Peer {
                 );
                 self.wrote = epoch;
                 live.broken |= ill;
-                vec![Effect::Compute(live.compute(life, step))]
+                let cache = seat.cache.as_mut().expect("a live stage has one");
+                vec![Effect::Compute(live.compute(cache, life, step))]
             }
             Admission::Repeat => live.repeat(step.epoch, step.step),
             Admission::Stale { .. } => Vec::new(),
@@ -315,6 +407,38 @@ impl Peer {
                 vec![Effect::Report(Report::Failed { epoch, code })]
             }
         }
+    }
+
+    fn replay(&mut self, replay: Replay, now: Millis, ill: bool) -> Vec<Effect> {
+        let Replay {
+            epoch,
+            step,
+            position,
+            rows,
+            until,
+        } = replay;
+        let failed = |code| vec![Effect::Report(Report::Failed { epoch, code })];
+        let Some(seat) = &mut self.seat else {
+            return failed("unknown_session");
+        };
+        let (true, Some(live)) = (seat.epoch == epoch, &seat.live) else {
+            return Vec::new();
+        };
+        seat.expires = now + LEASE;
+        let outputs = seat.cache.as_ref().and_then(|cache| cache.outputs.as_ref());
+        let rows = outputs.and_then(|outputs| outputs.read(position, u64::from(rows)));
+        let (Some(rows), Some(next), false) = (rows, live.next, ill) else {
+            return failed("outputs_missing");
+        };
+        let step = Step {
+            epoch,
+            step,
+            position,
+            sample: false,
+            until,
+            rows: numbers(&rows),
+        };
+        vec![Effect::Send(next, Message::Step(step))]
     }
 
     /// A result is there: it is kept, and goes where it belongs.
@@ -334,8 +458,24 @@ impl Peer {
     }
 }
 
+impl Seat {
+    /// Whether there is something in its cache.
+    fn is_filled(&self) -> bool {
+        self.cache.as_ref().is_some_and(|cache| cache.layers.len() > 0)
+    }
+}
+
+fn bytes(rows: &[u64]) -> Vec<u8> {
+    rows.iter().flat_map(|row| row.to_le_bytes()).collect()
+}
+
+fn numbers(rows: &[u8]) -> Vec<u64> {
+    let words = rows.as_chunks::<ROW>().0.iter();
+    words.map(|row| u64::from_le_bytes(*row)).collect()
+}
+
 impl Live {
-    fn compute(&mut self, life: u32, step: Step) -> Finished {
+    fn compute(&mut self, cache: &mut Cache, life: u32, step: Step) -> Finished {
         let (epoch, number) = (step.epoch, step.step);
         let finished = |result| Finished {
             life,
@@ -348,17 +488,22 @@ impl Live {
             return finished(Onward::Report(Report::Failed { epoch, code }));
         }
         let position = step.position + step.rows.len() as u64;
-        let rows: Vec<u64> = step.rows.iter().map(|row| self.layers.row(*row)).collect();
+        assert_eq!(cache.layers.len(), step.position, "rows are missing");
+        let rows = step.rows.iter();
+        let rows: Vec<u64> = rows.map(|row| cache.layers.row(*row)).collect();
+        if let Some(outputs) = cache.outputs.as_ref().filter(|_| self.next.is_some()) {
+            outputs.push(step.position, &bytes(&rows));
+        }
         let last = rows.last().copied().unwrap_or_default();
         finished(match self.next {
-            Some(next) => Onward::Next(next, Step { rows, ..step }),
+            Some(next) if step.until > self.at => Onward::Next(next, Step { rows, ..step }),
             None if step.sample => Onward::Report(Report::Token {
                 epoch,
                 step: number,
                 position,
                 token: toy::token(last),
             }),
-            None => Onward::Report(Report::Applied {
+            _ => Onward::Report(Report::Applied {
                 epoch,
                 step: number,
             }),

@@ -1,0 +1,27 @@
+//! `replay`: the stage in front of those that lack something sends the outputs again that it kept.
+//! Only these compute; a position crosses one link as a hidden row.
+
+use super::{Offer, Situation, Source, Way};
+
+/// See the module.
+pub(super) struct Replay;
+
+impl Way for Replay {
+    fn name(&self) -> &'static str {
+        "replay"
+    }
+
+    fn offer(&self, situation: &Situation, length: u64) -> Option<Offer> {
+        let (first, last) = situation.lacking(length)?;
+        // The nearest that can: those in between compute as well.
+        let before = situation.stages.get(..first)?;
+        let source = before.iter().rposition(|stage| stage.outputs >= length)?;
+        let plan = situation.feeding(Source::Outputs(source), source + 1, last, length);
+        let from = plan.feed.map_or(length, |feed| feed.from);
+        let price = situation.through(source + 1, last, length - from);
+        Some(Offer {
+            plan,
+            price: price.saturating_add(situation.together_from(length)),
+        })
+    }
+}
