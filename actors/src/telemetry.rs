@@ -258,7 +258,10 @@ mod tests {
         );
         assert!(text.contains("accel_tokens_emitted_total 1"), "{text}");
         assert!(text.contains("accel_breakers_opened_total 1"), "{text}");
-        assert!(text.contains("accel_rebuilds_total{way=\"replay\"} 1"), "{text}");
+        assert!(
+            text.contains("accel_rebuilds_total{way=\"replay\"} 1"),
+            "{text}"
+        );
         let recoveries = "accel_recoveries_total{fault=\"peer_lost\",strategy=\"progressive\"} 1";
         assert!(text.contains(recoveries), "{text}");
         assert!(

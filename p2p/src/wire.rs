@@ -30,9 +30,7 @@ pub use advert::{
     ModelOffer,
 };
 pub(crate) use codec::{Bounded, Wire, put_field, take_field, unknown_tag, wire_enum, wire_struct};
-pub use control::{
-    ControlReply, ControlRequest, HeldWire, Hop, Keep, PeerEndpoint, SamplingWire,
-};
+pub use control::{ControlReply, ControlRequest, HeldWire, Hop, Keep, PeerEndpoint, SamplingWire};
 pub use framed::{FrameError, read_message, write_message};
 pub use join::{JoinRequest, JoinResponse};
 pub use session::SessionId;

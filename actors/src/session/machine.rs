@@ -29,9 +29,9 @@ use std::collections::{BTreeMap, VecDeque};
 use accel_p2p::PeerId;
 
 use super::event::{Command, Drawn, Event, Outcome, RouteStage, StageReport, Timer};
+use super::rebuild::Feed;
 use super::text::TextPipe;
 use crate::error::Failure;
-use super::rebuild::Feed;
 use crate::request::FinishReason;
 pub(crate) use placement::{PEER_WAITS, WAITS};
 pub(crate) use recovering::Tolerance;

@@ -175,34 +175,40 @@ impl Situation {
         self.stages.len().saturating_sub(1)
     }
 
-    /// The plan that feeds the stages from `first` to `until`, and has the others keep theirs. What
-    /// all stages that are fed have already is not fed again.
-    fn feeding(&self, source: Source, first: usize, until: usize, length: u64) -> Plan {
+    /// The stages from `first` to `until` are fed, and the others keep theirs. What all that are fed
+    /// have already is not fed again.
+    fn feeding(&self, source: Source, first: usize, until: usize, length: u64) -> Offer {
         let fed = self.stages.get(first..=until).unwrap_or_default();
         let from = fed.iter().map(|stage| stage.cached).min().unwrap_or(0);
         let from = from.min(length);
         let is_fed = |stage: usize| (first..=until).contains(&stage);
         let stages = 0..self.stages.len();
-        Plan {
-            lengths: stages
-                .map(|stage| if is_fed(stage) { from } else { length })
-                .collect(),
-            feed: Some(Feed {
-                source,
-                until,
-                from,
-                to: length,
-            }),
-            begin: length,
+        let lengths = stages.map(|stage| if is_fed(stage) { from } else { length });
+        let feed = Feed {
+            source,
+            until,
+            from,
+            to: length,
+        };
+        Offer {
+            plan: Plan {
+                lengths: lengths.collect(),
+                feed: Some(feed),
+                begin: length,
+            },
+            price: self.fed(first, until, &feed),
         }
     }
 
-    /// The plan in which all go on together from the first.
-    fn together(&self, begin: u64) -> Plan {
-        Plan {
-            lengths: vec![begin; self.stages.len()],
-            feed: None,
-            begin,
+    /// All stages go on together from the same position.
+    fn together(&self, begin: u64) -> Offer {
+        Offer {
+            plan: Plan {
+                lengths: vec![begin; self.stages.len()],
+                feed: None,
+                begin,
+            },
+            price: self.together_from(begin),
         }
     }
 }

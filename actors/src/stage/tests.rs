@@ -1,3 +1,4 @@
+mod keeping;
 mod warm;
 
 use std::sync::Arc;

@@ -14,9 +14,6 @@ impl Way for Keep {
         if length == 0 || situation.lacking(length).is_some() {
             return None;
         }
-        Some(Offer {
-            plan: situation.together(length),
-            price: situation.together_from(length),
-        })
+        Some(situation.together(length))
     }
 }

@@ -13,22 +13,13 @@ impl Way for Prefill {
 
     fn offer(&self, situation: &Situation, length: u64) -> Option<Offer> {
         if length == 0 {
-            return Some(Offer {
-                plan: situation.together(0),
-                price: situation.together_from(0),
-            });
+            return Some(situation.together(0));
         }
         let (_, last) = situation.lacking(length)?;
         if last == situation.last() {
             // All stages are fed: that is to go on together from less.
             return None;
         }
-        let plan = situation.feeding(Source::Tokens, 0, last, length);
-        let from = plan.feed.map_or(length, |feed| feed.from);
-        let price = situation.through(0, last, length - from);
-        Some(Offer {
-            plan,
-            price: price.saturating_add(situation.together_from(length)),
-        })
+        Some(situation.feeding(Source::Tokens, 0, last, length))
     }
 }

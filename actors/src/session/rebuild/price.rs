@@ -4,13 +4,16 @@
 
 use std::time::Duration;
 
-use super::{Holding, Situation};
+use super::{Feed, Holding, Situation};
 use crate::session::machine::CHUNK;
 
 /// Nanoseconds that a layer takes for a position, where no stage has measured any.
 const LAYER_NS: u64 = 100_000;
 /// Bytes per second of a link, where neither end has measured any: a gigabit.
 const LINK_BYTES_S: u64 = 125_000_000;
+
+/// What it takes to hear that stages were fed, before all go on together.
+const TURN: Duration = Duration::from_millis(5);
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -20,9 +23,16 @@ impl Situation {
         self.through(0, self.last(), self.total.saturating_sub(begin))
     }
 
+    /// First so many positions through some stages, then the rest through all.
+    pub(super) fn fed(&self, first: usize, last: usize, feed: &Feed) -> Duration {
+        let feeding = self.through(first, last, feed.to - feed.from);
+        let rest = self.together_from(feed.to);
+        feeding.saturating_add(TURN).saturating_add(rest)
+    }
+
     /// So many positions through the stages from `first` to `last`, into which they come over the
     /// link from the stage before, if there is one.
-    pub(super) fn through(&self, first: usize, last: usize, positions: u64) -> Duration {
+    fn through(&self, first: usize, last: usize, positions: u64) -> Duration {
         let chunk = positions.min(CHUNK as u64);
         let (mut sum, mut slowest) = (0u64, 0u64);
         for stage in first..=last {

@@ -16,12 +16,6 @@ impl Way for Replay {
         // The nearest that can: those in between compute as well.
         let before = situation.stages.get(..first)?;
         let source = before.iter().rposition(|stage| stage.outputs >= length)?;
-        let plan = situation.feeding(Source::Outputs(source), source + 1, last, length);
-        let from = plan.feed.map_or(length, |feed| feed.from);
-        let price = situation.through(source + 1, last, length - from);
-        Some(Offer {
-            plan,
-            price: price.saturating_add(situation.together_from(length)),
-        })
+        Some(situation.feeding(Source::Outputs(source), source + 1, last, length))
     }
 }

@@ -2,13 +2,13 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A stage of ten layers that takes 1 µs for each layer and position, with so much cached.
+/// A stage of ten layers that takes 0.1 ms for each layer and position, with so much cached.
 fn stage(cached: u64) -> Holding {
     Holding {
         layers: 10,
         cached,
         outputs: cached,
-        prefill_ns: 10_000,
+        prefill_ns: 1_000_000,
         bytes_s: 1_000_000_000,
     }
 }
@@ -37,7 +37,10 @@ fn without_outputs(mut stage: Holding) -> Holding {
 
 #[test]
 fn a_stage_in_the_middle_is_fed_by_the_one_before_it_and_the_others_keep_theirs() {
-    let choice = choose(&situation(vec![stage(500), stage(0), stage(498)], 501), None);
+    let choice = choose(
+        &situation(vec![stage(500), stage(0), stage(498)], 501),
+        None,
+    );
     assert_eq!(choice.way, "replay");
     assert_eq!(choice.plan.lengths, [498, 0, 498]);
     assert_eq!(choice.plan.feed, feed(Source::Outputs(0), 1, 0, 498));
@@ -54,7 +57,10 @@ fn without_outputs_or_a_stage_before_the_tokens_go_no_further_than_they_must() {
     assert_eq!(choice.plan.lengths, [0, 0, 500]);
     assert_eq!(choice.plan.feed, feed(Source::Tokens, 1, 0, 500));
 
-    let choice = choose(&situation(vec![stage(0), stage(500), stage(500)], 501), None);
+    let choice = choose(
+        &situation(vec![stage(0), stage(500), stage(500)], 501),
+        None,
+    );
     assert_eq!(choice.way, "prefill");
     assert_eq!(choice.plan.lengths, [0, 500, 500]);
     assert_eq!(choice.plan.feed, feed(Source::Tokens, 0, 0, 500));
@@ -140,7 +146,10 @@ fn follow(situation: &Situation, plan: &Plan) {
         }
     }
     assert!(lengths.iter().all(|length| *length == plan.begin));
-    assert!(plan.begin < situation.total, "the last position is computed");
+    assert!(
+        plan.begin < situation.total,
+        "the last position is computed"
+    );
 }
 
 proptest! {

@@ -164,7 +164,11 @@ impl StageServer {
             .filter(|seat| seat.epoch == epoch);
         match (result, current) {
             (Ok(prepared), Some(seat)) => {
-                let Prepared { cache, length, reply } = prepared;
+                let Prepared {
+                    cache,
+                    length,
+                    reply,
+                } = prepared;
                 seat.state = SeatState::Ready { cache, length };
                 seat.expires = Instant::now() + seat.lease;
                 answer(replies, reply);

@@ -178,7 +178,7 @@ fn a_coordinator_that_hears_of_a_newer_one_gives_up_and_leaves_the_journal_open(
     assert_eq!(machine.on(refused(epoch - 1)), [], "that is long ago");
     let commands = machine.on(refused(epoch));
     assert!(
-        matches!(commands.first(), Some(Command::Abort { stage, .. }) if stage.peer == peer(1))
+        matches!(commands.first(), Some(Command::Release { stage, .. }) if stage.peer == peer(1))
     );
     let Some(Command::Close(Outcome::Moved(failure))) = commands.last() else {
         panic!("{commands:?}");
@@ -203,9 +203,9 @@ fn a_session_that_is_to_stop_releases_everything_and_waits_for_whoever_comes() {
     ] {
         let (mut machine, epoch) = placing();
         let commands = machine.on(event);
-        let abort =
-            |command: &Command| matches!(command, Command::Abort { epoch: e, .. } if *e == epoch);
-        assert!(commands.iter().any(abort), "{commands:?}");
+        let release =
+            |command: &Command| matches!(command, Command::Release { epoch: e, .. } if *e == epoch);
+        assert!(commands.iter().any(release), "{commands:?}");
         let Some(Command::Close(Outcome::Suspended(failure))) = commands.last() else {
             panic!("{commands:?}");
         };

@@ -461,7 +461,9 @@ impl Peer {
 impl Seat {
     /// Whether there is something in its cache.
     fn is_filled(&self) -> bool {
-        self.cache.as_ref().is_some_and(|cache| cache.layers.len() > 0)
+        self.cache
+            .as_ref()
+            .is_some_and(|cache| cache.layers.len() > 0)
     }
 }
 
