@@ -85,7 +85,10 @@ impl Pump {
 
     async fn frame(&self, from: PeerId, frame: TensorFrame) {
         match &frame {
-            TensorFrame::Step { .. } | TensorFrame::Replay { .. } => {
+            TensorFrame::Step { .. }
+            | TensorFrame::Replay { .. }
+            | TensorFrame::Copy(_)
+            | TensorFrame::Rows { .. } => {
                 self.to_stage(from, frame).await;
             }
             TensorFrame::Failed { session, .. } if !self.sessions.coordinates(*session) => {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use accel_inference::KvFormat;
 use accel_p2p::wire::SessionId;
 use actix::{Actor, Context, Handler, Message, ResponseFuture};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -205,10 +206,13 @@ async fn take_on(deps: &RouterDeps, message: Generate) -> Result<Generation, Gen
 
 /// What the machine has to know of a request.
 pub(crate) fn opening(record: &OpeningRecord, card: &Card) -> Opening {
+    let kv = KvFormat::of_numerics(&record.numerics);
+    let shape = &card.header.shape;
     Opening {
         prompt: record.prompt.clone(),
         max_new: record.max_new,
         vocab: card.header.shape.vocab,
+        kv_bytes: kv.map_or(0, |kv| shape.kv_bytes_per_token_layer(kv)),
         row_bytes: u64::from(card.header.shape.hidden) * size_of::<f32>() as u64,
     }
 }

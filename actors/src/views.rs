@@ -274,7 +274,7 @@ pub struct RecoveryView {
     pub after_tokens: u64,
     /// Positions that stages had been given and some compute again.
     pub tokens_replayed: u64,
-    /// How stages got KV caches back that they lacked: `keep`, `replay` or `prefill`; absent until
+    /// How stages got KV caches back that they lacked: `keep`, `replay`, `copy` or `prefill`; absent until
     /// that is decided, and where the same stages went on.
     pub rebuild: Option<&'static str>,
     /// What each way was priced at that was possible: milliseconds until the next token.

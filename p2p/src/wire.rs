@@ -14,6 +14,7 @@
 //! | [`warm`] | what a stand-in should have ready; part of control | `/accel/control/1` |
 //! | [`join`] | an invite for a certificate | `/accel/join/1` |
 //! | [`step`] | activations and tokens | the tensor plane |
+//! | [`kv`] | rows of KV caches; part of the tensor frames | the tensor plane |
 //! | [`framed`] | length-prefixed messages on a stream | |
 
 pub mod advert;
@@ -21,6 +22,7 @@ mod codec;
 pub mod control;
 pub mod framed;
 pub mod join;
+pub mod kv;
 pub mod session;
 pub mod step;
 pub mod warm;
@@ -33,6 +35,7 @@ pub(crate) use codec::{Bounded, Wire, put_field, take_field, unknown_tag, wire_e
 pub use control::{ControlReply, ControlRequest, HeldWire, Hop, Keep, PeerEndpoint, SamplingWire};
 pub use framed::{FrameError, read_message, write_message};
 pub use join::{JoinRequest, JoinResponse};
+pub use kv::{CopyOrder, KvRows};
 pub use session::SessionId;
 pub use step::{StepInput, TensorFrame};
 pub use warm::WarmOrder;

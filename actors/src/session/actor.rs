@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use accel_inference::{SamplingParams, Tokenizer};
 use accel_p2p::PeerId;
-use accel_p2p::wire::{ControlRequest, PeerEndpoint, SessionId, StepInput, TensorFrame};
+use accel_p2p::wire::{ControlRequest, CopyOrder, PeerEndpoint, SessionId, StepInput, TensorFrame};
 use accel_storage::Journal;
 use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -187,7 +187,8 @@ impl SessionActor {
                 epoch,
                 stage,
                 length,
-            } => self.commit(epoch, stage, length, context),
+                donor,
+            } => self.commit(epoch, stage, length, donor, context),
             Command::Abort { epoch, stage } => {
                 let session = self.spec.id;
                 let request = ControlRequest::Abort { session, epoch };
@@ -235,6 +236,26 @@ impl SessionActor {
                 };
                 self.forward(stage, frame, context);
             }
+            Command::Copy {
+                epoch,
+                step,
+                donor,
+                stage,
+                position,
+                rows,
+            } => {
+                if let Some(to) = self.stage(stage) {
+                    let order = CopyOrder {
+                        session: self.spec.id,
+                        epoch,
+                        step,
+                        position,
+                        rows,
+                        to: self.endpoint(to.peer),
+                    };
+                    self.forward(donor, TensorFrame::Copy(order), context);
+                }
+            }
             Command::Reconnect { .. } => self.ways.clear(),
             Command::Recovering {
                 fault,
@@ -278,7 +299,7 @@ impl SessionActor {
             self.warm_stand_ins();
         }
         if !self.ways.contains_key(&stage) {
-            let Some(to) = self.stage(stage) else {
+            let Some(to) = self.machine.party(stage).cloned() else {
                 return;
             };
             let (endpoint, epoch) = (self.endpoint(to.peer), self.machine.epoch());
@@ -369,7 +390,8 @@ impl Handler<Frame> for SessionActor {
 
     fn handle(&mut self, Frame { from, frame }: Frame, context: &mut Context<Self>) {
         let route: Vec<PeerId> = self.machine.route().map(|(stage, _)| stage.peer).collect();
-        match incoming::event(&route, from, frame) {
+        let donors = self.machine.donors();
+        match incoming::event(&route, &donors, from, frame) {
             Some(event) => self.feed(event, context),
             None => {
                 tracing::debug!(session = %self.spec.id, peer = %from, "a frame out of place");

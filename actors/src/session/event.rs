@@ -128,7 +128,8 @@ pub(crate) enum Command {
     JournalClaim { claim: u64 },
     /// Find a route to replace the one of this epoch, without these peers.
     Plan { epoch: u64, excluding: Vec<PeerId> },
-    /// Phase one, to one stage, which may keep the KV cache that it has.
+    /// Phase one, to one stage, which may keep the KV cache that it has. Numbers behind the route
+    /// are peers that only give theirs.
     Prepare {
         epoch: u64,
         stage: usize,
@@ -139,6 +140,8 @@ pub(crate) enum Command {
         epoch: u64,
         stage: usize,
         length: u64,
+        /// Who may give it rows of its KV cache.
+        donor: Option<PeerId>,
     },
     /// Give up what was prepared under the epoch; a KV cache may stay for the next.
     Abort { epoch: u64, stage: RouteStage },
@@ -163,6 +166,16 @@ pub(crate) enum Command {
         rows: u32,
         /// The last stage that applies it.
         until: usize,
+    },
+    /// Have a peer give rows of its KV cache to a stage.
+    Copy {
+        epoch: u64,
+        step: u64,
+        /// Its number, behind the route.
+        donor: usize,
+        stage: usize,
+        position: u64,
+        rows: u32,
     },
     /// Forget the ways to the stages: the next step finds new ones.
     Reconnect { epoch: u64 },

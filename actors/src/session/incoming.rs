@@ -8,8 +8,17 @@ use crate::error::Failure;
 use crate::stage::NEXT_STAGE_LOST;
 
 /// The event that a frame brings; none when its sender may not say that.
-pub(super) fn event(route: &[PeerId], from: PeerId, frame: TensorFrame) -> Option<Event> {
-    let at = route.iter().position(|peer| *peer == from)?;
+/// Donors only give what they have, and may say that they cannot.
+pub(super) fn event(
+    route: &[PeerId],
+    donors: &[PeerId],
+    from: PeerId,
+    frame: TensorFrame,
+) -> Option<Event> {
+    let Some(at) = route.iter().position(|peer| *peer == from) else {
+        let is_donor = donors.contains(&from);
+        return is_donor.then(|| refusal(from, frame)).flatten();
+    };
     let is_last = at + 1 == route.len();
     match frame {
         TensorFrame::Token {
@@ -48,6 +57,24 @@ pub(super) fn event(route: &[PeerId], from: PeerId, frame: TensorFrame) -> Optio
     }
 }
 
+fn refusal(donor: PeerId, frame: TensorFrame) -> Option<Event> {
+    let TensorFrame::Failed {
+        epoch,
+        code,
+        message,
+        ..
+    } = frame
+    else {
+        return None;
+    };
+    let message = format!("peer {donor} could not give what it kept: {message}");
+    Some(Event::StepFailed {
+        epoch,
+        culprit: Some(donor),
+        failure: Failure::unavailable(code, message, "send the request again"),
+    })
+}
+
 fn failed(route: &[PeerId], at: usize, epoch: u64, code: String, message: &str) -> Event {
     let from = route.get(at).copied();
     let who = from.map_or_else(String::new, |peer| peer.to_string());
@@ -83,7 +110,7 @@ mod tests {
     fn a_stage_that_cannot_reach_the_next_one_blames_that_and_not_itself() {
         let route = [(); 3].map(|()| PeerId::random());
         for (at, peer) in route.into_iter().enumerate() {
-            let event = event(&route, peer, frame(NEXT_STAGE_LOST));
+            let event = event(&route, &[], peer, frame(NEXT_STAGE_LOST));
             match (event, route.get(at + 1)) {
                 (Some(Event::Unreachable { epoch: 3, peer, .. }), Some(next)) => {
                     assert_eq!(peer, *next);
@@ -118,11 +145,17 @@ mod tests {
                 step: 1,
                 stage: at,
             };
-            assert_eq!(event(&route, peer, applied()), Some(expected));
-            assert_eq!(event(&route, peer, token()).is_some(), at == 1);
+            assert_eq!(event(&route, &[], peer, applied()), Some(expected));
+            assert_eq!(event(&route, &[], peer, token()).is_some(), at == 1);
         }
         let stranger = PeerId::random();
-        assert_eq!(event(&route, stranger, frame("step_failed")), None);
-        assert_eq!(event(&route, stranger, applied()), None);
+        assert_eq!(event(&route, &[], stranger, frame("step_failed")), None);
+        assert_eq!(event(&route, &[], stranger, applied()), None);
+        let donors = [stranger];
+        let refused = event(&route, &donors, stranger, frame("copy_failed"));
+        assert!(
+            matches!(refused, Some(Event::StepFailed { culprit, .. }) if culprit == Some(stranger))
+        );
+        assert_eq!(event(&route, &donors, stranger, applied()), None);
     }
 }

@@ -50,6 +50,8 @@ pub(crate) struct Opening {
     pub(crate) vocab: u32,
     /// Bytes that a position takes between stages.
     pub(crate) row_bytes: u64,
+    /// Bytes that it takes in the KV cache of a layer; 0 where that is not known.
+    pub(crate) kv_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -74,6 +76,9 @@ pub(crate) struct Machine {
     route: Vec<RouteStage>,
     /// Whoever may hold something of the session, in the route or not: each is told when that ends.
     holders: Vec<RouteStage>,
+    /// Of these, whoever is not in the route and served layers that another stage has now: with
+    /// the number of that stage.
+    givers: Vec<(RouteStage, usize)>,
     /// Whether anybody was ever given a step of it, as far as this machine knows.
     has_computed: bool,
     reports: BTreeMap<usize, StageReport>,
@@ -116,6 +121,7 @@ impl Machine {
             phase: Phase::Opening,
             route,
             holders: Vec::new(),
+            givers: Vec::new(),
             has_computed: false,
             reports: BTreeMap::new(),
             excluded: Vec::new(),
@@ -346,6 +352,20 @@ impl Machine {
     pub(crate) fn route(&self) -> impl Iterator<Item = (&RouteStage, StageReport)> {
         let stages = self.route.iter().enumerate();
         stages.map(|(index, stage)| (stage, self.reports.get(&index).copied().unwrap_or_default()))
+    }
+
+    /// Who is prepared under this number: a stage of the route, or behind them one of the donors.
+    pub(crate) fn party(&self, index: usize) -> Option<&RouteStage> {
+        let stage = self.route.get(index);
+        stage.or_else(|| {
+            let behind = index.checked_sub(self.route.len())?;
+            self.givers.get(behind).map(|(giver, _)| giver)
+        })
+    }
+
+    /// Who may give what it has.
+    pub(crate) fn donors(&self) -> Vec<PeerId> {
+        self.givers.iter().map(|(giver, _)| giver.peer).collect()
     }
 
     /// A word for where the session stands.

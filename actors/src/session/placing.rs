@@ -60,7 +60,7 @@ impl SessionActor {
     ) {
         // A new epoch forwards over connections of its own.
         self.ways.clear();
-        let Some(RouteStage { peer, layers }) = self.stage(stage) else {
+        let Some(RouteStage { peer, layers }) = self.machine.party(stage).cloned() else {
             return;
         };
         self.deps.placer.health.placed(peer, Instant::now());
@@ -77,6 +77,7 @@ impl SessionActor {
             keep: Keep {
                 cache: keeps,
                 outputs: strategy(self.spec.opening.fault_tolerance).is_some(),
+                only: self.stage(stage).is_none(),
             },
         };
         let (link, silence) = (self.deps.link.clone(), self.deps.limits.prepare_silence);
@@ -94,6 +95,7 @@ impl SessionActor {
         epoch: u64,
         stage: usize,
         length: u64,
+        donor: Option<PeerId>,
         context: &mut Context<Self>,
     ) {
         let Some(RouteStage { peer, .. }) = self.stage(stage) else {
@@ -106,6 +108,7 @@ impl SessionActor {
             coordinator: self.deps.link.peers.endpoint(),
             sampling: self.sampling(),
             length,
+            donor,
         };
         let (link, silence) = (self.deps.link.clone(), self.deps.limits.commit_timeout);
         let call = async move { link.call(peer, request, silence).await };

@@ -6,9 +6,11 @@
 //! |---|---|
 //! | `keep.rs` | nothing to rebuild: every stage goes on from what it has |
 //! | `replay.rs` | a stage sends the outputs that it kept into those behind it |
+//! | `copy.rs` | a peer that still has the KV cache of a stage gives it to it |
 //! | `prefill.rs` | the tokens again, through all stages up to the last that lacks something |
 //! | `price.rs` | what computing and sending cost, from measured numbers |
 
+mod copy;
 mod keep;
 mod prefill;
 mod price;
@@ -22,10 +24,24 @@ use super::event::StageReport;
 #[derive(Debug, Clone)]
 pub(crate) struct Situation {
     pub(crate) stages: Vec<Holding>,
+    /// Peers that can give their KV caches.
+    pub(crate) donors: Vec<Donor>,
     /// Positions that all stages need before the next token.
     pub(crate) total: u64,
     /// Bytes of the hidden row of a position.
     pub(crate) row_bytes: u64,
+    /// Bytes that a position takes in the KV cache of a layer; 0 where that is not known.
+    pub(crate) kv_bytes: u64,
+}
+
+/// A peer that is not in the route and has the KV cache of layers that a stage of it has now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Donor {
+    /// Its number, behind the route.
+    pub(crate) number: usize,
+    /// The stage.
+    pub(crate) stage: usize,
+    pub(crate) holding: Holding,
 }
 
 /// What one of them reported.
@@ -85,6 +101,8 @@ pub(crate) enum Source {
     Tokens,
     /// The outputs that this stage kept, into the next.
     Outputs(usize),
+    /// The KV cache of the donor of this number, into the stage that is fed.
+    Cache(usize),
 }
 
 /// A plan and what it would take until the next token.
@@ -113,7 +131,7 @@ pub(crate) trait Way: Sync {
 }
 
 /// All ways; of equal prices the first wins.
-const WAYS: [&dyn Way; 3] = [&keep::Keep, &replay::Replay, &prefill::Prefill];
+const WAYS: [&dyn Way; 4] = [&keep::Keep, &replay::Replay, &copy::Copy, &prefill::Prefill];
 
 /// The way of this name.
 pub(crate) fn named(name: &str) -> Option<&'static dyn Way> {

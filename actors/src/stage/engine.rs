@@ -4,11 +4,13 @@
 mod pace;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use accel_inference::{Logits, SeqId, Stage, StageInput, StepRequest};
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::outlet::{Outlet, StepName};
@@ -24,6 +26,14 @@ const PANICKED: &str = "stage_panicked";
 const LINGERING_SHARE: u32 = 8;
 /// The longest that it lingers.
 const LINGERING: Duration = Duration::from_millis(5);
+
+/// Keys and values for a cache, as another stage gave them.
+pub(super) struct ImportWork {
+    pub(super) seq: SeqId,
+    pub(super) name: StepName,
+    pub(super) data: Bytes,
+    pub(super) outlet: Arc<Outlet>,
+}
 
 /// A step to be computed.
 pub(super) struct StepWork {
@@ -140,6 +150,25 @@ impl Engine {
         }
     }
 
+    /// Keys and values of some positions, for another stage.
+    pub(super) async fn export(
+        &self,
+        seq: SeqId,
+        positions: Range<usize>,
+    ) -> Result<Vec<u8>, String> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.export(seq, positions, reply)?;
+        match answer.await {
+            Ok(rows) => rows.map_err(|error| error.to_string()),
+            Err(_) => Err(DEAD.to_owned()),
+        }
+    }
+
+    /// Queues rows that go into a KV cache.
+    pub(super) fn import(&self, work: ImportWork) -> Result<(), &'static str> {
+        self.queue.import(work)
+    }
+
     /// Forgets the positions of a KV cache behind `length`, before any step that follows.
     pub(super) fn cut(
         &self,
@@ -219,8 +248,34 @@ fn carry_out(stage: &mut dyn Stage, order: Order) {
             length,
             max_tokens,
         } => cut(stage, seq, length, max_tokens),
+        Order::Export {
+            seq,
+            positions,
+            reply,
+        } => {
+            // Nobody may want them any more.
+            let _ = reply.send(stage.export(seq, positions));
+        }
+        Order::Import(work) => {
+            let done = import(stage, &work);
+            work.outlet.imported(work.name, done);
+        }
         Order::Close(seq) => stage.close(seq),
     }
+}
+
+/// As many rows as were said, or none.
+fn import(stage: &mut dyn Stage, work: &ImportWork) -> Result<(), String> {
+    let position = usize::try_from(work.name.position).unwrap_or(usize::MAX);
+    let done = stage.import(work.seq, position, &work.data);
+    done.map_err(|error| error.to_string())?;
+    let length = work.name.position + work.name.rows;
+    if stage.len(work.seq).map(|len| len as u64) == Some(length) {
+        return Ok(());
+    }
+    let undone = stage.truncate(work.seq, position);
+    undone.map_err(|error| error.to_string())?;
+    Err("the payload has not as many rows as it says".to_owned())
 }
 
 /// A cache that cannot be cut is closed: its next step fails, and the session is placed again.

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::fence::MOST_ROWS;
 use super::outputs::Outputs;
+use super::server::COPY_FAILED;
 use crate::peers::Peers;
 use crate::session::table::SessionTable;
 
@@ -100,11 +101,24 @@ impl Outlet {
             Ok(output) => self.frame(name, output),
             Err(error) => self.failed(name.step, "step_failed", &error.to_string()),
         };
+        self.answer(name.step, frame);
+    }
+
+    /// Tells the coordinator what became of rows for the KV cache.
+    pub(super) fn imported(&self, name: StepName, done: Result<(), String>) {
+        let frame = match done {
+            Ok(()) => self.applied(name),
+            Err(reason) => self.failed(name.step, COPY_FAILED, &reason),
+        };
+        self.answer(name.step, frame);
+    }
+
+    fn answer(&self, step: u64, frame: TensorFrame) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT {
             kept.pop_front();
         }
-        kept.push_back((name.step, frame.clone()));
+        kept.push_back((step, frame.clone()));
         drop(kept);
         self.mail(frame);
     }

@@ -3,6 +3,7 @@
 //! sleeps when there is nothing.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use accel_inference::{SeqId, StageError};
 use tokio::sync::oneshot;
 
 use super::batch::Scheduler;
-use super::engine::StepWork;
+use super::engine::{ImportWork, StepWork};
 
 /// Steps that may wait for a stage, over all sessions; and sequences that wait to be opened.
 const LIMIT: usize = 256;
@@ -33,6 +34,12 @@ pub(super) enum Order {
         length: usize,
         max_tokens: usize,
     },
+    Export {
+        seq: SeqId,
+        positions: Range<usize>,
+        reply: oneshot::Sender<Result<Vec<u8>, StageError>>,
+    },
+    Import(ImportWork),
     Close(SeqId),
 }
 
@@ -112,6 +119,25 @@ impl Queue {
             length,
             max_tokens,
         })
+    }
+
+    /// Asks for keys and values.
+    pub(super) fn export(
+        &self,
+        seq: SeqId,
+        positions: Range<usize>,
+        reply: oneshot::Sender<Result<Vec<u8>, StageError>>,
+    ) -> Result<(), &'static str> {
+        self.order(Order::Export {
+            seq,
+            positions,
+            reply,
+        })
+    }
+
+    /// Appends keys and values, before all steps that come from now on.
+    pub(super) fn import(&self, work: ImportWork) -> Result<(), &'static str> {
+        self.order(Order::Import(work))
     }
 
     fn order(&self, order: Order) -> Result<(), &'static str> {

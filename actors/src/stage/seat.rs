@@ -7,9 +7,10 @@ use accel_inference::{SamplingParams, SeqId, StageInput};
 use accel_p2p::PeerId;
 use accel_p2p::wire::{ControlReply, Hop, PeerEndpoint, SamplingWire, StepInput};
 use actix::SpawnHandle;
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::engine::{Engine, StepWork};
+use super::engine::{Engine, ImportWork, StepWork};
 use super::fence::{Admission, Fence, MOST_ROWS};
 use super::ledger::StageKey;
 use super::outlet::{Outlet, StepName};
@@ -55,6 +56,8 @@ pub(super) struct Cache {
 pub(super) struct Live {
     pub(super) cache: Cache,
     pub(super) upstream: PeerId,
+    /// Who may send rows of its KV cache.
+    pub(super) donor: Option<PeerId>,
     pub(super) fence: Fence,
     pub(super) outlet: Arc<Outlet>,
 }
@@ -99,18 +102,20 @@ impl Cache {
     }
 }
 
+/// What is to be applied.
+pub(super) enum Work {
+    /// Rows go through the layers.
+    Step(StepInput),
+    /// Keys and values come as they are.
+    Rows(Bytes),
+}
+
 /// Lets a step through the fence and queues it.
-pub(super) fn apply(live: &mut Live, epoch: u64, name: StepName, input: StepInput) {
+pub(super) fn apply(live: &mut Live, epoch: u64, name: StepName, work: Work) {
     let outlet = &live.outlet;
     match live.fence.admit(epoch, name.step, name.position, name.rows) {
         Admission::Apply => {
-            let work = StepWork {
-                seq: live.cache.seq,
-                name,
-                input: stage_input(input),
-                outlet: Arc::clone(outlet),
-            };
-            if let Err(reason) = live.cache.engine.step(work) {
+            if let Err(reason) = queue(live, name, work) {
                 outlet.refuse(name.step, "stage_unavailable", reason);
             }
         }
@@ -136,6 +141,25 @@ pub(super) fn apply(live: &mut Live, epoch: u64, name: StepName, input: StepInpu
             );
             outlet.refuse(name.step, "step_too_large", &message);
         }
+    }
+}
+
+fn queue(live: &Live, name: StepName, work: Work) -> Result<(), &'static str> {
+    let Cache { engine, seq, .. } = &live.cache;
+    let (seq, outlet) = (*seq, Arc::clone(&live.outlet));
+    match work {
+        Work::Step(input) => engine.step(StepWork {
+            seq,
+            name,
+            input: stage_input(input),
+            outlet,
+        }),
+        Work::Rows(data) => engine.import(ImportWork {
+            seq,
+            name,
+            data,
+            outlet,
+        }),
     }
 }
 

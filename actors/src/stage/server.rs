@@ -1,8 +1,10 @@
 //! The stage server's actor. It knows one seat per session; it never waits: preparing happens in
 //! tasks, computing on the engines' threads, sending in the outlets' tasks. It ends with its node;
 //! when it is restarted, all seats are lost and their coordinators notice. What becomes of seats
-//! when coordinators place, give up and end their plans is in `server/placing.rs`.
+//! when coordinators place, give up and end their plans is in `server/placing.rs`, and what goes from
+//! one seat's KV cache to another's in `server/copying.rs`.
 
+mod copying;
 mod placing;
 
 use std::collections::HashMap;
@@ -18,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::complaints::Complaints;
 use super::outlet::{NEXT_STAGE_LOST, StepName};
-use super::seat::{Seat, SeatState, answer, apply, refused};
+use super::seat::{Seat, SeatState, Work, answer, apply, refused};
 use super::shelf::Shelf;
 use super::warmer::Warmer;
 use crate::models::Models;
@@ -26,6 +28,8 @@ use crate::peers::Peers;
 use crate::session::table::SessionTable;
 use crate::supervisor::supervised;
 use crate::telemetry::Telemetry;
+pub(super) use copying::COPY_FAILED;
+use copying::Giver;
 
 /// Messages that may wait.
 const MAILBOX: usize = 256;
@@ -81,6 +85,7 @@ pub(crate) struct StageServer {
     /// The newest epoch of sessions without a seat: what is older stays refused.
     past: HashMap<SessionId, (u64, Instant)>,
     complaints: Complaints,
+    giver: Giver,
     warmer: Warmer,
 }
 
@@ -89,6 +94,7 @@ impl StageServer {
     pub(crate) fn new(deps: Arc<StageDeps>) -> Self {
         let (peers, sessions) = (Arc::clone(&deps.peers), Arc::clone(&deps.sessions));
         Self {
+            giver: Giver::start(Arc::clone(&peers)),
             complaints: Complaints::start(peers, sessions),
             warmer: Warmer::start(&deps),
             deps,
@@ -139,6 +145,8 @@ impl StageServer {
         match frame {
             TensorFrame::Step { .. } => self.step(from, frame),
             TensorFrame::Replay { .. } => self.replay(from, &frame),
+            TensorFrame::Copy(order) => self.copy(from, order),
+            TensorFrame::Rows { rows, data } => self.take_rows(from, rows, data),
             _ => self.next_failed(from, frame),
         }
     }
@@ -207,7 +215,7 @@ impl StageServer {
             sample,
             until,
         };
-        apply(live, epoch, name, input);
+        apply(live, epoch, name, Work::Step(input));
     }
 }
 

@@ -1,3 +1,4 @@
+mod copying;
 mod keeping;
 mod warm;
 
@@ -71,6 +72,7 @@ impl Bench {
             keep: Keep {
                 cache: true,
                 outputs: true,
+                only: false,
             },
         }
     }
@@ -103,6 +105,7 @@ impl Bench {
                 top_logprobs: 0,
             },
             length: 0,
+            donor: None,
         }
     }
 

@@ -52,6 +52,8 @@ pub enum ControlRequest {
         sampling: SamplingWire,
         /// Positions of the KV cache that stay; what is behind them is forgotten.
         length: u64,
+        /// Who may send rows of its KV cache to this stage.
+        donor: Option<PeerId>,
     },
     /// The plan is given up; what `Prepare` reserved is released, but for a KV cache that may be
     /// kept.
@@ -131,6 +133,8 @@ pub struct Keep {
     /// The outputs of the stage, as far as there is memory, so that it can send them again to a
     /// next stage that is built anew.
     pub outputs: bool,
+    /// Nothing else: where no cache is kept, nothing is prepared. For peers that only give theirs.
+    pub only: bool,
 }
 
 /// What a stage that is ready has of its session already.
@@ -190,7 +194,7 @@ wire_enum!(ControlRequest {
         session, epoch, model, model_bytes, layers, total_layers, max_tokens, lease_ms,
         providers[limit::PROVIDERS], keep
     },
-    12 => Commit { session, epoch, route[limit::HOPS], coordinator, sampling, length },
+    12 => Commit { session, epoch, route[limit::HOPS], coordinator, sampling, length, donor },
     3 => Abort { session, epoch },
     4 => Release { session, epoch },
     5 => Renew { session, epoch, lease_ms },
@@ -202,7 +206,11 @@ wire_enum!(ControlReply {
     3 => Done {},
     4 => Refused { code[limit::LABEL], message[limit::MESSAGE], hint[limit::MESSAGE] },
 });
-wire_struct!(Keep { cache, outputs });
+wire_struct!(Keep {
+    cache,
+    outputs,
+    only
+});
 wire_struct!(HeldWire {
     cached,
     outputs,

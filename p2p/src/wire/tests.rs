@@ -259,6 +259,7 @@ fn a_route_with_a_gap_is_refused() {
             top_logprobs: 0,
         },
         length: 0,
+        donor: None,
     };
     assert!(encode(&commit(vec![hop((0, 4)), hop((4, 9))])).is_ok());
     assert!(encode(&commit(vec![])).is_err());

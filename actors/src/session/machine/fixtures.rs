@@ -68,6 +68,7 @@ pub(super) fn machine(level: FaultTolerance, prompt: usize, stages: usize) -> Ma
         max_new: 50,
         vocab: VOCAB,
         row_bytes: 8,
+        kv_bytes: 8,
     };
     let tolerance = Tolerance {
         strategy: strategy(level),

@@ -118,6 +118,7 @@ impl Machine {
             ready: vec![false; self.route.len()],
         };
         let (epoch, keeps) = (self.epoch, self.may_keep());
+        self.find_givers();
         for (stage, hop) in self.route.iter().enumerate() {
             self.holders.retain(|holder| holder.peer != hop.peer);
             self.holders.push(hop.clone());
@@ -127,16 +128,26 @@ impl Machine {
                 keeps,
             });
         }
+        for giver in 0..self.givers.len() {
+            self.out.push(Command::Prepare {
+                epoch,
+                stage: self.route.len() + giver,
+                keeps,
+            });
+        }
     }
 
     pub(super) fn on_prepared(&mut self, epoch: u64, stage: usize, report: StageReport) {
         let Phase::Placing { ready } = &mut self.phase else {
             return;
         };
-        let Some(slot) = ready.get_mut(stage).filter(|_| epoch == self.epoch) else {
+        if epoch != self.epoch {
             return;
-        };
-        *slot = true;
+        }
+        // Nobody waits for those that only give what they have.
+        if let Some(slot) = ready.get_mut(stage) {
+            *slot = true;
+        }
         let all_ready = ready.iter().all(|ready| *ready);
         self.reports.insert(stage, report);
         if all_ready {
@@ -152,10 +163,12 @@ impl Machine {
         };
         self.out.push(Command::Arm(Timer::Commit { epoch }));
         for (stage, length) in lengths.into_iter().enumerate() {
+            let donor = self.donor_of(stage);
             self.out.push(Command::Commit {
                 epoch,
                 stage,
                 length,
+                donor,
             });
         }
     }
@@ -170,7 +183,9 @@ impl Machine {
         *slot = true;
         if live.iter().all(|live| *live) {
             self.phase = Phase::Running;
-            self.release_others();
+            if self.feed.is_none() {
+                self.release_others();
+            }
             self.forward();
         }
     }

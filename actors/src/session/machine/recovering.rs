@@ -90,6 +90,11 @@ impl Recovery {
         self.lost.iter().chain(&self.suspects).copied()
     }
 
+    /// Whether a peer is gone.
+    pub(super) fn has_lost(&self, peer: PeerId) -> bool {
+        self.lost.contains(&peer)
+    }
+
     fn lose(&mut self, peer: PeerId) {
         if !self.lost.contains(&peer) {
             self.lost.push(peer);
@@ -106,7 +111,8 @@ impl Recovery {
 
 impl Machine {
     pub(super) fn on_peer_lost(&mut self, peer: PeerId) {
-        let Some(stage) = self.route.iter().find(|stage| stage.peer == peer) else {
+        let stage = self.route.iter().find(|stage| stage.peer == peer);
+        let Some(stage) = stage.or_else(|| self.giver_in_use(peer)) else {
             return;
         };
         let failure = left(stage);

@@ -144,6 +144,7 @@ impl Simulation {
             max_new: weather.max_new,
             vocab: toy::VOCAB,
             row_bytes: 8,
+            kv_bytes: 8,
         };
         let tolerance = Tolerance {
             strategy: strategy(weather.level),
@@ -287,7 +288,9 @@ impl Simulation {
         }
         let ill = match &message {
             Message::Prepare { .. } => self.ill(self.weather.refused),
-            Message::Step(_) | Message::Replay(_) => self.ill(self.weather.failed),
+            Message::Step(_) | Message::Replay(_) | Message::Copy(_) => {
+                self.ill(self.weather.failed)
+            }
             _ => false,
         };
         let now = self.now;

@@ -105,6 +105,14 @@ impl Machine {
                 rows: (sent.end - sent.position) as u32,
                 until,
             },
+            Source::Cache(donor) => Command::Copy {
+                epoch,
+                step,
+                donor,
+                stage: until,
+                position,
+                rows: (sent.end - sent.position) as u32,
+            },
         }
     }
 

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Feed, Holding, Situation};
+use super::{Feed, Holding, Situation, Source};
 use crate::session::machine::CHUNK;
 
 /// Nanoseconds that a layer takes for a position, where no stage has measured any.
@@ -14,6 +14,9 @@ const LINK_BYTES_S: u64 = 125_000_000;
 
 /// What it takes to hear that stages were fed, before all go on together.
 const TURN: Duration = Duration::from_millis(5);
+
+/// Nanoseconds to take a byte of a KV cache out, check it and put it in again.
+const COPIED_BYTE_NS: u64 = 1;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -25,7 +28,11 @@ impl Situation {
 
     /// First so many positions through some stages, then the rest through all.
     pub(super) fn fed(&self, first: usize, last: usize, feed: &Feed) -> Duration {
-        let feeding = self.through(first, last, feed.to - feed.from);
+        let positions = feed.to - feed.from;
+        let feeding = match feed.source {
+            Source::Cache(donor) => self.copying(donor, first, positions),
+            Source::Tokens | Source::Outputs(_) => self.through(first, last, positions),
+        };
         let rest = self.together_from(feed.to);
         feeding.saturating_add(TURN).saturating_add(rest)
     }
@@ -44,6 +51,22 @@ impl Situation {
         let first_chunk = sum.saturating_mul(chunk);
         let others = slowest.saturating_mul(positions - chunk);
         Duration::from_nanos(first_chunk.saturating_add(others))
+    }
+
+    /// Keys and values of so many positions from a donor to a stage: over the link, and in and out.
+    fn copying(&self, donor: usize, stage: usize, positions: u64) -> Duration {
+        let donors = self.donors.iter();
+        let mut ends: Vec<Holding> = donors
+            .filter(|known| known.number == donor)
+            .map(|known| known.holding)
+            .collect();
+        ends.extend(self.stages.get(stage));
+        let layers = ends.first().map_or(0, |end| u64::from(end.layers));
+        let bytes = self.kv_bytes.saturating_mul(layers);
+        let on_the_way = bytes.saturating_mul(SECOND_NS) / slower_of(&ends);
+        let in_and_out = bytes.saturating_mul(COPIED_BYTE_NS);
+        let each = on_the_way.saturating_add(in_and_out);
+        Duration::from_nanos(each.saturating_mul(positions))
     }
 
     /// What a stage takes for a position.

@@ -16,8 +16,10 @@ fn stage(cached: u64) -> Holding {
 fn situation(stages: Vec<Holding>, total: u64) -> Situation {
     Situation {
         stages,
+        donors: Vec::new(),
         total,
         row_bytes: 2_000,
+        kv_bytes: 800,
     }
 }
 
@@ -90,6 +92,54 @@ fn what_all_stages_have_is_gone_on_with_and_an_unfinished_rebuild_too() {
     assert_eq!(choice.plan.feed, feed(Source::Outputs(0), 1, 300, 500));
 }
 
+/// The price of a way, in a choice.
+fn price(choice: &Choice, way: &str) -> Duration {
+    let mut prices = choice.prices.iter();
+    let found = prices.find(|(name, _)| *name == way);
+    found.expect("it is possible").1
+}
+
+#[test]
+fn each_way_is_the_cheapest_somewhere() {
+    let give = |holding: Holding| Donor {
+        number: 3,
+        stage: 1,
+        holding,
+    };
+    let mut lost = situation(vec![stage(500), stage(0), stage(500)], 501);
+    lost.donors = vec![give(stage(500))];
+    assert_eq!(choose(&lost, None).way, "copy", "nobody computes");
+    lost.kv_bytes = 1_000_000;
+    assert_eq!(choose(&lost, None).way, "replay", "the cache is large");
+    for stage in &mut lost.stages {
+        stage.outputs = 0;
+    }
+    assert_eq!(choose(&lost, None).way, "prefill");
+    lost.stages[1] = stage(498);
+    assert_eq!(choose(&lost, None).way, "keep", "little is missing");
+}
+
+#[test]
+fn a_copy_is_as_cheap_as_its_link_is_wide_and_needs_a_donor_with_all_of_it() {
+    let donor = |cached| Donor {
+        number: 2,
+        stage: 1,
+        holding: stage(cached),
+    };
+    let mut lost = situation(vec![stage(500), stage(0)], 501);
+    lost.donors = vec![donor(499)];
+    assert_eq!(choose(&lost, named("copy")).way, "replay");
+    lost.donors = vec![donor(500)];
+    let wide = choose(&lost, named("copy"));
+    assert_eq!(wide.plan.feed, feed(Source::Cache(2), 1, 0, 500));
+    lost.donors[0].holding.bytes_s = 1_000_000;
+    let narrow = choose(&lost, named("copy"));
+    assert!(price(&wide, "copy") * 10 < price(&narrow, "copy"));
+    assert_eq!(price(&wide, "replay"), price(&narrow, "replay"));
+    lost.kv_bytes = 0;
+    assert_eq!(choose(&lost, named("copy")).way, "replay", "unknown rows");
+}
+
 #[test]
 fn a_way_that_is_asked_for_is_taken_where_it_is_possible() {
     let can = situation(vec![stage(500), stage(0), stage(500)], 501);
@@ -132,6 +182,14 @@ fn follow(situation: &Situation, plan: &Plan) {
     }
     if let Some(feed) = plan.feed {
         let first = match feed.source {
+            Source::Cache(number) => {
+                let mut donors = situation.donors.iter();
+                let donor = donors.find(|donor| donor.number == number);
+                let donor = donor.expect("there is such a donor");
+                assert!(donor.holding.cached >= feed.to);
+                assert_eq!(donor.stage, feed.until, "it has other layers");
+                feed.until
+            }
             Source::Tokens => 0,
             Source::Outputs(stage) => {
                 assert!(situation.stages[stage].outputs >= feed.to);
@@ -155,9 +213,22 @@ fn follow(situation: &Situation, plan: &Plan) {
 proptest! {
     #[test]
     fn whatever_stages_report_the_plan_gives_each_every_position_once_at_the_least_price(
-        stages in proptest::collection::vec(any_stage(), 1..8), row_bytes in any::<u64>(),
+        stages in proptest::collection::vec(any_stage(), 1..8),
+        donors in proptest::collection::vec((any_stage(), any::<prop::sample::Index>()), 0..4),
+        sizes in any::<(u64, u64)>(),
     ) {
-        let situation = Situation { stages, total: 400, row_bytes };
+        let donors = donors.into_iter().enumerate().map(|(index, (holding, stage))| Donor {
+            number: stages.len() + index,
+            stage: stage.index(stages.len()),
+            holding,
+        });
+        let situation = Situation {
+            donors: donors.collect(),
+            stages,
+            total: 400,
+            row_bytes: sizes.0,
+            kv_bytes: sizes.1,
+        };
         let cheapest = choose(&situation, None);
         follow(&situation, &cheapest.plan);
         let least = cheapest.prices.iter().min_by_key(|(_, price)| *price);

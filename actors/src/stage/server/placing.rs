@@ -61,6 +61,9 @@ impl StageServer {
             true => self.take_over(session, key, u64::from(max_tokens), context),
             false => None,
         };
+        if keep.only && kept.is_none() {
+            return answer(&replies, refused(&nothing_kept()));
+        }
         self.leave(session, context);
         let lease = Duration::from_millis(lease_ms).min(LONGEST_LEASE);
         let order = Order {
@@ -191,6 +194,7 @@ impl StageServer {
             coordinator,
             sampling,
             length,
+            donor,
         } = request
         else {
             return Ok(());
@@ -232,6 +236,7 @@ impl StageServer {
         seat.state = SeatState::Live(Live {
             cache: cache.clone(),
             upstream: upstream.map_or(from, |hop| hop.peer),
+            donor,
             fence: Fence::new(epoch, length, seat.max_tokens),
             outlet: Outlet::open(place, next, outputs, coordinator, peers, sessions),
         });
@@ -343,4 +348,13 @@ impl StageServer {
             .map_or(epoch, |(known, _)| epoch.max(*known));
         self.past.insert(session, (newest, Instant::now()));
     }
+}
+
+fn nothing_kept() -> Failure {
+    let message = "nothing of the session is kept here for these layers";
+    Failure::unavailable(
+        "nothing_kept",
+        message,
+        "it is computed or fetched elsewhere",
+    )
 }

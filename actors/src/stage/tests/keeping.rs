@@ -6,7 +6,7 @@ use super::*;
 
 impl Bench {
     /// Phase one of an epoch, and what each stage has already.
-    async fn ready(
+    pub(super) async fn ready(
         &self,
         session: SessionId,
         epoch: u64,
@@ -43,7 +43,7 @@ impl Bench {
         }
     }
 
-    async fn drawn(&mut self) -> u32 {
+    pub(super) async fn drawn(&mut self) -> u32 {
         match self.frame().await {
             TensorFrame::Token { token, .. } => token,
             other => panic!("{other:?}"),
@@ -56,7 +56,13 @@ fn cached(held: &[HeldWire]) -> Vec<(u64, u64)> {
     both.collect()
 }
 
-fn under(epoch: u64, step: u64, position: u64, until: u32, ids: Vec<u32>) -> TensorFrame {
+pub(super) fn under(
+    epoch: u64,
+    step: u64,
+    position: u64,
+    until: u32,
+    ids: Vec<u32>,
+) -> TensorFrame {
     let TensorFrame::Step { session, input, .. } = tokens(session(1), epoch, step, position, ids)
     else {
         panic!("a step");
@@ -85,7 +91,7 @@ fn replay(epoch: u64, step: u64, position: u64, rows: u32) -> TensorFrame {
 
 const RANGES: [(u32, u32); 3] = [(0, 3), (3, 5), (5, 8)];
 
-fn stages<'a>(nodes: [&'a TestNode; 3]) -> Vec<(&'a TestNode, LayerRange)> {
+pub(super) fn stages<'a>(nodes: [&'a TestNode; 3]) -> Vec<(&'a TestNode, LayerRange)> {
     let ranges = RANGES.map(|(first, end)| range(first, end));
     nodes.into_iter().zip(ranges).collect()
 }

@@ -208,10 +208,17 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
         cid(),
         layers(),
         vec(peer(), 0..4),
-        any::<(bool, bool)>(),
+        any::<(bool, bool, bool)>(),
     )
         .prop_map(
-            |(session, numbers, model, (layers, total_layers), providers, (cache, outputs))| {
+            |(
+                session,
+                numbers,
+                model,
+                (layers, total_layers),
+                providers,
+                (cache, outputs, only),
+            )| {
                 let (epoch, model_bytes, max_tokens, lease_ms) = numbers;
                 ControlRequest::Prepare {
                     session,
@@ -223,7 +230,11 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
                     max_tokens,
                     lease_ms,
                     providers,
-                    keep: Keep { cache, outputs },
+                    keep: Keep {
+                        cache,
+                        outputs,
+                        only,
+                    },
                 }
             },
         );
@@ -233,8 +244,9 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
         route(),
         endpoint(),
         sampling(),
+        option::of(peer()),
     )
-        .prop_map(|(session, numbers, route, coordinator, sampling)| {
+        .prop_map(|(session, numbers, route, coordinator, sampling, donor)| {
             let (epoch, length) = numbers;
             ControlRequest::Commit {
                 session,
@@ -243,6 +255,7 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
                 coordinator,
                 sampling,
                 length,
+                donor,
             }
         });
     let short = (session(), any::<(u64, u64)>(), 0..3).prop_map(|(session, numbers, which)| {
@@ -365,6 +378,33 @@ pub fn frame() -> impl Strategy<Value = TensorFrame> {
             until,
         }
     });
+    let copy = (place(), 1..=u32::MAX, endpoint()).prop_map(|((session, numbers), rows, to)| {
+        let (epoch, step, position) = numbers;
+        TensorFrame::Copy(CopyOrder {
+            session,
+            epoch,
+            step,
+            position,
+            rows,
+            to,
+        })
+    });
+    let rows = (place(), 1..=u32::MAX, any::<(u32, u32)>(), text()).prop_map(
+        |((session, numbers), rows, layers, numerics)| {
+            let (epoch, step, position) = numbers;
+            let rows = KvRows {
+                session,
+                epoch,
+                step,
+                position,
+                rows,
+                layers,
+                numerics,
+            };
+            let data = Bytes::from(vec![7; 1 + layers.0 as usize % 100]);
+            TensorFrame::Rows { rows, data }
+        },
+    );
     let token =
         (place(), any::<u32>(), -100.0f32..0.0, top).prop_map(|(place, token, logprob, top)| {
             let (session, (epoch, step, position)) = place;
@@ -397,7 +437,7 @@ pub fn frame() -> impl Strategy<Value = TensorFrame> {
             message,
         }
     });
-    prop_oneof![step, replay, token, applied, failed]
+    prop_oneof![step, replay, copy, rows, token, applied, failed]
 }
 
 /// An advert with nothing special in it.

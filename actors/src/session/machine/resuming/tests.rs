@@ -26,6 +26,7 @@ fn resumed(tokens: &[u32], seen: u64, ended: Option<Ended>) -> Machine {
         max_new: 100,
         vocab: VOCAB,
         row_bytes: 8,
+        kv_bytes: 8,
     };
     let past = Past {
         tokens: tokens.iter().copied().map(drawn).collect(),

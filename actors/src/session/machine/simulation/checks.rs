@@ -73,14 +73,16 @@ impl Checks {
         self.durable = self.durable.max(index + 1);
     }
 
-    pub(super) fn command(&mut self, command: &Command, route: &[RouteStage]) {
+    /// The plan has so many stages, and donors behind them.
+    pub(super) fn command(&mut self, command: &Command, parties: &[RouteStage], stages: usize) {
         assert!(self.closed.is_none(), "{command:?} after the end");
         match command {
-            Command::Prepare { epoch, stage, .. } => self.prepare(*epoch, *stage, route),
+            Command::Prepare { epoch, stage, .. } => self.prepare(*epoch, *stage, parties),
             Command::Commit {
                 epoch,
                 stage,
                 length,
+                ..
             } => {
                 assert_eq!(*epoch, self.epoch, "an old epoch");
                 self.lengths.insert(*stage, *length);
@@ -103,7 +105,7 @@ impl Checks {
                 let known = self.prompt.iter().chain(&self.expected);
                 let known = known.skip(*position as usize).take(tokens.len());
                 assert!(known.eq(tokens), "the stages get what was drawn");
-                let is_last = until + 1 == route.len();
+                let is_last = until + 1 == stages;
                 assert!(is_last || !sample, "a token without the last stage");
                 let rows = tokens.len();
                 self.step(command, (*epoch, *step), 0..=*until, *position, rows);
@@ -116,9 +118,21 @@ impl Checks {
                 rows,
                 until,
             } => {
-                let (stages, rows) = (stage + 1..=*until, *rows as usize);
-                assert!(!stages.is_empty() && *until < route.len());
-                self.step(command, (*epoch, *step), stages, *position, rows);
+                let (fed, rows) = (stage + 1..=*until, *rows as usize);
+                assert!(!fed.is_empty() && *until < stages);
+                self.step(command, (*epoch, *step), fed, *position, rows);
+            }
+            Command::Copy {
+                epoch,
+                step,
+                donor,
+                stage,
+                position,
+                rows,
+            } => {
+                assert_eq!(parties[*donor].layers, parties[*stage].layers);
+                let (fed, rows) = (*stage..=*stage, *rows as usize);
+                self.step(command, (*epoch, *step), fed, *position, rows);
             }
             Command::JournalToken { index, drawn } => {
                 assert_eq!(*index, self.journaled, "journaled in order, once");
@@ -184,7 +198,7 @@ impl Checks {
         assert_eq!(Some(&token), expected, "token {index} is another one");
     }
 
-    fn prepare(&mut self, epoch: u64, stage: usize, route: &[RouteStage]) {
+    fn prepare(&mut self, epoch: u64, stage: usize, parties: &[RouteStage]) {
         assert!(epoch >= self.epoch, "epochs only grow");
         assert!(
             self.prepared.insert((epoch, stage)),
@@ -192,7 +206,7 @@ impl Checks {
         );
         self.epoch = epoch;
         self.lengths.clear();
-        self.obliged.insert(route[stage].peer, epoch);
+        self.obliged.insert(parties[stage].peer, epoch);
     }
 
     /// Every stage that a step is for gets every position once, in order, above what it has.

@@ -36,7 +36,7 @@ pub(super) struct Call {
 #[derive(Debug, Clone, Copy)]
 enum Ask {
     Prepare { keeps: bool },
-    Commit { length: u64 },
+    Commit { length: u64, donor: Option<PeerId> },
 }
 
 impl Simulation {
@@ -61,7 +61,11 @@ impl Simulation {
             if self.tells {
                 println!("       -> {command:?}");
             }
-            self.checks.command(&command, &self.machine.route);
+            let donors = self.machine.givers.iter().map(|(giver, _)| giver);
+            let parties: Vec<RouteStage> =
+                self.machine.route.iter().chain(donors).cloned().collect();
+            let stages = self.machine.route.len();
+            self.checks.command(&command, &parties, stages);
             self.obey(command);
         }
     }
@@ -92,7 +96,8 @@ impl Simulation {
                 epoch,
                 stage,
                 length,
-            } => self.call(epoch, stage, Ask::Commit { length }),
+                donor,
+            } => self.call(epoch, stage, Ask::Commit { length, donor }),
             Command::Abort { epoch, stage } => self.end(stage.peer, &Message::Abort { epoch }),
             Command::Release { epoch, stage } => self.end(stage.peer, &Message::Release { epoch }),
             Command::Forward {
@@ -133,6 +138,25 @@ impl Simulation {
                     until,
                 };
                 self.send(0, to, Message::Replay(replay));
+            }
+            Command::Copy {
+                epoch,
+                step,
+                donor,
+                stage,
+                position,
+                rows,
+            } => {
+                let donor = self.machine.party(donor).expect("a donor of the plan");
+                let from = self.index(donor.peer);
+                let copy = Replay {
+                    epoch,
+                    step,
+                    position,
+                    rows,
+                    until: self.index(self.machine.route[stage].peer),
+                };
+                self.send(0, from, Message::Copy(copy));
             }
             Command::JournalToken { index, drawn } => {
                 self.disk.write(index, drawn);
@@ -212,7 +236,8 @@ impl Simulation {
     }
 
     fn call(&mut self, epoch: u64, stage: usize, ask: Ask) {
-        let RouteStage { peer, layers } = self.machine.route[stage].clone();
+        let party = self.machine.party(stage).cloned();
+        let RouteStage { peer, layers } = party.expect("somebody of the plan");
         let to = self.index(peer);
         let call = self.order;
         self.calls.insert(call, Call { epoch, stage, ask });
@@ -223,17 +248,19 @@ impl Simulation {
             );
         }
         let message = match ask {
-            Ask::Commit { length } => Message::Commit {
+            Ask::Commit { length, donor } => Message::Commit {
                 call,
                 epoch,
                 route: self.route_indices(),
                 length,
+                donor: donor.map(|donor| self.index(donor)),
             },
             Ask::Prepare { keeps } => Message::Prepare {
                 call,
                 epoch,
                 layers,
                 keeps,
+                only: stage >= self.machine.route.len(),
             },
         };
         self.at(self.now + CALL, Happening::Answer(call, Err("peer_silent")));
@@ -317,7 +344,9 @@ impl Simulation {
 
     /// Nobody is there. Whoever sent a step finds out now and then.
     pub(super) fn arrive_nowhere(&mut self, from: usize, to: usize, message: &Message) {
-        let (Message::Step(Step { epoch, .. }) | Message::Replay(Replay { epoch, .. })) = message
+        let (Message::Step(Step { epoch, .. })
+        | Message::Replay(Replay { epoch, .. })
+        | Message::Copy(Replay { epoch, .. })) = message
         else {
             return;
         };
@@ -347,7 +376,9 @@ impl Simulation {
         let peers = self.machine.route.iter().map(|stage| stage.peer);
         let route: Vec<PeerId> = peers.collect();
         let frame = frame(report);
-        if let Some(event) = incoming::event(&route, fixtures::peer(from as u8), frame) {
+        let donors = self.machine.donors();
+        let event = incoming::event(&route, &donors, fixtures::peer(from as u8), frame);
+        if let Some(event) = event {
             self.feed(event);
         }
     }

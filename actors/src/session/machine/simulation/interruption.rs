@@ -161,6 +161,7 @@ impl Simulation {
             max_new: self.weather.max_new,
             vocab: toy::VOCAB,
             row_bytes: 8,
+            kv_bytes: 8,
         };
         let tolerance = Tolerance {
             strategy: strategy(self.weather.level),

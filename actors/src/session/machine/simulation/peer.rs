@@ -27,12 +27,15 @@ pub(super) enum Message {
         epoch: u64,
         layers: LayerRange,
         keeps: bool,
+        /// Whether it only gives what it has.
+        only: bool,
     },
     Commit {
         call: u64,
         epoch: u64,
         route: Vec<usize>,
         length: u64,
+        donor: Option<usize>,
     },
     Abort {
         epoch: u64,
@@ -45,6 +48,9 @@ pub(super) enum Message {
     },
     Step(Step),
     Replay(Replay),
+    /// Part of the KV cache is to be given away; in `until`, to whom.
+    Copy(Replay),
+    Rows(Rows),
     /// The next stage could not do a step.
     Complaint {
         epoch: u64,
@@ -71,6 +77,17 @@ pub(super) struct Replay {
     pub(super) position: u64,
     pub(super) rows: u32,
     pub(super) until: usize,
+}
+
+/// Part of a KV cache.
+#[derive(Debug, Clone)]
+pub(super) struct Rows {
+    pub(super) epoch: u64,
+    pub(super) step: u64,
+    pub(super) position: u64,
+    pub(super) rows: u32,
+    pub(super) layers: LayerRange,
+    pub(super) states: Vec<u64>,
 }
 
 /// What a stage that is ready has already.
@@ -147,6 +164,7 @@ struct Cache {
 struct Live {
     at: usize,
     upstream: usize,
+    donor: Option<usize>,
     next: Option<usize>,
     fence: Fence,
     kept: VecDeque<(u64, Onward)>,
@@ -239,14 +257,22 @@ impl Peer {
                 epoch,
                 layers,
                 keeps,
-            } => self.prepare(call, epoch, layers, keeps, now),
+                only,
+            } => {
+                let kept = self.take_over(epoch, layers, keeps);
+                match only && kept.is_none() {
+                    true => vec![Effect::Answer(call, Err("nothing_kept"))],
+                    false => self.prepare(call, epoch, layers, kept, now),
+                }
+            }
             Message::Commit {
                 call,
                 epoch,
                 route,
                 length,
+                donor,
             } => {
-                let done = self.commit(epoch, &route, length, now);
+                let done = self.commit(epoch, &route, (length, donor), now);
                 vec![Effect::Answer(call, done.map(|()| Held::default()))]
             }
             Message::Abort { epoch } => {
@@ -265,8 +291,22 @@ impl Peer {
             }
             Message::Step(step) => self.step(from, step, now, ill),
             Message::Replay(replay) => self.replay(replay, now, ill),
+            Message::Copy(copy) => self.copy(copy, now, ill),
+            Message::Rows(rows) => self.rows(from, &rows, now),
             Message::Complaint { epoch, code } => self.pass_on(from, epoch, code),
         }
+    }
+
+    fn take_over(&mut self, epoch: u64, layers: LayerRange, keeps: bool) -> Option<Cache> {
+        if epoch <= self.newest() {
+            return None;
+        }
+        let before = self
+            .seat
+            .take_if(|seat| keeps && seat.layers == layers && seat.is_filled());
+        let before = before?;
+        self.past = self.past.max(before.epoch);
+        before.cache
     }
 
     fn prepare(
@@ -274,23 +314,19 @@ impl Peer {
         call: u64,
         epoch: u64,
         layers: LayerRange,
-        keeps: bool,
+        cache: Option<Cache>,
         now: Millis,
     ) -> Vec<Effect> {
         if epoch <= self.newest() {
             return vec![Effect::Answer(call, Err("stale_epoch"))];
         }
-        let before = self
-            .seat
-            .take_if(|seat| keeps && seat.layers == layers && seat.is_filled());
-        self.past = self.past.max(before.as_ref().map_or(0, |seat| seat.epoch));
         self.leave();
         self.seat = Some(Seat {
             epoch,
             layers,
             expires: now + LEASE,
             ready: false,
-            cache: before.and_then(|seat| seat.cache),
+            cache,
             live: None,
         });
         vec![Effect::Prepare { call, epoch }]
@@ -319,7 +355,7 @@ impl Peer {
         &mut self,
         epoch: u64,
         route: &[usize],
-        length: u64,
+        (length, donor): (u64, Option<usize>),
         now: Millis,
     ) -> Result<(), &'static str> {
         let (index, limit) = (self.index, self.limit);
@@ -338,6 +374,7 @@ impl Peer {
         }
         seat.live = Some(Live {
             at,
+            donor,
             upstream: at.checked_sub(1).map_or(0, |before| route[before]),
             next: route.get(at + 1).copied(),
             fence: Fence::new(epoch, length, limit),
@@ -439,6 +476,70 @@ impl Peer {
             rows: numbers(&rows),
         };
         vec![Effect::Send(next, Message::Step(step))]
+    }
+
+    fn copy(&mut self, copy: Replay, now: Millis, ill: bool) -> Vec<Effect> {
+        let Replay {
+            epoch,
+            step,
+            position,
+            rows,
+            until: to,
+        } = copy;
+        let failed = |code| vec![Effect::Report(Report::Failed { epoch, code })];
+        let Some(seat) = &mut self.seat else {
+            return failed("unknown_session");
+        };
+        if seat.epoch != epoch || !seat.ready {
+            return Vec::new();
+        }
+        seat.expires = now + LEASE;
+        let cache = seat.cache.as_ref().filter(|_| !ill);
+        let positions = position..position + u64::from(rows);
+        let Some(states) = cache.and_then(|cache| cache.layers.export(positions)) else {
+            return failed("copy_failed");
+        };
+        let rows = Rows {
+            epoch,
+            step,
+            position,
+            rows,
+            layers: seat.layers,
+            states,
+        };
+        vec![Effect::Send(to, Message::Rows(rows))]
+    }
+
+    fn rows(&mut self, from: usize, rows: &Rows, now: Millis) -> Vec<Effect> {
+        let (life, epoch, step) = (self.life, rows.epoch, rows.step);
+        let Some(seat) = self.seat(epoch) else {
+            return Vec::new();
+        };
+        let Some(live) = seat.live.as_mut().filter(|live| live.donor == Some(from)) else {
+            return Vec::new();
+        };
+        assert_eq!(seat.layers, rows.layers, "rows of other layers");
+        seat.expires = now + LEASE;
+        let count = u64::from(rows.rows);
+        match live.fence.admit(epoch, step, rows.position, count) {
+            Admission::Apply => {
+                let cache = seat.cache.as_mut().expect("a live stage has one");
+                assert_eq!(cache.layers.len(), rows.position, "rows are missing");
+                cache.layers.import(&rows.states);
+                let result = Onward::Report(Report::Applied { epoch, step });
+                vec![Effect::Compute(Finished {
+                    life,
+                    epoch,
+                    step,
+                    result,
+                })]
+            }
+            Admission::Repeat => live.repeat(epoch, step),
+            _ => {
+                let code = "position_gap";
+                vec![Effect::Report(Report::Failed { epoch, code })]
+            }
+        }
     }
 
     /// A result is there: it is kept, and goes where it belongs.

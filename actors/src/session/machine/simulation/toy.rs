@@ -2,6 +2,8 @@
 //! cache does, so that a token depends on every token before it, on every layer, and on nothing
 //! else: a row that is missing, doubled, changed or from elsewhere changes all that follows.
 
+use std::ops::Range;
+
 use accel_inference::LayerRange;
 
 use crate::request::FinishReason;
@@ -49,6 +51,18 @@ impl Layers {
     /// Positions that they remember.
     pub(super) fn len(&self) -> u64 {
         (self.states.len() / self.count) as u64
+    }
+
+    /// What they remember of some positions.
+    pub(super) fn export(&self, positions: Range<u64>) -> Option<Vec<u64>> {
+        let at = |position: u64| position as usize * self.count;
+        let states = self.states.get(at(positions.start)..at(positions.end));
+        states.map(<[u64]>::to_vec)
+    }
+
+    /// Takes what other such layers remember of the next positions.
+    pub(super) fn import(&mut self, states: &[u64]) {
+        self.states.extend_from_slice(states);
     }
 
     pub(super) fn truncate(&mut self, len: u64) {

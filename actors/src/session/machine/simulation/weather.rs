@@ -105,7 +105,7 @@ impl Weather {
             stop: rng.random_bool(0.2).then(|| rng.random_range(1..100)),
             capacities: roomy(capacities, rng),
             remembers: (0..=peers).map(|_| rng.random_bool(0.8)).collect(),
-            rebuild: [None, None, Some("replay"), Some("prefill")][rng.random_range(0..4)],
+            rebuild: [None, Some("copy"), Some("replay"), Some("prefill")][rng.random_range(0..4)],
             step: rng.random_range(1..=100),
             window: 0,
             lost: 0,
