@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `weather.rs` | what a seed brings |
 //! | `toy.rs` | a model whose tokens depend on everything before them |
-//! | `peer.rs` | a node with its stage |
+//! | `messages.rs` | what peers say |
+//! | `peer.rs` | a node with its stage; `peer/giving.rs`: what it kept and gives |
 //! | `coordinator.rs` | what carries the machine's commands out |
 //! | `storm.rs` | faults |
 //! | `interruption.rs` | the coordinator crashes, the client is gone, and comes back |
@@ -16,6 +17,7 @@
 mod checks;
 mod coordinator;
 mod interruption;
+mod messages;
 mod peer;
 mod storm;
 pub(super) mod toy;
@@ -34,7 +36,8 @@ use crate::session::recovery::{FaultKind, Remedy, strategy};
 use checks::Checks;
 use coordinator::Call;
 use interruption::{Disk, Interruption};
-use peer::{Effect, Finished, Held, Message, Peer, Report};
+use messages::{Effect, Finished, Held, Message, Report};
+use peer::Peer;
 use weather::{Millis, Promise, Weather};
 
 /// No session takes longer, whatever happens.

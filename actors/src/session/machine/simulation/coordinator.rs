@@ -8,7 +8,7 @@ use accel_p2p::wire::{SessionId, TensorFrame};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-use super::peer::{Held, Message, Replay, Report, Step};
+use super::messages::{Held, Message, Replay, Report, Step};
 use super::storm::EXPIRY;
 use super::weather::Millis;
 use super::{Happening, Simulation, fixtures, toy};

@@ -3,10 +3,13 @@
 //! lease. What it does with a message are effects, for the network to
 //! carry out.
 
+mod giving;
+
 use std::collections::VecDeque;
 
 use accel_inference::LayerRange;
 
+use super::messages::{Effect, Finished, Held, Message, Onward, Report, Step};
 use super::toy::{self, Layers};
 use super::weather::Millis;
 use crate::stage::fence::{Admission, Fence};
@@ -18,134 +21,6 @@ const LEASE: Millis = 15_000;
 const KEPT: usize = 4;
 /// Bytes of a row.
 const ROW: usize = size_of::<u64>();
-
-/// What a stage is told.
-#[derive(Debug, Clone)]
-pub(super) enum Message {
-    Prepare {
-        call: u64,
-        epoch: u64,
-        layers: LayerRange,
-        keeps: bool,
-        /// Whether it only gives what it has.
-        only: bool,
-    },
-    Commit {
-        call: u64,
-        epoch: u64,
-        route: Vec<usize>,
-        length: u64,
-        donor: Option<usize>,
-    },
-    Abort {
-        epoch: u64,
-    },
-    Release {
-        epoch: u64,
-    },
-    Renew {
-        epoch: u64,
-    },
-    Step(Step),
-    Replay(Replay),
-    /// Part of the KV cache is to be given away; in `until`, to whom.
-    Copy(Replay),
-    Rows(Rows),
-    /// The next stage could not do a step.
-    Complaint {
-        epoch: u64,
-        code: &'static str,
-    },
-}
-
-/// Rows on their way from stage to stage.
-#[derive(Debug, Clone)]
-pub(super) struct Step {
-    pub(super) epoch: u64,
-    pub(super) step: u64,
-    pub(super) position: u64,
-    pub(super) sample: bool,
-    pub(super) until: usize,
-    pub(super) rows: Vec<u64>,
-}
-
-/// Outputs that are to be sent again.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Replay {
-    pub(super) epoch: u64,
-    pub(super) step: u64,
-    pub(super) position: u64,
-    pub(super) rows: u32,
-    pub(super) until: usize,
-}
-
-/// Part of a KV cache.
-#[derive(Debug, Clone)]
-pub(super) struct Rows {
-    pub(super) epoch: u64,
-    pub(super) step: u64,
-    pub(super) position: u64,
-    pub(super) rows: u32,
-    pub(super) layers: LayerRange,
-    pub(super) states: Vec<u64>,
-}
-
-/// What a stage that is ready has already.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Held {
-    pub(super) cached: u64,
-    pub(super) outputs: u64,
-}
-
-/// What a stage tells the coordinator.
-#[derive(Debug, Clone)]
-pub(super) enum Report {
-    Token {
-        epoch: u64,
-        step: u64,
-        position: u64,
-        token: u32,
-    },
-    Applied {
-        epoch: u64,
-        step: u64,
-    },
-    Failed {
-        epoch: u64,
-        code: &'static str,
-    },
-}
-
-/// What comes of a message.
-#[derive(Debug)]
-pub(super) enum Effect {
-    /// A call is answered, well or badly.
-    Answer(u64, Result<Held, &'static str>),
-    /// Preparing takes its time.
-    Prepare {
-        call: u64,
-        epoch: u64,
-    },
-    /// So does computing; then comes the result.
-    Compute(Finished),
-    Send(usize, Message),
-    Report(Report),
-}
-
-/// A result, once it is computed.
-#[derive(Debug, Clone)]
-pub(super) struct Finished {
-    pub(super) life: u32,
-    epoch: u64,
-    step: u64,
-    result: Onward,
-}
-
-#[derive(Debug, Clone)]
-enum Onward {
-    Next(usize, Step),
-    Report(Report),
-}
 
 struct Seat {
     epoch: u64,
@@ -446,102 +321,6 @@ impl Peer {
         }
     }
 
-    fn replay(&mut self, replay: Replay, now: Millis, ill: bool) -> Vec<Effect> {
-        let Replay {
-            epoch,
-            step,
-            position,
-            rows,
-            until,
-        } = replay;
-        let failed = |code| vec![Effect::Report(Report::Failed { epoch, code })];
-        let Some(seat) = &mut self.seat else {
-            return failed("unknown_session");
-        };
-        let (true, Some(live)) = (seat.epoch == epoch, &seat.live) else {
-            return Vec::new();
-        };
-        seat.expires = now + LEASE;
-        let outputs = seat.cache.as_ref().and_then(|cache| cache.outputs.as_ref());
-        let rows = outputs.and_then(|outputs| outputs.read(position, u64::from(rows)));
-        let (Some(rows), Some(next), false) = (rows, live.next, ill) else {
-            return failed("outputs_missing");
-        };
-        let step = Step {
-            epoch,
-            step,
-            position,
-            sample: false,
-            until,
-            rows: numbers(&rows),
-        };
-        vec![Effect::Send(next, Message::Step(step))]
-    }
-
-    fn copy(&mut self, copy: Replay, now: Millis, ill: bool) -> Vec<Effect> {
-        let Replay {
-            epoch,
-            step,
-            position,
-            rows,
-            until: to,
-        } = copy;
-        let failed = |code| vec![Effect::Report(Report::Failed { epoch, code })];
-        let Some(seat) = &mut self.seat else {
-            return failed("unknown_session");
-        };
-        if seat.epoch != epoch || !seat.ready {
-            return Vec::new();
-        }
-        seat.expires = now + LEASE;
-        let cache = seat.cache.as_ref().filter(|_| !ill);
-        let positions = position..position + u64::from(rows);
-        let Some(states) = cache.and_then(|cache| cache.layers.export(positions)) else {
-            return failed("copy_failed");
-        };
-        let rows = Rows {
-            epoch,
-            step,
-            position,
-            rows,
-            layers: seat.layers,
-            states,
-        };
-        vec![Effect::Send(to, Message::Rows(rows))]
-    }
-
-    fn rows(&mut self, from: usize, rows: &Rows, now: Millis) -> Vec<Effect> {
-        let (life, epoch, step) = (self.life, rows.epoch, rows.step);
-        let Some(seat) = self.seat(epoch) else {
-            return Vec::new();
-        };
-        let Some(live) = seat.live.as_mut().filter(|live| live.donor == Some(from)) else {
-            return Vec::new();
-        };
-        assert_eq!(seat.layers, rows.layers, "rows of other layers");
-        seat.expires = now + LEASE;
-        let count = u64::from(rows.rows);
-        match live.fence.admit(epoch, step, rows.position, count) {
-            Admission::Apply => {
-                let cache = seat.cache.as_mut().expect("a live stage has one");
-                assert_eq!(cache.layers.len(), rows.position, "rows are missing");
-                cache.layers.import(&rows.states);
-                let result = Onward::Report(Report::Applied { epoch, step });
-                vec![Effect::Compute(Finished {
-                    life,
-                    epoch,
-                    step,
-                    result,
-                })]
-            }
-            Admission::Repeat => live.repeat(epoch, step),
-            _ => {
-                let code = "position_gap";
-                vec![Effect::Report(Report::Failed { epoch, code })]
-            }
-        }
-    }
-
     /// A result is there: it is kept, and goes where it belongs.
     pub(super) fn finished(&mut self, finished: Finished) -> Vec<Effect> {
         let Some(live) = self
@@ -570,11 +349,6 @@ impl Seat {
 
 fn bytes(rows: &[u64]) -> Vec<u8> {
     rows.iter().flat_map(|row| row.to_le_bytes()).collect()
-}
-
-fn numbers(rows: &[u8]) -> Vec<u64> {
-    let words = rows.as_chunks::<ROW>().0.iter();
-    words.map(|row| u64::from_le_bytes(*row)).collect()
 }
 
 impl Live {
