@@ -90,7 +90,12 @@ impl Pump {
 
     async fn frame(&self, from: PeerId, frame: TensorFrame) {
         match &frame {
-            TensorFrame::Step { .. } => self.to_stage(from, frame).await,
+            TensorFrame::Step { .. }
+            | TensorFrame::Replay { .. }
+            | TensorFrame::Copy(_)
+            | TensorFrame::Rows { .. } => {
+                self.to_stage(from, frame).await;
+            }
             TensorFrame::Failed { session, .. } if !self.sessions.coordinates(*session) => {
                 self.to_stage(from, frame).await;
             }

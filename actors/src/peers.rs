@@ -31,6 +31,8 @@ pub(crate) trait Peers: Send + Sync {
     fn blocks(&self, providers: Vec<PeerId>) -> Box<dyn BlockSource>;
     /// How many peers are connected.
     fn connected(&self) -> usize;
+    /// Bytes per second at which large frames came in lately; 0 while none came.
+    fn plane_bytes_s(&self) -> u64;
 }
 
 /// The real network.
@@ -101,6 +103,10 @@ impl Peers for NetworkPeers {
 
     fn connected(&self) -> usize {
         self.network.connected().len()
+    }
+
+    fn plane_bytes_s(&self) -> u64 {
+        self.network.tensor_plane().received_bytes_s()
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use accel_inference::KvFormat;
 use accel_p2p::wire::SessionId;
 use actix::{Actor, Context, Handler, Message, ResponseFuture};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -227,10 +228,14 @@ async fn check_replicas(
 
 /// What the machine has to know of a request.
 pub(crate) fn opening(record: &OpeningRecord, card: &Card) -> Opening {
+    let kv = KvFormat::of_numerics(&record.numerics);
+    let shape = &card.header.shape;
     Opening {
         prompt: record.prompt.clone(),
         max_new: record.max_new,
         vocab: card.header.shape.vocab,
+        kv_bytes: kv.map_or(0, |kv| shape.kv_bytes_per_token_layer(kv)),
+        row_bytes: u64::from(card.header.shape.hidden) * size_of::<f32>() as u64,
     }
 }
 
@@ -241,6 +246,7 @@ pub(crate) fn tolerance(deps: &RouterDeps, id: SessionId, record: &OpeningRecord
         peer_wait: deps.session.limits.peer_wait,
         resumable: record.is_resumable(),
         replicas: if record.is_replicated() { REPLICAS } else { 0 },
+        rebuild: deps.session.rebuild,
     }
 }
 

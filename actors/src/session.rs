@@ -7,7 +7,7 @@
 //! The rules that the machine keeps, whatever happens around it:
 //! - a token is journaled, durably, before it is emitted; in order, once, and never taken back;
 //! - at most one epoch is live, and it only grows;
-//! - every stage that was asked to prepare is told to commit, abort or release in the end;
+//! - every stage that was asked to prepare is told to commit, and released in the end;
 //! - the session ends exactly once: done, failed or cancelled; or it is suspended, and whoever goes
 //!   on with it begins under a higher claim than everyone before.
 //!
@@ -18,6 +18,7 @@
 //! | `machine/steps.rs` | steps and their answers |
 //! | `machine/recovering.rs` | going on after a fault |
 //! | `machine/replicating.rs` | which peers keep the journal, and what may be emitted |
+//! | `machine/rebuilding.rs` | getting the stages of a new epoch the KV caches that they lack |
 //! | `machine/resuming.rs` | going on with what is in the journal |
 //! | `event.rs` | its vocabulary: events, commands, outcomes |
 //! | `text.rs` | from tokens to clean text, with stop texts |
@@ -25,12 +26,13 @@
 //! | `placing.rs` | the actor's part in a placement |
 //! | `telling.rs` | the actor's part in journaling and emitting |
 //! | `replicator.rs` | the actor's part in keeping the journal on other peers |
-//! | `pump.rs` | tasks beside the actor: journal, client, first stage |
+//! | `pump.rs` | tasks beside the actor: journal, client, stages |
 //! | `incoming.rs` | what a frame of a peer means |
 //! | `link.rs` | calls and frames to the stages of the route, near or far |
 //! | `stand_ins.rs` | whoever would take over is asked to have its layers ready |
 //! | `show.rs` | how it looks from outside |
 //! | `recovery.rs` | what to do about a fault: strategies, one file each |
+//! | `rebuild.rs` | how KV caches are rebuilt: ways, one file each, and their prices |
 //! | `record.rs` | what the journal holds of a session |
 //! | `verdicts.rs` | what its events say about the peers' health |
 //! | `table.rs` | all sessions of this node, for views and for incoming frames |
@@ -42,6 +44,7 @@ pub(crate) mod link;
 pub(crate) mod machine;
 mod placing;
 mod pump;
+pub(crate) mod rebuild;
 pub(crate) mod record;
 pub(crate) mod recovery;
 mod replicator;

@@ -4,12 +4,13 @@
 //! Prepare ─► header ─► reserve memory ─► fetch blocks ─► load ─► open KV ─► Ready
 //! Commit  ─► the route is known: where steps come from, where results go
 //! Step    ─► fence (epoch, position) ─► batch ─► compute thread ─► outlet ─► next stage or coordinator
-//! Release, Abort, an expired lease ─► KV freed; the weights stay until memory is needed
+//! Release, an expired lease ─► KV freed; the weights stay until memory is needed
+//! Abort   ─► the same, but a KV cache with something in it stays for the next plan
 //! ```
 //!
 //! | File | Holds |
 //! |---|---|
-//! | `server.rs` | the actor: placement messages, leases, steps |
+//! | `server.rs` | the actor: leases, steps; `server/placing.rs`: placement messages |
 //! | `seat.rs` | what one session has here |
 //! | `prepare.rs` | phase one, off the actor's thread |
 //! | `obtain.rs` | getting layers onto this node and into memory |
@@ -21,6 +22,7 @@
 //! | `queue.rs` | what waits for it; bounded |
 //! | `batch.rs` | which steps of which sessions are computed together; pure |
 //! | `complaints.rs` | answers to steps for sessions that are not here |
+//! | `outputs.rs` | outputs that are kept to be sent again |
 //! | `outlet.rs` | where the results of a session's steps go, and what is kept for repeats |
 
 mod batch;
@@ -30,6 +32,7 @@ pub(crate) mod fence;
 mod ledger;
 mod obtain;
 mod outlet;
+pub(crate) mod outputs;
 mod prepare;
 mod queue;
 mod seat;

@@ -27,6 +27,7 @@ pub(crate) struct Telemetry {
     memory_used: IntGauge,
     tensor_bytes: IntCounterVec,
     recoveries: IntCounterVec,
+    rebuilds: IntCounterVec,
     recovery_stall: Histogram,
     stages_warmed: IntCounterVec,
     breakers_opened: IntCounter,
@@ -120,6 +121,11 @@ impl Telemetry {
                 "Times that a session of this node went on after a fault",
                 &["fault", "strategy"],
             ),
+            rebuilds: labelled(
+                "accel_rebuilds_total",
+                "Times that stages of a session of this node got back KV caches after a fault",
+                &["way"],
+            ),
             recovery_stall: histogram(
                 "accel_recovery_stall_seconds",
                 "Time from the last token before a fault to the first after it",
@@ -164,6 +170,10 @@ impl Telemetry {
 
     pub(crate) fn recovering(&self, fault: &str, strategy: &str) {
         self.recoveries.with_label_values(&[fault, strategy]).inc();
+    }
+
+    pub(crate) fn rebuilding(&self, way: &str) {
+        self.rebuilds.with_label_values(&[way]).inc();
     }
 
     pub(crate) fn recovered(&self, stall: Duration) {
@@ -254,6 +264,7 @@ mod tests {
         telemetry.request("accepted");
         telemetry.token();
         telemetry.recovering("peer_lost", "progressive");
+        telemetry.rebuilding("replay");
         telemetry.recovered(Duration::from_secs(1));
         telemetry.breaker_opened();
         let text = telemetry.text();
@@ -263,6 +274,10 @@ mod tests {
         );
         assert!(text.contains("accel_tokens_emitted_total 1"), "{text}");
         assert!(text.contains("accel_breakers_opened_total 1"), "{text}");
+        assert!(
+            text.contains("accel_rebuilds_total{way=\"replay\"} 1"),
+            "{text}"
+        );
         let recoveries = "accel_recoveries_total{fault=\"peer_lost\",strategy=\"progressive\"} 1";
         assert!(text.contains(recoveries), "{text}");
         assert!(

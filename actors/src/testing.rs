@@ -119,6 +119,10 @@ impl Peers for HubPeers {
     fn connected(&self) -> usize {
         self.hub.links.lock().unwrap().len()
     }
+
+    fn plane_bytes_s(&self) -> u64 {
+        0
+    }
 }
 
 struct Seeded(Option<Store>);

@@ -1,5 +1,7 @@
 //! What a node shows of itself: plain values for JSON and tables. Layers are inclusive here.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 /// A node of the swarm, as this node knows it.
@@ -281,13 +283,18 @@ pub struct RecoveryView {
     pub remedy: String,
     /// Tokens of the answer that were there already.
     pub after_tokens: u64,
-    /// Positions that stages had computed and compute again.
+    /// Positions that stages had been given and some compute again.
     pub tokens_replayed: u64,
+    /// How stages got KV caches back that they lacked: `keep`, `replay`, `copy` or `prefill`; absent until
+    /// that is decided, and where the same stages went on.
+    pub rebuild: Option<&'static str>,
+    /// What each way was priced at that was possible: milliseconds until the next token.
+    pub prices_ms: BTreeMap<&'static str, Figure>,
     /// Milliseconds from the last token, or from the fault before, until this one was noticed.
     pub detect_ms: Option<Figure>,
     /// Milliseconds from there until stages were ready: planned, fetched, loaded, committed.
     pub place_ms: Option<Figure>,
-    /// Milliseconds from there to the next token: KV caches are built again.
+    /// Milliseconds from there to the next token: KV caches are rebuilt.
     pub rebuild_ms: Option<Figure>,
     /// Milliseconds from the last token before the fault to the first after it; absent while that
     /// has not come, and where another recovery followed.

@@ -18,6 +18,7 @@
 //! - `link.rs`: the connections to one peer, dialling, writing.
 //! - `accept.rs`: incoming connections and reading.
 //! - `pulse.rs`: whether the other end lives.
+//! - `rate.rs`: how fast large frames come in.
 
 mod accept;
 mod budget;
@@ -26,6 +27,7 @@ mod frame;
 mod greeting;
 mod link;
 mod pulse;
+mod rate;
 mod thread;
 
 use std::collections::HashMap;
@@ -47,6 +49,7 @@ use budget::Budget;
 use link::Link;
 pub use link::{TensorSender, Traffic};
 pub use pulse::SILENCE;
+use rate::Rate;
 use thread::PlaneThread;
 
 /// How often an idle connection shows that it lives.
@@ -189,6 +192,7 @@ struct Shared {
     losses: broadcast::Sender<PeerLoss>,
     handshakes: Arc<Semaphore>,
     budget: Budget,
+    rate: Rate,
     tasks: TaskTracker,
     closing: CancellationToken,
     thread: Handle,
@@ -215,6 +219,7 @@ impl TensorPlane {
             losses: broadcast::Sender::new(LOSS_QUEUE),
             handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
             budget: Budget::new(),
+            rate: Rate::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
             thread: thread.handle().clone(),
@@ -273,6 +278,11 @@ impl TensorPlane {
             .iter()
             .map(|(peer, link)| (*peer, link.traffic()))
             .collect()
+    }
+
+    /// Bytes per second at which large frames came in lately; 0 while none came.
+    pub fn received_bytes_s(&self) -> u64 {
+        self.shared.rate.bytes_s()
     }
 
     /// Lets peers acknowledge what was sent, for a moment, and closes everything.

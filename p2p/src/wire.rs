@@ -15,6 +15,7 @@
 //! | [`join`] | an invite for a certificate | `/accel/join/1` |
 //! | [`replica`] | the journal of a session, kept on other nodes | `/accel/replica/1` |
 //! | [`step`] | activations and tokens | the tensor plane |
+//! | [`kv`] | rows of KV caches; part of the tensor frames | the tensor plane |
 //! | [`framed`] | length-prefixed messages on a stream | |
 
 pub mod advert;
@@ -22,6 +23,7 @@ mod codec;
 pub mod control;
 pub mod framed;
 pub mod join;
+pub mod kv;
 pub mod replica;
 pub mod session;
 pub mod step;
@@ -32,9 +34,10 @@ pub use advert::{
     ModelOffer,
 };
 pub(crate) use codec::{Bounded, Wire, put_field, take_field, unknown_tag, wire_enum, wire_struct};
-pub use control::{ControlReply, ControlRequest, Hop, PeerEndpoint, SamplingWire};
+pub use control::{ControlReply, ControlRequest, HeldWire, Hop, Keep, PeerEndpoint, SamplingWire};
 pub use framed::{FrameError, read_message, write_message};
 pub use join::{JoinRequest, JoinResponse};
+pub use kv::{CopyOrder, KvRows};
 pub use replica::{Record, ReplicaReply, ReplicaRequest};
 pub use session::SessionId;
 pub use step::{StepInput, TensorFrame};

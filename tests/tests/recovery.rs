@@ -204,6 +204,50 @@ async fn a_stand_in_has_the_layers_before_a_peer_is_lost() -> Result<()> {
     Ok(())
 }
 
+/// A node that computes any but the first stage of the session.
+async fn later_stage_of(asked: &Node, others: &[Node], session: &str) -> Result<usize> {
+    let view = asked.client.session(session).await?;
+    let hops = view["route"].as_array().context("a route")?;
+    let later = hops
+        .iter()
+        .skip(1)
+        .filter_map(|hop| hop["peer_id"].as_str());
+    let mut found = later.filter_map(|peer| others.iter().position(|node| node.peer_id == peer));
+    found
+        .next()
+        .with_context(|| format!("no other node computes a later stage: {view}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stand_in_gets_the_outputs_of_the_stage_before_and_nobody_else_computes_again()
+-> Result<()> {
+    let model = models::patient()?;
+    let prompt = "All work and no play makes Jack a dull boy. ".repeat(40);
+    let request = sampled(&model, &prompt, 120);
+    let expected = undisturbed(&model, &request).await?;
+    let (asked, mut cluster) = swarm(4, &model).await?;
+    let mut listener = Listener::start(&asked, &request).await?;
+    listener.hear(3).await?;
+    let victim = later_stage_of(&asked, &cluster.nodes, &listener.session).await?;
+    cluster.nodes.remove(victim).process.kill();
+    let (text, session) = listener.rest().await?;
+    assert_eq!(text, expected);
+    let log = recoveries(&asked, &session).await?;
+    let last = log.last().context("a last recovery")?;
+    assert_eq!(last["rebuild"], "replay", "{last}");
+    for way in ["replay", "prefill"] {
+        let price = &last["prices_ms"][way];
+        assert_eq!(price["tag"], "predicted", "{last}");
+        assert!(price["value"].as_f64() > Some(0.0), "{last}");
+    }
+    let (_, metrics) = asked.client.get_text("/metrics").await?;
+    assert!(
+        metrics.contains(r#"accel_rebuilds_total{way="replay"}"#),
+        "{metrics}"
+    );
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_told_so_gets_nothing_ready_for_others() -> Result<()> {
     let model = models::small()?;

@@ -24,6 +24,7 @@ use crate::replica::tenure::Tenures;
 use crate::router::{Admission, Router, RouterDeps};
 use crate::session::actor::SessionDeps;
 use crate::session::link::Link;
+use crate::session::rebuild;
 use crate::session::stand_ins::StandIns;
 use crate::session::table::SessionTable;
 use crate::stage::{Shelf, StageDeps, StageServer};
@@ -171,6 +172,7 @@ impl Cast {
         stand_ins: Option<Arc<StandIns>>,
     ) -> ActorRef<Router> {
         let session = SessionDeps {
+            rebuild: rebuild::asked_for(),
             link,
             replicas: NetworkReplicas::new(self.network.clone()),
             journal: self.store.journal(),

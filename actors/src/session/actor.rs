@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use accel_inference::{SamplingParams, Tokenizer};
 use accel_p2p::PeerId;
-use accel_p2p::wire::{ControlRequest, PeerEndpoint, SessionId, StepInput, TensorFrame};
+use accel_p2p::wire::{ControlRequest, CopyOrder, PeerEndpoint, SessionId, StepInput, TensorFrame};
 use accel_storage::Journal;
 use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -17,7 +17,8 @@ use super::event::{Command, Event, Timer};
 use super::incoming;
 use super::link::Link;
 use super::machine::{CHUNK, Machine, PEER_WAITS, WAITS};
-use super::pump::{self, FirstStage, JournalItem};
+use super::pump::{self, JournalItem, StageWay};
+use super::rebuild::Way;
 use super::record::{OpeningRecord, token_record};
 use super::recovery::chronicle::{Begun, Chronicle};
 use super::replicator::Replicator;
@@ -54,6 +55,8 @@ pub(crate) struct SessionDeps {
     /// How much a request survives that does not say so itself.
     pub(crate) fault_tolerance: FaultTolerance,
     pub(crate) telemetry: Telemetry,
+    /// How KV caches are to be rebuilt, instead of the cheapest way: for measurements.
+    pub(crate) rebuild: Option<&'static dyn Way>,
     /// Whom this node asked to get ready; absent where it asks nobody.
     pub(crate) stand_ins: Option<Arc<StandIns>>,
 }
@@ -88,7 +91,8 @@ pub(crate) struct SessionActor {
     pub(super) client: mpsc::Sender<GenEvent>,
     pub(super) journal: mpsc::Sender<JournalItem>,
     pub(super) replicator: Replicator,
-    pub(super) steps: Option<FirstStage>,
+    /// Where steps go under the present epoch: to the first stage, and to those that feed others.
+    pub(super) ways: HashMap<usize, StageWay>,
     pub(super) endpoints: HashMap<PeerId, PeerEndpoint>,
     pub(super) chronicle: Chronicle,
     pub(super) verdicts: Verdicts,
@@ -161,7 +165,7 @@ impl SessionActor {
                 client,
                 journal,
                 replicator,
-                steps: None,
+                ways: HashMap::new(),
                 endpoints,
                 chronicle: Chronicle::new(Instant::now()),
                 verdicts: Verdicts::default(),
@@ -187,8 +191,17 @@ impl SessionActor {
             Command::JournalOpen => self.journal(JournalItem::Open(self.spec.opening.to_bytes())),
             Command::JournalClaim { claim } => self.journal(JournalItem::Claim(claim)),
             Command::Plan { epoch, excluding } => self.plan(epoch, excluding, context),
-            Command::Prepare { epoch, stage } => self.prepare(epoch, stage, context),
-            Command::Commit { epoch, stage } => self.commit(epoch, stage, context),
+            Command::Prepare {
+                epoch,
+                stage,
+                keeps,
+            } => self.prepare(epoch, stage, keeps, context),
+            Command::Commit {
+                epoch,
+                stage,
+                length,
+                donor,
+            } => self.commit(epoch, stage, length, donor, context),
             Command::Abort { epoch, stage } => {
                 let session = self.spec.id;
                 let request = ControlRequest::Abort { session, epoch };
@@ -204,23 +217,59 @@ impl SessionActor {
                 step,
                 position,
                 sample,
+                until,
                 tokens,
             } => {
-                let session = self.spec.id;
-                let input = StepInput::Tokens(tokens);
-                self.forward(
-                    TensorFrame::Step {
-                        session,
+                let frame = TensorFrame::Step {
+                    session: self.spec.id,
+                    epoch,
+                    step,
+                    position,
+                    sample,
+                    until: until as u32,
+                    input: StepInput::Tokens(tokens),
+                };
+                self.forward(0, frame, context);
+            }
+            Command::Replay {
+                epoch,
+                step,
+                stage,
+                position,
+                rows,
+                until,
+            } => {
+                let frame = TensorFrame::Replay {
+                    session: self.spec.id,
+                    epoch,
+                    step,
+                    position,
+                    rows,
+                    until: until as u32,
+                };
+                self.forward(stage, frame, context);
+            }
+            Command::Copy {
+                epoch,
+                step,
+                donor,
+                stage,
+                position,
+                rows,
+            } => {
+                if let Some(to) = self.stage(stage) {
+                    let order = CopyOrder {
+                        session: self.spec.id,
                         epoch,
                         step,
                         position,
-                        sample,
-                        input,
-                    },
-                    context,
-                );
+                        rows,
+                        to: self.endpoint(to.peer),
+                    };
+                    self.forward(donor, TensorFrame::Copy(order), context);
+                }
             }
-            Command::Reconnect { .. } => self.steps = None,
+            Command::Reconnect { .. } => self.ways.clear(),
             Command::Recovering {
                 fault,
                 strategy,
@@ -234,6 +283,11 @@ impl SessionActor {
                 replayed,
                 reason,
             }),
+            Command::Rebuilding {
+                way,
+                prices,
+                replayed,
+            } => self.rebuilding(way, &prices, replayed),
             Command::Recovered => self.recovered(),
             Command::JournalToken { index, drawn } => {
                 self.chronicle.moved(Instant::now());
@@ -252,19 +306,9 @@ impl SessionActor {
         }
     }
 
-    fn forward(&mut self, frame: TensorFrame, context: &mut Context<Self>) {
-        if self.steps.is_none() {
-            let Some(first) = self.stage(0) else {
-                return;
-            };
-            let (endpoint, epoch) = (self.endpoint(first.peer), self.machine.epoch());
-            let link = self.deps.link.clone();
-            self.steps = Some(pump::to_first_stage(
-                link,
-                endpoint,
-                epoch,
-                context.address(),
-            ));
+    /// Sends a step to a stage. The first of an epoch shows that its stages are ready.
+    fn forward(&mut self, stage: usize, frame: TensorFrame, context: &mut Context<Self>) {
+        if self.ways.is_empty() {
             let now = Instant::now();
             if self.placed.is_none() {
                 self.placed = Some(now);
@@ -273,10 +317,30 @@ impl SessionActor {
             self.chronicle.placed(now);
             self.warm_stand_ins();
         }
-        // Whoever takes no more steps tells why by itself.
-        if !self.steps.as_ref().is_some_and(|steps| steps.send(frame)) {
-            tracing::debug!(session = %self.spec.id, "a step was not sent");
+        if !self.ways.contains_key(&stage) {
+            let Some(to) = self.machine.party(stage).cloned() else {
+                return;
+            };
+            let (endpoint, epoch) = (self.endpoint(to.peer), self.machine.epoch());
+            let link = self.deps.link.clone();
+            let way = pump::to_stage(link, endpoint, epoch, context.address());
+            self.ways.insert(stage, way);
         }
+        // Whoever takes no more steps tells why by itself.
+        if !self.ways.get(&stage).is_some_and(|way| way.send(frame)) {
+            tracing::debug!(session = %self.spec.id, stage, "a step was not sent");
+        }
+    }
+
+    fn rebuilding(
+        &mut self,
+        way: &'static str,
+        prices: &[(&'static str, Duration)],
+        replayed: u64,
+    ) {
+        tracing::info!(session = %self.spec.id, way, ?prices, replayed, "rebuilding KV caches");
+        self.deps.telemetry.rebuilding(way);
+        self.chronicle.rebuild(way, prices, replayed);
     }
 
     fn recovering(&mut self, begun: Begun) {
@@ -348,7 +412,8 @@ impl Handler<Frame> for SessionActor {
 
     fn handle(&mut self, Frame { from, frame }: Frame, context: &mut Context<Self>) {
         let route: Vec<PeerId> = self.machine.route().map(|(stage, _)| stage.peer).collect();
-        match incoming::event(&route, from, frame) {
+        let donors = self.machine.donors();
+        match incoming::event(&route, &donors, from, frame) {
             Some(event) => self.feed(event, context),
             None => {
                 tracing::debug!(session = %self.spec.id, peer = %from, "a frame out of place");

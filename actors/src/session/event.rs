@@ -21,6 +21,14 @@ pub(crate) struct RouteStage {
 pub(crate) struct StageReport {
     pub(crate) bytes_fetched: u64,
     pub(crate) blocks_fetched: u64,
+    /// Positions that its KV cache holds already.
+    pub(crate) cached: u64,
+    /// Positions whose outputs it can send again.
+    pub(crate) outputs: u64,
+    /// Nanoseconds that it takes for a position of a prompt; 0 when that was not measured.
+    pub(crate) prefill_ns: u64,
+    /// Bytes per second at which large frames come to it; 0 when that was not measured.
+    pub(crate) plane_bytes_s: u64,
 }
 
 /// What happened. Stages are named by their index in the route of their epoch; whatever belongs
@@ -47,8 +55,8 @@ pub(crate) enum Event {
         stage: usize,
         failure: Failure,
     },
-    /// The last stage applied a step that draws no token.
-    Applied { epoch: u64, step: u64 },
+    /// The last stage of a step that draws no token applied it.
+    Applied { epoch: u64, step: u64, stage: usize },
     /// The last stage drew a token.
     Token {
         epoch: u64,
@@ -128,11 +136,22 @@ pub(crate) enum Command {
     JournalClaim { claim: u64 },
     /// Find a route to replace the one of this epoch, without these peers.
     Plan { epoch: u64, excluding: Vec<PeerId> },
-    /// Phase one, to one stage.
-    Prepare { epoch: u64, stage: usize },
-    /// Phase two, to one stage.
-    Commit { epoch: u64, stage: usize },
-    /// Give up what was prepared under the epoch.
+    /// Phase one, to one stage, which may keep the KV cache that it has. Numbers behind the route
+    /// are peers that only give theirs.
+    Prepare {
+        epoch: u64,
+        stage: usize,
+        keeps: bool,
+    },
+    /// Phase two, to one stage, which goes on from so many positions.
+    Commit {
+        epoch: u64,
+        stage: usize,
+        length: u64,
+        /// Who may give it rows of its KV cache.
+        donor: Option<PeerId>,
+    },
+    /// Give up what was prepared under the epoch; a KV cache may stay for the next.
     Abort { epoch: u64, stage: RouteStage },
     /// The session needs the stage no more.
     Release { epoch: u64, stage: RouteStage },
@@ -142,9 +161,31 @@ pub(crate) enum Command {
         step: u64,
         position: u64,
         sample: bool,
+        /// The last stage that applies it.
+        until: usize,
         tokens: Vec<u32>,
     },
-    /// Forget the way to the first stage: the next step finds a new one.
+    /// Have a stage send outputs that it kept into those behind it.
+    Replay {
+        epoch: u64,
+        step: u64,
+        stage: usize,
+        position: u64,
+        rows: u32,
+        /// The last stage that applies it.
+        until: usize,
+    },
+    /// Have a peer give rows of its KV cache to a stage.
+    Copy {
+        epoch: u64,
+        step: u64,
+        /// Its number, behind the route.
+        donor: usize,
+        stage: usize,
+        position: u64,
+        rows: u32,
+    },
+    /// Forget the ways to the stages: the next step finds new ones.
     Reconnect { epoch: u64 },
     /// A fault happened, and the session goes on like this.
     Recovering {
@@ -154,6 +195,14 @@ pub(crate) enum Command {
         /// Positions that the stages compute again.
         replayed: u64,
         reason: String,
+    },
+    /// The stages of the new epoch get the KV caches that they lack like this.
+    Rebuilding {
+        way: &'static str,
+        /// What each way would take that is possible.
+        prices: Vec<(&'static str, Duration)>,
+        /// Positions that stages had been given and compute again.
+        replayed: u64,
     },
     /// The first token after a fault came.
     Recovered,

@@ -8,8 +8,17 @@ use crate::error::Failure;
 use crate::stage::NEXT_STAGE_LOST;
 
 /// The event that a frame brings; none when its sender may not say that.
-pub(super) fn event(route: &[PeerId], from: PeerId, frame: TensorFrame) -> Option<Event> {
-    let at = route.iter().position(|peer| *peer == from)?;
+/// Donors only give what they have, and may say that they cannot.
+pub(super) fn event(
+    route: &[PeerId],
+    donors: &[PeerId],
+    from: PeerId,
+    frame: TensorFrame,
+) -> Option<Event> {
+    let Some(at) = route.iter().position(|peer| *peer == from) else {
+        let is_donor = donors.contains(&from);
+        return is_donor.then(|| refusal(from, frame)).flatten();
+    };
     let is_last = at + 1 == route.len();
     match frame {
         TensorFrame::Token {
@@ -33,7 +42,11 @@ pub(super) fn event(route: &[PeerId], from: PeerId, frame: TensorFrame) -> Optio
                 drawn,
             })
         }
-        TensorFrame::Applied { epoch, step, .. } if is_last => Some(Event::Applied { epoch, step }),
+        TensorFrame::Applied { epoch, step, .. } => Some(Event::Applied {
+            epoch,
+            step,
+            stage: at,
+        }),
         TensorFrame::Failed {
             epoch,
             code,
@@ -42,6 +55,24 @@ pub(super) fn event(route: &[PeerId], from: PeerId, frame: TensorFrame) -> Optio
         } => Some(failed(route, at, epoch, code, &message)),
         _ => None,
     }
+}
+
+fn refusal(donor: PeerId, frame: TensorFrame) -> Option<Event> {
+    let TensorFrame::Failed {
+        epoch,
+        code,
+        message,
+        ..
+    } = frame
+    else {
+        return None;
+    };
+    let message = format!("peer {donor} could not give what it kept: {message}");
+    Some(Event::StepFailed {
+        epoch,
+        culprit: Some(donor),
+        failure: Failure::unavailable(code, message, "send the request again"),
+    })
 }
 
 fn failed(route: &[PeerId], at: usize, epoch: u64, code: String, message: &str) -> Event {
@@ -79,7 +110,7 @@ mod tests {
     fn a_stage_that_cannot_reach_the_next_one_blames_that_and_not_itself() {
         let route = [(); 3].map(|()| PeerId::random());
         for (at, peer) in route.into_iter().enumerate() {
-            let event = event(&route, peer, frame(NEXT_STAGE_LOST));
+            let event = event(&route, &[], peer, frame(NEXT_STAGE_LOST));
             match (event, route.get(at + 1)) {
                 (Some(Event::Unreachable { epoch: 3, peer, .. }), Some(next)) => {
                     assert_eq!(peer, *next);
@@ -91,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_stage_says_what_was_computed_and_strangers_say_nothing() {
+    fn only_the_last_stage_draws_all_say_what_they_applied_and_strangers_say_nothing() {
         let route = [(); 2].map(|()| PeerId::random());
         let applied = || TensorFrame::Applied {
             session: SessionId([1; 16]),
@@ -99,10 +130,32 @@ mod tests {
             step: 1,
             length: 5,
         };
-        let [first, last] = route;
-        assert!(event(&route, last, applied()).is_some());
-        assert_eq!(event(&route, first, applied()), None);
+        let token = || TensorFrame::Token {
+            session: SessionId([1; 16]),
+            epoch: 1,
+            step: 1,
+            position: 5,
+            token: 7,
+            logprob: 0.0,
+            top: Vec::new(),
+        };
+        for (at, peer) in route.into_iter().enumerate() {
+            let expected = Event::Applied {
+                epoch: 1,
+                step: 1,
+                stage: at,
+            };
+            assert_eq!(event(&route, &[], peer, applied()), Some(expected));
+            assert_eq!(event(&route, &[], peer, token()).is_some(), at == 1);
+        }
         let stranger = PeerId::random();
-        assert_eq!(event(&route, stranger, frame("step_failed")), None);
+        assert_eq!(event(&route, &[], stranger, frame("step_failed")), None);
+        assert_eq!(event(&route, &[], stranger, applied()), None);
+        let donors = [stranger];
+        let refused = event(&route, &donors, stranger, frame("copy_failed"));
+        assert!(
+            matches!(refused, Some(Event::StepFailed { culprit, .. }) if culprit == Some(stranger))
+        );
+        assert_eq!(event(&route, &donors, stranger, applied()), None);
     }
 }

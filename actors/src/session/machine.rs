@@ -8,12 +8,14 @@
 //!              └─── Pausing ◄────────────┘  a fault: as the recovery strategy decides
 //! ```
 //!
-//! `sent` counts the tokens (prompt, then answer) that went to the stages of the live epoch. A new
-//! epoch starts at zero, so rebuilding the KV caches elsewhere is the same code as the prompt.
+//! `sent` counts the tokens (prompt, then answer) that all stages of the live epoch have or were
+//! sent. A new epoch starts at what all of them keep, at zero if that is nothing; before, some may be
+//! fed what only they lack (`rebuilding.rs`).
 
 #[cfg(test)]
 mod fixtures;
 mod placement;
+mod rebuilding;
 mod recovering;
 mod replicating;
 mod resuming;
@@ -28,6 +30,7 @@ use std::collections::{BTreeMap, VecDeque};
 use accel_p2p::PeerId;
 
 use super::event::{Command, Drawn, Event, Outcome, RouteStage, StageReport, Timer};
+use super::rebuild::Feed;
 use super::text::TextPipe;
 use crate::error::Failure;
 use crate::request::FinishReason;
@@ -48,6 +51,10 @@ pub(crate) struct Opening {
     pub(crate) max_new: u64,
     /// Token ids are below this.
     pub(crate) vocab: u32,
+    /// Bytes that a position takes between stages.
+    pub(crate) row_bytes: u64,
+    /// Bytes that it takes in the KV cache of a layer; 0 where that is not known.
+    pub(crate) kv_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -70,6 +77,13 @@ pub(crate) struct Machine {
     tolerance: Tolerance,
     phase: Phase,
     route: Vec<RouteStage>,
+    /// Whoever may hold something of the session, in the route or not: each is told when that ends.
+    holders: Vec<RouteStage>,
+    /// Of these, whoever is not in the route and served layers that another stage has now: with
+    /// the number of that stage.
+    givers: Vec<(RouteStage, usize)>,
+    /// Whether anybody was ever given a step of it, as far as this machine knows.
+    has_computed: bool,
     reports: BTreeMap<usize, StageReport>,
     /// Peers that refused, until everyone may be asked anew.
     excluded: Vec<PeerId>,
@@ -81,6 +95,8 @@ pub(crate) struct Machine {
     epoch: u64,
     step: u64,
     sent: usize,
+    /// What some stages are fed before all go on.
+    feed: Option<Feed>,
     in_flight: VecDeque<InFlight>,
     answer: Vec<u32>,
     /// Tokens that were not emitted yet, with their text.
@@ -108,6 +124,9 @@ impl Machine {
             tolerance,
             phase: Phase::Opening,
             route,
+            holders: Vec::new(),
+            givers: Vec::new(),
+            has_computed: false,
             reports: BTreeMap::new(),
             excluded: Vec::new(),
             recovery: Recovery::default(),
@@ -118,6 +137,7 @@ impl Machine {
             epoch: 0,
             step: 0,
             sent: 0,
+            feed: None,
             in_flight: VecDeque::new(),
             answer: Vec::new(),
             unemitted: VecDeque::new(),
@@ -164,7 +184,7 @@ impl Machine {
                 stage,
                 failure,
             } => self.on_refused(epoch, stage, failure),
-            Event::Applied { epoch, step } => self.on_applied(epoch, step),
+            Event::Applied { epoch, step, stage } => self.on_applied(epoch, step, stage),
             Event::Token {
                 epoch,
                 step,
@@ -270,9 +290,10 @@ impl Machine {
         }
     }
 
+    /// Nobody is to hold anything of the session any more.
     fn release_all(&mut self) {
         let epoch = self.epoch;
-        for stage in self.route.clone() {
+        for stage in std::mem::take(&mut self.holders) {
             self.out.push(Command::Release { epoch, stage });
         }
     }
@@ -282,17 +303,7 @@ impl Machine {
     }
 
     fn close(&mut self, outcome: Outcome) {
-        match self.phase {
-            Phase::Placing { .. } | Phase::Committing { .. } => self.abort_all(),
-            Phase::Running => self.release_all(),
-            Phase::Pausing(then) if then.holds_stages() => self.release_all(),
-            Phase::Opening
-            | Phase::Planning
-            | Phase::Waiting
-            | Phase::Pausing(_)
-            | Phase::Draining(_)
-            | Phase::Ended => {}
-        }
+        self.release_all();
         self.phase = Phase::Ended;
         self.out.push(Command::Close(outcome));
     }
@@ -324,8 +335,13 @@ impl Machine {
         self.epoch
     }
 
-    /// Whether stages are reserved for it.
-    pub(crate) fn holds_stages(&self) -> bool {
+    /// Whether anybody may hold something of it.
+    pub(crate) fn is_held(&self) -> bool {
+        !self.holders.is_empty()
+    }
+
+    /// Whether the stages of its route are reserved for it.
+    fn holds_stages(&self) -> bool {
         match &self.phase {
             Phase::Placing { .. } | Phase::Committing { .. } | Phase::Running => true,
             Phase::Pausing(then) => then.holds_stages(),
@@ -347,6 +363,20 @@ impl Machine {
     pub(crate) fn route(&self) -> impl Iterator<Item = (&RouteStage, StageReport)> {
         let stages = self.route.iter().enumerate();
         stages.map(|(index, stage)| (stage, self.reports.get(&index).copied().unwrap_or_default()))
+    }
+
+    /// Who is prepared under this number: a stage of the route, or behind them one of the donors.
+    pub(crate) fn party(&self, index: usize) -> Option<&RouteStage> {
+        let stage = self.route.get(index);
+        stage.or_else(|| {
+            let behind = index.checked_sub(self.route.len())?;
+            self.givers.get(behind).map(|(giver, _)| giver)
+        })
+    }
+
+    /// Who may give what it has.
+    pub(crate) fn donors(&self) -> Vec<PeerId> {
+        self.givers.iter().map(|(giver, _)| giver.peer).collect()
     }
 
     /// A word for where the session stands.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use accel_p2p::PeerId;
-use accel_p2p::wire::{ControlReply, ControlRequest, Hop, PeerEndpoint, SamplingWire};
+use accel_p2p::wire::{ControlReply, ControlRequest, Hop, Keep, PeerEndpoint, SamplingWire};
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 
 use super::actor::SessionActor;
 use super::event::{Event, RouteStage, StageReport};
+use super::recovery::strategy;
 use crate::error::{Failure, SESSION_MOVED};
 use crate::placement::Wanted;
 
@@ -50,10 +51,16 @@ impl SessionActor {
             .map(|(stage, _)| stage.clone())
     }
 
-    pub(super) fn prepare(&mut self, epoch: u64, stage: usize, context: &mut Context<Self>) {
-        // A new epoch forwards over a connection of its own.
-        self.steps = None;
-        let Some(RouteStage { peer, layers }) = self.stage(stage) else {
+    pub(super) fn prepare(
+        &mut self,
+        epoch: u64,
+        stage: usize,
+        keeps: bool,
+        context: &mut Context<Self>,
+    ) {
+        // A new epoch forwards over connections of its own.
+        self.ways.clear();
+        let Some(RouteStage { peer, layers }) = self.machine.party(stage).cloned() else {
             return;
         };
         self.deps.placer.health.placed(peer, Instant::now());
@@ -67,6 +74,11 @@ impl SessionActor {
             max_tokens: self.spec.max_tokens,
             lease_ms: self.deps.limits.lease.as_millis() as u64,
             providers: self.spec.placement.providers_for(peer),
+            keep: Keep {
+                cache: keeps,
+                outputs: strategy(self.spec.opening.fault_tolerance).is_some(),
+                only: self.stage(stage).is_none(),
+            },
         };
         let (link, silence) = (self.deps.link.clone(), self.deps.limits.prepare_silence);
         let call = async move { link.call(peer, request, silence).await };
@@ -78,7 +90,14 @@ impl SessionActor {
         context.spawn(done);
     }
 
-    pub(super) fn commit(&mut self, epoch: u64, stage: usize, context: &mut Context<Self>) {
+    pub(super) fn commit(
+        &mut self,
+        epoch: u64,
+        stage: usize,
+        length: u64,
+        donor: Option<PeerId>,
+        context: &mut Context<Self>,
+    ) {
         let Some(RouteStage { peer, .. }) = self.stage(stage) else {
             return;
         };
@@ -88,6 +107,8 @@ impl SessionActor {
             route: self.hops(),
             coordinator: self.deps.link.peers.endpoint(),
             sampling: self.sampling(),
+            length,
+            donor,
         };
         let (link, silence) = (self.deps.link.clone(), self.deps.limits.commit_timeout);
         let call = async move { link.call(peer, request, silence).await };
@@ -139,8 +160,8 @@ impl SessionActor {
     pub(super) fn renew(&mut self, context: &mut Context<Self>) {
         let (session, epoch) = (self.spec.id, self.machine.epoch());
         let lease = self.deps.limits.lease;
-        let holds = self.machine.holds_stages();
-        for (stage, _) in self.machine.route().filter(|_| holds) {
+        let is_held = self.machine.is_held();
+        for (stage, _) in self.machine.route().filter(|_| is_held) {
             let lease_ms = lease.as_millis() as u64;
             let request = ControlRequest::Renew {
                 session,
@@ -176,11 +197,16 @@ fn prepared(
             bytes_fetched,
             blocks_fetched,
             numerics,
+            held,
             ..
         }) if numerics == planned => {
             let report = StageReport {
                 bytes_fetched,
                 blocks_fetched,
+                cached: held.cached,
+                outputs: held.outputs,
+                prefill_ns: held.prefill_ns,
+                plane_bytes_s: held.plane_bytes_s,
             };
             return Event::Prepared {
                 epoch,

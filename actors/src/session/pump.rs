@@ -151,13 +151,13 @@ fn interrupted() -> GenEvent {
     }
 }
 
-/// Sends steps to the first stage of one epoch, in order.
-pub(super) fn to_first_stage(
+/// Sends steps to a stage of one epoch, in order.
+pub(super) fn to_stage(
     link: Link,
     endpoint: PeerEndpoint,
     epoch: u64,
     actor: Addr<SessionActor>,
-) -> FirstStage {
+) -> StageWay {
     let (queue, mut frames) = mpsc::channel(QUEUE);
     let task = actix::spawn(async move {
         while let Some(frame) = frames.recv().await {
@@ -172,27 +172,27 @@ pub(super) fn to_first_stage(
             }
         }
     });
-    FirstStage {
+    StageWay {
         queue,
         task: task.abort_handle(),
     }
 }
 
-/// The way to the first stage of an epoch. Once it is dropped nothing more goes there, also of
+/// The way to a stage of an epoch. Once it is dropped nothing more goes there, also of
 /// what waits.
-pub(super) struct FirstStage {
+pub(super) struct StageWay {
     queue: mpsc::Sender<TensorFrame>,
     task: AbortHandle,
 }
 
-impl FirstStage {
+impl StageWay {
     /// Sends a step behind those before it; false when that cannot be.
     pub(super) fn send(&self, frame: TensorFrame) -> bool {
         self.queue.try_send(frame).is_ok()
     }
 }
 
-impl Drop for FirstStage {
+impl Drop for StageWay {
     fn drop(&mut self) {
         self.task.abort();
     }

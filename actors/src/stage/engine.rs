@@ -1,17 +1,22 @@
 //! One compute thread per loaded stage: it owns the stage, takes batches from a bounded queue and
 //! hands results to the sessions' outlets. A panic in a kernel ends the thread, not the node.
 
+mod pace;
+
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use accel_inference::{Logits, SeqId, Stage, StageInput, StepRequest};
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::outlet::{Outlet, StepName};
 use super::queue::{DEAD, Order, Queue, Turn};
 use crate::telemetry::Telemetry;
+use pace::Pace;
 
 /// The code of failures by a panic in the engine.
 const PANICKED: &str = "stage_panicked";
@@ -21,6 +26,14 @@ const PANICKED: &str = "stage_panicked";
 const LINGERING_SHARE: u32 = 8;
 /// The longest that it lingers.
 const LINGERING: Duration = Duration::from_millis(5);
+
+/// Keys and values for a cache, as another stage gave them.
+pub(super) struct ImportWork {
+    pub(super) seq: SeqId,
+    pub(super) name: StepName,
+    pub(super) data: Bytes,
+    pub(super) outlet: Arc<Outlet>,
+}
 
 /// A step to be computed.
 pub(super) struct StepWork {
@@ -78,20 +91,22 @@ pub(crate) struct Engine {
     queue: Arc<Queue>,
     weights_bytes: u64,
     numerics: String,
+    pace: Arc<Pace>,
 }
 
 impl Engine {
     /// Gives the stage a thread of its own, which ends when the engine is dropped.
     pub(super) fn spawn(stage: Box<dyn Stage>, telemetry: Telemetry) -> std::io::Result<Self> {
-        let queue = Arc::new(Queue::new());
+        let (queue, pace) = (Arc::new(Queue::new()), Arc::new(Pace::default()));
         let engine = Self {
             queue: Arc::clone(&queue),
             weights_bytes: stage.weights_bytes(),
             numerics: stage.numerics().to_owned(),
+            pace: Arc::clone(&pace),
         };
         std::thread::Builder::new()
             .name(format!("stage {}", stage.range()))
-            .spawn(move || compute(stage, &Hold(queue), &telemetry))?;
+            .spawn(move || compute(stage, &Hold(queue), &pace, &telemetry))?;
         Ok(engine)
     }
 
@@ -101,6 +116,11 @@ impl Engine {
 
     pub(super) fn numerics(&self) -> &str {
         &self.numerics
+    }
+
+    /// Nanoseconds for a row of a prompt; 0 while that was not measured.
+    pub(super) fn prefill_ns(&self) -> u64 {
+        self.pace.row_ns()
     }
 
     /// Whether its thread ended, which only a panic does while the engine is there.
@@ -116,6 +136,47 @@ impl Engine {
             Ok(opened) => opened.map_err(|error| error.to_string()),
             Err(_) => Err(DEAD.to_owned()),
         }
+    }
+
+    /// Drops the steps that wait for a KV cache, and says how many positions it holds once what is
+    /// being computed has come to its end.
+    pub(super) async fn hold(&self, seq: SeqId) -> Result<usize, String> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.hold(seq, reply)?;
+        match answer.await {
+            Ok(Some(length)) => Ok(length),
+            Ok(None) => Err("the KV cache is not there any more".to_owned()),
+            Err(_) => Err(DEAD.to_owned()),
+        }
+    }
+
+    /// Keys and values of some positions, for another stage.
+    pub(super) async fn export(
+        &self,
+        seq: SeqId,
+        positions: Range<usize>,
+    ) -> Result<Vec<u8>, String> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.export(seq, positions, reply)?;
+        match answer.await {
+            Ok(rows) => rows.map_err(|error| error.to_string()),
+            Err(_) => Err(DEAD.to_owned()),
+        }
+    }
+
+    /// Queues rows that go into a KV cache.
+    pub(super) fn import(&self, work: ImportWork) -> Result<(), &'static str> {
+        self.queue.import(work)
+    }
+
+    /// Forgets the positions of a KV cache behind `length`, before any step that follows.
+    pub(super) fn cut(
+        &self,
+        seq: SeqId,
+        length: usize,
+        max_tokens: usize,
+    ) -> Result<(), &'static str> {
+        self.queue.cut(seq, length, max_tokens)
     }
 
     /// Queues a step; refused when the queue is full or the thread is dead.
@@ -148,7 +209,7 @@ impl Drop for Hold {
     }
 }
 
-fn compute(mut stage: Box<dyn Stage>, hold: &Hold, telemetry: &Telemetry) {
+fn compute(mut stage: Box<dyn Stage>, hold: &Hold, pace: &Pace, telemetry: &Telemetry) {
     let mut patience = Duration::ZERO;
     while let Some(Turn { orders, batch }) = hold.0.next(patience) {
         for order in orders {
@@ -157,9 +218,11 @@ fn compute(mut stage: Box<dyn Stage>, hold: &Hold, telemetry: &Telemetry) {
         if batch.is_empty() {
             continue;
         }
+        let rows = batch.iter().map(StepWork::rows).sum();
         let Ok(took) = run(stage.as_mut(), batch, telemetry) else {
             return;
         };
+        pace.saw(rows, took);
         patience = LINGERING.min(took / LINGERING_SHARE);
     }
 }
@@ -176,7 +239,58 @@ fn carry_out(stage: &mut dyn Stage, order: Order) {
                 stage.close(seq);
             }
         }
+        Order::Hold { seq, reply } => {
+            // Nobody may want to know any more.
+            let _ = reply.send(stage.len(seq));
+        }
+        Order::Cut {
+            seq,
+            length,
+            max_tokens,
+        } => cut(stage, seq, length, max_tokens),
+        Order::Export {
+            seq,
+            positions,
+            reply,
+        } => {
+            // Nobody may want them any more.
+            let _ = reply.send(stage.export(seq, positions));
+        }
+        Order::Import(work) => {
+            let done = import(stage, &work);
+            work.outlet.imported(work.name, done);
+        }
         Order::Close(seq) => stage.close(seq),
+    }
+}
+
+/// As many rows as were said, or none.
+fn import(stage: &mut dyn Stage, work: &ImportWork) -> Result<(), String> {
+    let position = usize::try_from(work.name.position).unwrap_or(usize::MAX);
+    let done = stage.import(work.seq, position, &work.data);
+    done.map_err(|error| error.to_string())?;
+    let length = work.name.position + work.name.rows;
+    if stage.len(work.seq).map(|len| len as u64) == Some(length) {
+        return Ok(());
+    }
+    let undone = stage.truncate(work.seq, position);
+    undone.map_err(|error| error.to_string())?;
+    Err("the payload has not as many rows as it says".to_owned())
+}
+
+/// A cache that cannot be cut is closed: its next step fails, and the session is placed again.
+fn cut(stage: &mut dyn Stage, seq: SeqId, length: usize, max_tokens: usize) {
+    // A cache that gave up what lies behind a window can be emptied all the same.
+    let done = match length {
+        0 => {
+            stage.close(seq);
+            stage.open(seq, max_tokens)
+        }
+        length => stage.truncate(seq, length),
+    };
+    if let Err(error) = done {
+        tracing::warn!(%error, "a KV cache cannot be gone on with");
+        stage.close(seq);
     }
 }
 

@@ -31,13 +31,19 @@ pub(crate) struct Fence {
 }
 
 impl Fence {
-    pub(crate) fn new(epoch: u64, limit: u64) -> Self {
+    /// A fence before a KV cache of so many positions.
+    pub(crate) fn new(epoch: u64, length: u64, limit: u64) -> Self {
         Self {
             epoch,
             last_step: 0,
-            length: 0,
+            length,
             limit,
         }
+    }
+
+    /// Positions that were let through, and those before.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
     }
 
     pub(crate) fn admit(&mut self, epoch: u64, step: u64, position: u64, rows: u64) -> Admission {
@@ -69,7 +75,7 @@ mod tests {
 
     #[test]
     fn steps_apply_in_order_and_everything_else_is_told_why_not() {
-        let mut fence = Fence::new(3, 10);
+        let mut fence = Fence::new(3, 0, 10);
         let too_many = MOST_ROWS + 1;
         let cases = [
             ((3, 1, 0, 4), Apply, "the first"),
@@ -94,5 +100,13 @@ mod tests {
         for ((epoch, step, position, rows), wanted, what) in cases {
             assert_eq!(fence.admit(epoch, step, position, rows), wanted, "{what}");
         }
+    }
+
+    #[test]
+    fn behind_a_cache_that_was_kept_steps_go_on_where_it_ends() {
+        let mut fence = Fence::new(3, 6, 10);
+        assert_eq!(fence.admit(3, 40, 0, 4), Gap { have: 6 });
+        assert_eq!(fence.admit(3, 41, 6, 2), Apply);
+        assert_eq!(fence.length(), 8);
     }
 }

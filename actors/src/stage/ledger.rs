@@ -132,6 +132,20 @@ impl Ledger {
         true
     }
 
+    /// Takes memory that is free for something of use to a session, beside what it needs; whether
+    /// there is enough. At least as much stays free for others.
+    pub(crate) fn add_spare(&mut self, session: SessionId, bytes: u64) -> bool {
+        let free = self.limit.saturating_sub(self.used());
+        let Some((_, held)) = self.kv.get_mut(&session) else {
+            return false;
+        };
+        let fits = bytes <= free / 2;
+        if fits {
+            *held += bytes;
+        }
+        fits
+    }
+
     /// Evicts unused weights, least recently used first, until `needed` bytes are free. Where
     /// that is not enough, says how many are free then, and evicts nothing.
     fn make_room(&mut self, keep: StageKey, needed: u64) -> Result<Vec<StageKey>, u64> {
@@ -280,6 +294,18 @@ mod tests {
         let evicted = ledger.reserve(session(1), key(0), 90, 10, now).unwrap();
         assert_eq!((evicted, ledger.used(), ledger.held()), (vec![], 100, 100));
         assert!(!ledger.forget_unused(&key(0)), "it is in use");
+    }
+
+    #[test]
+    fn what_is_of_use_takes_half_of_what_is_free_at_most_and_goes_with_its_session() {
+        let (mut ledger, now) = (Ledger::new(100), Instant::now());
+        assert!(!ledger.add_spare(session(1), 1), "it holds nothing");
+        ledger.reserve(session(1), key(0), 40, 20, now).unwrap();
+        assert!(!ledger.add_spare(session(1), 21));
+        assert!(ledger.add_spare(session(1), 20));
+        assert_eq!(ledger.held(), 80);
+        ledger.release(session(1), now);
+        assert_eq!(ledger.used(), 40);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Where the results of a session's steps go: hidden rows to the next stage, tokens and failures
 //! to the coordinator. The last few results are kept, so that a repeated step is answered again
-//! without being computed again.
+//! without being computed again. Hidden rows are kept besides, where there is memory, to be sent
+//! again to a next stage that is built anew.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,6 +11,9 @@ use accel_p2p::PeerId;
 use accel_p2p::wire::{PeerEndpoint, SessionId, StepInput, TensorFrame};
 use tokio::sync::mpsc;
 
+use super::fence::MOST_ROWS;
+use super::outputs::Outputs;
+use super::server::COPY_FAILED;
 use crate::peers::Peers;
 use crate::session::table::SessionTable;
 
@@ -28,6 +32,17 @@ pub(super) struct StepName {
     pub(super) position: u64,
     pub(super) rows: u64,
     pub(super) sample: bool,
+    /// Number of the last stage that is to apply it.
+    pub(super) until: u32,
+}
+
+/// Which stage of which session's plan an outlet belongs to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) session: SessionId,
+    pub(super) epoch: u64,
+    /// Number of the stage in the route.
+    pub(super) at: u32,
 }
 
 /// What follows a stage.
@@ -40,9 +55,9 @@ pub(super) enum Next {
 
 /// See the module.
 pub(super) struct Outlet {
-    session: SessionId,
-    epoch: u64,
+    place: Place,
     next: Next,
+    outputs: Option<Arc<Outputs>>,
     queue: mpsc::Sender<TensorFrame>,
     kept: Mutex<VecDeque<(u64, TensorFrame)>>,
 }
@@ -51,9 +66,9 @@ impl Outlet {
     /// Opens the outlet and starts the task that sends what comes out of it; the task ends when
     /// the outlet is dropped.
     pub(super) fn open(
-        session: SessionId,
-        epoch: u64,
+        place: Place,
         next: Next,
+        outputs: Option<Arc<Outputs>>,
         coordinator: PeerEndpoint,
         peers: Arc<dyn Peers>,
         sessions: Arc<SessionTable>,
@@ -64,8 +79,7 @@ impl Outlet {
             Next::Sample(_) => None,
         };
         let mailer = Mailer {
-            session,
-            epoch,
+            place,
             onward,
             coordinator,
             peers,
@@ -73,9 +87,9 @@ impl Outlet {
         };
         actix::spawn(mailer.run(frames));
         Arc::new(Self {
-            session,
-            epoch,
+            place,
             next,
+            outputs,
             queue,
             kept: Mutex::default(),
         })
@@ -87,11 +101,24 @@ impl Outlet {
             Ok(output) => self.frame(name, output),
             Err(error) => self.failed(name.step, "step_failed", &error.to_string()),
         };
+        self.answer(name.step, frame);
+    }
+
+    /// Tells the coordinator what became of rows for the KV cache.
+    pub(super) fn imported(&self, name: StepName, done: Result<(), String>) {
+        let frame = match done {
+            Ok(()) => self.applied(name),
+            Err(reason) => self.failed(name.step, COPY_FAILED, &reason),
+        };
+        self.answer(name.step, frame);
+    }
+
+    fn answer(&self, step: u64, frame: TensorFrame) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= KEPT {
             kept.pop_front();
         }
-        kept.push_back((name.step, frame.clone()));
+        kept.push_back((step, frame.clone()));
         drop(kept);
         self.mail(frame);
     }
@@ -112,6 +139,26 @@ impl Outlet {
         drop(kept);
         if let Some(frame) = answer {
             self.mail(frame);
+        }
+    }
+
+    /// Sends outputs that were kept to the next stage, as a step for it.
+    pub(super) fn replay(&self, name: StepName) {
+        let outputs = self.outputs.as_ref().filter(|_| name.rows <= MOST_ROWS);
+        let rows = outputs.and_then(|outputs| outputs.read(name.position, name.rows));
+        match (rows, &self.next) {
+            (Some(data), Next::Stage(_)) => {
+                let input = StepInput::Hidden {
+                    rows: name.rows as u32,
+                    data: data.into(),
+                };
+                self.mail(self.step(name, input));
+            }
+            _ => self.refuse(
+                name.step,
+                "outputs_missing",
+                "the outputs asked for are not here",
+            ),
         }
     }
 
@@ -138,13 +185,13 @@ impl Outlet {
     }
 
     fn failed(&self, step: u64, code: &str, message: &str) -> TensorFrame {
-        TensorFrame::failed(self.session, self.epoch, step, code, message)
+        TensorFrame::failed(self.place.session, self.place.epoch, step, code, message)
     }
 
     fn mail(&self, frame: TensorFrame) {
         if self.queue.try_send(frame).is_err() {
             // The coordinator sends few steps at a time; one that sends more loses answers.
-            tracing::warn!(session = %self.session, "too many results wait; one is dropped");
+            tracing::warn!(session = %self.place.session, "too many results wait; one is dropped");
         }
     }
 
@@ -153,8 +200,8 @@ impl Outlet {
         let position = name.position + name.rows;
         match accel_inference::sample(logits, params, position) {
             Ok(drawn) => TensorFrame::Token {
-                session: self.session,
-                epoch: self.epoch,
+                session: self.place.session,
+                epoch: self.place.epoch,
                 step: name.step,
                 position,
                 token: drawn.token,
@@ -165,45 +212,59 @@ impl Outlet {
         }
     }
 
+    fn step(&self, name: StepName, input: StepInput) -> TensorFrame {
+        TensorFrame::Step {
+            session: self.place.session,
+            epoch: self.place.epoch,
+            step: name.step,
+            position: name.position,
+            sample: name.sample,
+            until: name.until,
+            input,
+        }
+    }
+
+    fn applied(&self, name: StepName) -> TensorFrame {
+        TensorFrame::Applied {
+            session: self.place.session,
+            epoch: self.place.epoch,
+            step: name.step,
+            length: name.position + name.rows,
+        }
+    }
+
     fn frame(&self, name: StepName, output: StageOutput) -> TensorFrame {
-        let StepName {
-            step,
-            position,
-            rows,
-            sample,
-        } = name;
-        let (session, epoch, length) = (self.session, self.epoch, position + rows);
         match (output, &self.next) {
-            (StageOutput::Hidden { rows, data }, Next::Stage(_)) => TensorFrame::Step {
-                session,
-                epoch,
-                step,
-                position,
-                sample,
-                input: StepInput::hidden(rows as u32, &data),
-            },
-            (StageOutput::Nothing, Next::Sample(_)) => TensorFrame::Applied {
-                session,
-                epoch,
-                step,
-                length,
-            },
+            (StageOutput::Hidden { rows, data }, Next::Stage(_)) => {
+                let input = StepInput::hidden(rows as u32, &data);
+                self.keep(name.position, &input);
+                match name.until > self.place.at {
+                    true => self.step(name, input),
+                    false => self.applied(name),
+                }
+            }
+            (StageOutput::Nothing, Next::Sample(_)) => self.applied(name),
             (StageOutput::Logits { data, .. }, Next::Sample(params)) => {
                 self.draw(name, &data, params)
             }
             _ => self.failed(
-                step,
+                name.step,
                 "wrong_stage",
                 "the layers of this stage do not fit its route",
             ),
+        }
+    }
+
+    fn keep(&self, position: u64, input: &StepInput) {
+        if let (Some(outputs), StepInput::Hidden { data, .. }) = (&self.outputs, input) {
+            outputs.push(position, data);
         }
     }
 }
 
 /// Sends the frames of one outlet, in order.
 struct Mailer {
-    session: SessionId,
-    epoch: u64,
+    place: Place,
     onward: Option<PeerEndpoint>,
     coordinator: PeerEndpoint,
     peers: Arc<dyn Peers>,
@@ -218,8 +279,8 @@ impl Mailer {
                     let step = *step;
                     if let Err(failure) = self.peers.send(next, frame).await {
                         let (code, message) = (NEXT_STAGE_LOST, failure.message);
-                        let told =
-                            TensorFrame::failed(self.session, self.epoch, step, code, &message);
+                        let Place { session, epoch, .. } = self.place;
+                        let told = TensorFrame::failed(session, epoch, step, code, &message);
                         self.to_coordinator(told).await;
                     }
                 }
@@ -234,7 +295,7 @@ impl Mailer {
             return self.sessions.deliver(own, frame).await;
         }
         if let Err(failure) = self.peers.send(&self.coordinator, frame).await {
-            tracing::warn!(session = %self.session, %failure, "the coordinator cannot be told");
+            tracing::warn!(session = %self.place.session, %failure, "the coordinator cannot be told");
         }
     }
 }

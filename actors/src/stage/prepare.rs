@@ -4,17 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use accel_inference::SeqId;
-use accel_p2p::wire::{ControlReply, SessionId};
+use accel_p2p::wire::{ControlReply, HeldWire, Keep, SessionId};
 use accel_storage::FetchProgress;
 use tokio::sync::mpsc;
 
-use super::engine::Engine;
 use super::ledger::Shortage;
 use super::obtain::{Layers, bad_request};
+use super::outputs::Outputs;
+use super::seat::Cache;
 use super::server::StageDeps;
 use crate::error::{ErrorKind, Failure, MEMORY_IN_USE};
-use crate::models::Header;
+use crate::models::{Fetched, Header};
 use crate::planner::human_bytes;
 
 /// How often the coordinator hears how far it is.
@@ -26,12 +26,14 @@ pub(super) struct Order {
     pub(super) session: SessionId,
     pub(super) layers: Layers,
     pub(super) max_tokens: u32,
+    pub(super) keep: Keep,
 }
 
 /// A stage with a KV cache for the session.
 pub(super) struct Prepared {
-    pub(super) engine: Arc<Engine>,
-    pub(super) seq: SeqId,
+    pub(super) cache: Cache,
+    /// Positions that it holds.
+    pub(super) length: u64,
     pub(super) reply: ControlReply,
 }
 
@@ -77,6 +79,39 @@ pub(super) async fn run(
     result
 }
 
+/// The stage is there, with a KV cache of the session: only how much it holds is asked, once what
+/// is under way has come to its end.
+pub(super) async fn again(deps: Arc<StageDeps>, cache: Cache) -> Result<Prepared, Failure> {
+    let length = cache.engine.hold(cache.seq).await.map_err(not_opened)? as u64;
+    Ok(ready(&deps, cache, length, &Fetched::default()))
+}
+
+fn ready(deps: &StageDeps, cache: Cache, length: u64, fetched: &Fetched) -> Prepared {
+    let engine = &cache.engine;
+    let outputs = cache.outputs.as_ref().map_or(0, |outputs| outputs.len());
+    let reply = ControlReply::Ready {
+        bytes_fetched: fetched.bytes_fetched,
+        blocks_fetched: fetched.blocks_fetched,
+        weights_bytes: engine.weights_bytes(),
+        numerics: engine.numerics().to_owned(),
+        held: HeldWire {
+            cached: length,
+            outputs: outputs.min(length),
+            prefill_ns: engine.prefill_ns(),
+            plane_bytes_s: deps.peers.plane_bytes_s(),
+        },
+    };
+    Prepared {
+        cache,
+        length,
+        reply,
+    }
+}
+
+fn not_opened(reason: String) -> Failure {
+    Failure::unavailable("load_failed", reason, "send the request again")
+}
+
 async fn prepare(
     deps: &Arc<StageDeps>,
     order: &Order,
@@ -110,15 +145,27 @@ async fn prepare(
     let engine = Arc::clone(engine);
     let seq = deps.shelf.next_seq();
     let opened = engine.open(seq, order.max_tokens as usize).await;
-    opened
-        .map_err(|reason| Failure::unavailable("load_failed", reason, "send the request again"))?;
-    let reply = ControlReply::Ready {
-        bytes_fetched: fetched.bytes_fetched,
-        blocks_fetched: fetched.blocks_fetched,
-        weights_bytes: engine.weights_bytes(),
-        numerics: engine.numerics().to_owned(),
+    opened.map_err(not_opened)?;
+    let cache = Cache {
+        engine,
+        seq,
+        outputs: outputs(deps, order, &header),
     };
-    Ok(Prepared { engine, seq, reply })
+    Ok(ready(deps, cache, 0, &fetched))
+}
+
+/// Room for the outputs of a stage that has another one behind it, if they are wanted and there is
+/// memory that nobody needs.
+fn outputs(deps: &StageDeps, order: &Order, header: &Header) -> Option<Arc<Outputs>> {
+    let shape = &header.shape;
+    if !order.keep.outputs || order.layers.layers.is_last(shape.layers) {
+        return None;
+    }
+    let row_bytes = shape.hidden as usize * size_of::<f32>();
+    let limit = u64::from(order.max_tokens);
+    let bytes = limit.saturating_mul(row_bytes as u64);
+    let fits = deps.shelf.reserve_spare(order.session, bytes);
+    fits.then(|| Arc::new(Outputs::new(row_bytes, limit)))
 }
 
 /// Memory that sessions hold comes free; memory that the node does not give at all never does.

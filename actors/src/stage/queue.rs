@@ -3,6 +3,7 @@
 //! sleeps when there is nothing.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,20 +11,35 @@ use accel_inference::{SeqId, StageError};
 use tokio::sync::oneshot;
 
 use super::batch::Scheduler;
-use super::engine::StepWork;
+use super::engine::{ImportWork, StepWork};
 
 /// Steps that may wait for a stage, over all sessions; and sequences that wait to be opened.
 const LIMIT: usize = 256;
 /// Why nothing is taken on.
 pub(super) const DEAD: &str = "the stage's thread has died";
 
-/// The beginning or the end of a sequence.
+/// The beginning or the end of a sequence, or another plan for it.
 pub(super) enum Order {
     Open {
         seq: SeqId,
         max_tokens: usize,
         reply: oneshot::Sender<Result<(), StageError>>,
     },
+    Hold {
+        seq: SeqId,
+        reply: oneshot::Sender<Option<usize>>,
+    },
+    Cut {
+        seq: SeqId,
+        length: usize,
+        max_tokens: usize,
+    },
+    Export {
+        seq: SeqId,
+        positions: Range<usize>,
+        reply: oneshot::Sender<Result<Vec<u8>, StageError>>,
+    },
+    Import(ImportWork),
     Close(SeqId),
 }
 
@@ -74,6 +90,57 @@ impl Queue {
         max_tokens: usize,
         reply: oneshot::Sender<Result<(), StageError>>,
     ) -> Result<(), &'static str> {
+        self.order(Order::Open {
+            seq,
+            max_tokens,
+            reply,
+        })
+    }
+
+    /// Asks how long a sequence is, and drops what waits for it.
+    pub(super) fn hold(
+        &self,
+        seq: SeqId,
+        reply: oneshot::Sender<Option<usize>>,
+    ) -> Result<(), &'static str> {
+        self.lock().steps.forget(seq);
+        self.order(Order::Hold { seq, reply })
+    }
+
+    /// Cuts a sequence off at a length, before all steps that come from now on.
+    pub(super) fn cut(
+        &self,
+        seq: SeqId,
+        length: usize,
+        max_tokens: usize,
+    ) -> Result<(), &'static str> {
+        self.order(Order::Cut {
+            seq,
+            length,
+            max_tokens,
+        })
+    }
+
+    /// Asks for keys and values.
+    pub(super) fn export(
+        &self,
+        seq: SeqId,
+        positions: Range<usize>,
+        reply: oneshot::Sender<Result<Vec<u8>, StageError>>,
+    ) -> Result<(), &'static str> {
+        self.order(Order::Export {
+            seq,
+            positions,
+            reply,
+        })
+    }
+
+    /// Appends keys and values, before all steps that come from now on.
+    pub(super) fn import(&self, work: ImportWork) -> Result<(), &'static str> {
+        self.order(Order::Import(work))
+    }
+
+    fn order(&self, order: Order) -> Result<(), &'static str> {
         let mut inner = self.lock();
         if inner.ended {
             return Err(DEAD);
@@ -81,11 +148,7 @@ impl Queue {
         if inner.orders.len() >= LIMIT {
             return Err("the stage has too many sessions waiting to begin");
         }
-        inner.orders.push_back(Order::Open {
-            seq,
-            max_tokens,
-            reply,
-        });
+        inner.orders.push_back(order);
         self.wake.notify_one();
         Ok(())
     }

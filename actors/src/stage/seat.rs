@@ -7,12 +7,14 @@ use accel_inference::{SamplingParams, SeqId, StageInput};
 use accel_p2p::PeerId;
 use accel_p2p::wire::{ControlReply, Hop, PeerEndpoint, SamplingWire, StepInput};
 use actix::SpawnHandle;
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::engine::{Engine, StepWork};
+use super::engine::{Engine, ImportWork, StepWork};
 use super::fence::{Admission, Fence, MOST_ROWS};
 use super::ledger::StageKey;
 use super::outlet::{Outlet, StepName};
+use super::outputs::Outputs;
 use crate::error::{Failure, SESSION_MOVED};
 use crate::session::machine::claim_of;
 
@@ -28,31 +30,92 @@ pub(super) struct Seat {
 }
 
 pub(super) enum SeatState {
-    Preparing(SpawnHandle),
-    Ready { engine: Arc<Engine>, seq: SeqId },
+    /// A cache that was kept from an older epoch is there already.
+    Preparing {
+        task: SpawnHandle,
+        kept: Option<Cache>,
+    },
+    Ready {
+        cache: Cache,
+        /// Positions that it holds.
+        length: u64,
+    },
     Live(Live),
+    /// The plan was given up; the next one may go on from the cache.
+    Kept(Cache),
+}
+
+/// A session's KV cache on a loaded stage, with the outputs that go with it.
+#[derive(Clone)]
+pub(super) struct Cache {
+    pub(super) engine: Arc<Engine>,
+    pub(super) seq: SeqId,
+    pub(super) outputs: Option<Arc<Outputs>>,
 }
 
 pub(super) struct Live {
-    pub(super) engine: Arc<Engine>,
-    pub(super) seq: SeqId,
+    pub(super) cache: Cache,
     pub(super) upstream: PeerId,
+    /// Who may send rows of its KV cache.
+    pub(super) donor: Option<PeerId>,
     pub(super) fence: Fence,
     pub(super) outlet: Arc<Outlet>,
 }
 
+impl Seat {
+    /// The session's KV cache, once there is one.
+    pub(super) fn cache(&self) -> Option<&Cache> {
+        match &self.state {
+            SeatState::Preparing { kept, .. } => kept.as_ref(),
+            SeatState::Ready { cache, .. } | SeatState::Kept(cache) => Some(cache),
+            SeatState::Live(live) => Some(&live.cache),
+        }
+    }
+
+    /// The cache, if there is anything in it.
+    pub(super) fn filled_cache(&self) -> Option<&Cache> {
+        let is_filled = match &self.state {
+            SeatState::Preparing { .. } | SeatState::Kept(_) => true,
+            SeatState::Ready { length, .. } => *length > 0,
+            SeatState::Live(live) => live.fence.length() > 0,
+        };
+        self.cache().filter(|_| is_filled)
+    }
+}
+
+impl Cache {
+    /// Forgets what is behind `length` of the `have` positions.
+    pub(super) fn cut(&self, have: u64, length: u64, max_tokens: u64) -> Result<(), Failure> {
+        if length > have {
+            return Err(not_ready());
+        }
+        if let Some(outputs) = &self.outputs {
+            outputs.truncate(length);
+        }
+        if length == have {
+            return Ok(());
+        }
+        let cut = self
+            .engine
+            .cut(self.seq, length as usize, max_tokens as usize);
+        cut.map_err(|reason| Failure::unavailable("stage_unavailable", reason, "try again"))
+    }
+}
+
+/// What is to be applied.
+pub(super) enum Work {
+    /// Rows go through the layers.
+    Step(StepInput),
+    /// Keys and values come as they are.
+    Rows(Bytes),
+}
+
 /// Lets a step through the fence and queues it.
-pub(super) fn apply(live: &mut Live, epoch: u64, name: StepName, input: StepInput) {
+pub(super) fn apply(live: &mut Live, epoch: u64, name: StepName, work: Work) {
     let outlet = &live.outlet;
     match live.fence.admit(epoch, name.step, name.position, name.rows) {
         Admission::Apply => {
-            let work = StepWork {
-                seq: live.seq,
-                name,
-                input: stage_input(input),
-                outlet: Arc::clone(outlet),
-            };
-            if let Err(reason) = live.engine.step(work) {
+            if let Err(reason) = queue(live, name, work) {
                 outlet.refuse(name.step, "stage_unavailable", reason);
             }
         }
@@ -78,6 +141,25 @@ pub(super) fn apply(live: &mut Live, epoch: u64, name: StepName, input: StepInpu
             );
             outlet.refuse(name.step, "step_too_large", &message);
         }
+    }
+}
+
+fn queue(live: &Live, name: StepName, work: Work) -> Result<(), &'static str> {
+    let Cache { engine, seq, .. } = &live.cache;
+    let (seq, outlet) = (*seq, Arc::clone(&live.outlet));
+    match work {
+        Work::Step(input) => engine.step(StepWork {
+            seq,
+            name,
+            input: stage_input(input),
+            outlet,
+        }),
+        Work::Rows(data) => engine.import(ImportWork {
+            seq,
+            name,
+            data,
+            outlet,
+        }),
     }
 }
 

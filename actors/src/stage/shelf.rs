@@ -77,6 +77,11 @@ impl Shelf {
         Ok(Arc::clone(inner.cells.entry(key).or_default()))
     }
 
+    /// Takes memory that is free for what a session can do without; whether there is enough.
+    pub(super) fn reserve_spare(&self, session: SessionId, bytes: u64) -> bool {
+        self.lock().ledger.add_spare(session, bytes)
+    }
+
     /// The place of a stage that nobody needs yet, if there is memory that nobody uses: nothing
     /// is unloaded for it. It is as good as unused until a session reserves it.
     pub(super) fn spare(&self, key: StageKey, weights: u64) -> Option<Cell> {

@@ -1,3 +1,5 @@
+mod copying;
+mod keeping;
 mod warm;
 
 use std::sync::Arc;
@@ -5,7 +7,7 @@ use std::sync::Arc;
 use accel_inference::{Gguf, KvFormat, LayerRange, ModelShape};
 use accel_p2p::PeerId;
 use accel_p2p::wire::{
-    ControlReply, ControlRequest, Hop, PeerEndpoint, SamplingWire, SessionId, StepInput,
+    ControlReply, ControlRequest, Hop, Keep, PeerEndpoint, SamplingWire, SessionId, StepInput,
     TensorFrame,
 };
 use accel_storage::ModelRecord;
@@ -67,6 +69,11 @@ impl Bench {
             max_tokens: 64,
             lease_ms: 60_000,
             providers: Vec::new(),
+            keep: Keep {
+                cache: true,
+                outputs: true,
+                only: false,
+            },
         }
     }
 
@@ -97,6 +104,8 @@ impl Bench {
                 seed: 0,
                 top_logprobs: 0,
             },
+            length: 0,
+            donor: None,
         }
     }
 
@@ -166,6 +175,7 @@ fn tokens(session: SessionId, epoch: u64, step: u64, position: u64, ids: Vec<u32
         step,
         position,
         sample: true,
+        until: 63,
         input,
     }
 }

@@ -135,7 +135,7 @@ async fn read_frames(
     loop {
         let read = tokio::select! {
             () = shared.closing.cancelled() => return Ok(()),
-            read = frame::read(stream, link.share()) => read?,
+            read = frame::read(stream, link.share(), &shared.rate) => read?,
         };
         let Some((frame, size)) = read else {
             return Ok(());

@@ -3,10 +3,11 @@
 
 use bytes::Bytes;
 use quinn::{ReadError, ReadExactError, RecvStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::PAYLOAD_TIMEOUT;
 use super::budget::Share;
+use super::rate::Rate;
 use crate::wire::{TensorFrame, WireError, limit};
 
 const MESSAGE: &str = "tensor frame";
@@ -48,6 +49,7 @@ pub(super) fn encode(frame: TensorFrame) -> Result<[Bytes; 2], WireError> {
 pub(super) async fn read(
     stream: &mut RecvStream,
     share: &Share,
+    rate: &Rate,
 ) -> Result<Option<(TensorFrame, usize)>, ReadFrameError> {
     let mut prefix = [0; PREFIX_BYTES];
     if !fill(stream, &mut prefix).await? {
@@ -58,7 +60,7 @@ pub(super) async fn read(
     if !fill(stream, &mut header).await? {
         return Ok(None);
     }
-    let Some(payload) = receive(stream, payload_size, share).await? else {
+    let Some(payload) = receive(stream, payload_size, share, rate).await? else {
         return Ok(None);
     };
     let frame = TensorFrame::from_parts(&header, payload)?;
@@ -107,13 +109,16 @@ async fn receive(
     stream: &mut RecvStream,
     size: usize,
     share: &Share,
+    rate: &Rate,
 ) -> Result<Option<Bytes>, ReadFrameError> {
     if size == 0 {
         return Ok(Some(Bytes::new()));
     }
     let room = share.take(size).await;
+    let started = Instant::now();
     let reading = timeout(PAYLOAD_TIMEOUT, read_payload(stream, size));
     let payload = reading.await.map_err(|_| ReadFrameError::Slow)??;
+    rate.saw(size, started.elapsed());
     Ok(payload.map(|payload| room.fill(payload)))
 }
 

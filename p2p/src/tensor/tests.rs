@@ -105,6 +105,7 @@ fn step(step: u64, input: StepInput) -> TensorFrame {
         step,
         position: step,
         sample: true,
+        until: 0,
         input,
     }
 }

@@ -35,6 +35,8 @@ pub enum ControlRequest {
         lease_ms: u64,
         /// Who is known to have blocks of the model; best first.
         providers: Vec<PeerId>,
+        /// What the peer may keep of the session, from epochs before and for those that follow.
+        keep: Keep,
     },
     /// Phase two: the stage goes live under the epoch.
     Commit {
@@ -48,8 +50,13 @@ pub enum ControlRequest {
         coordinator: PeerEndpoint,
         /// How the last stage samples.
         sampling: SamplingWire,
+        /// Positions of the KV cache that stay; what is behind them is forgotten.
+        length: u64,
+        /// Who may send rows of its KV cache to this stage.
+        donor: Option<PeerId>,
     },
-    /// The plan is given up; what `Prepare` reserved is released.
+    /// The plan is given up; what `Prepare` reserved is released, but for a KV cache that may be
+    /// kept.
     Abort {
         /// Whose stage this was.
         session: SessionId,
@@ -100,6 +107,8 @@ pub enum ControlReply {
         weights_bytes: u64,
         /// Numerics class of the loaded stage.
         numerics: String,
+        /// What it still has of the session, and how fast it gets at more.
+        held: HeldWire,
     },
     /// The request is carried out.
     Done,
@@ -112,6 +121,33 @@ pub enum ControlReply {
         /// What to do about it.
         hint: String,
     },
+}
+
+/// What a peer may keep of a session beyond a plan. All of it goes with the session's end, and
+/// with the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Keep {
+    /// The KV cache of the same layers, if there is one from an older epoch; and again when this
+    /// plan is given up.
+    pub cache: bool,
+    /// The outputs of the stage, as far as there is memory, so that it can send them again to a
+    /// next stage that is built anew.
+    pub outputs: bool,
+    /// Nothing else: where no cache is kept, nothing is prepared. For peers that only give theirs.
+    pub only: bool,
+}
+
+/// What a stage that is ready has of its session already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HeldWire {
+    /// Positions in its KV cache.
+    pub cached: u64,
+    /// Positions from the first on whose outputs it can send again.
+    pub outputs: u64,
+    /// Nanoseconds that its layers take for a position of a prompt; 0 when that was not measured.
+    pub prefill_ns: u64,
+    /// Bytes per second at which large frames came to it over the tensor plane; 0 when none came.
+    pub plane_bytes_s: u64,
 }
 
 /// One stage of a route.
@@ -151,12 +187,14 @@ pub struct SamplingWire {
     pub top_logprobs: u32,
 }
 
+// Of the requests 1 and 2 and the reply 2 are retired: `Prepare`, `Commit` and `Ready` before
+// stages kept anything.
 wire_enum!(ControlRequest {
-    1 => Prepare {
+    11 => Prepare {
         session, epoch, model, model_bytes, layers, total_layers, max_tokens, lease_ms,
-        providers[limit::PROVIDERS]
+        providers[limit::PROVIDERS], keep
     },
-    2 => Commit { session, epoch, route[limit::HOPS], coordinator, sampling },
+    12 => Commit { session, epoch, route[limit::HOPS], coordinator, sampling, length, donor },
     3 => Abort { session, epoch },
     4 => Release { session, epoch },
     5 => Renew { session, epoch, lease_ms },
@@ -164,9 +202,20 @@ wire_enum!(ControlRequest {
 });
 wire_enum!(ControlReply {
     1 => Progress { done, total },
-    2 => Ready { bytes_fetched, blocks_fetched, weights_bytes, numerics[limit::LABEL] },
+    12 => Ready { bytes_fetched, blocks_fetched, weights_bytes, numerics[limit::LABEL], held },
     3 => Done {},
     4 => Refused { code[limit::LABEL], message[limit::MESSAGE], hint[limit::MESSAGE] },
+});
+wire_struct!(Keep {
+    cache,
+    outputs,
+    only
+});
+wire_struct!(HeldWire {
+    cached,
+    outputs,
+    prefill_ns,
+    plane_bytes_s
 });
 wire_struct!(Hop { peer, tensor_addrs[limit::ADDRS], layers });
 wire_struct!(PeerEndpoint { peer, tensor_addrs[limit::ADDRS] });

@@ -4,9 +4,12 @@
 //! (u32) or hidden rows (f32), both little endian. The header does not say how long the payload
 //! is; the frame's length prefix does (see the tensor plane).
 
+mod header;
+
 use bytes::Bytes;
 
-use super::{Message, SessionId, WireError, clip, decode, encode, limit, tag, wire_enum};
+use super::{CopyOrder, KvRows, SessionId, WireError, clip, encode, limit};
+use header::check_payload;
 
 /// One message of the tensor plane.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,8 +26,35 @@ pub enum TensorFrame {
         position: u64,
         /// Whether the last stage draws a token after the last row.
         sample: bool,
+        /// Number of the last stage of the route that applies the step: it tells the coordinator.
+        until: u32,
         /// The rows.
         input: StepInput,
+    },
+    /// The coordinator has a stage send outputs again that it kept, as a step for the stages
+    /// behind it.
+    Replay {
+        /// Whose outputs.
+        session: SessionId,
+        /// The plan that is live.
+        epoch: u64,
+        /// The step that they become.
+        step: u64,
+        /// Position of the first row.
+        position: u64,
+        /// How many positions.
+        rows: u32,
+        /// Number of the last stage of the route that applies the step.
+        until: u32,
+    },
+    /// The coordinator has a peer send keys and values that it holds to a stage.
+    Copy(CopyOrder),
+    /// Keys and values for a stage that is built anew.
+    Rows {
+        /// What they are.
+        rows: KvRows,
+        /// The rows, in the form that the engine gives and takes.
+        data: Bytes,
     },
     /// The last stage tells the coordinator what it drew.
     Token {
@@ -43,8 +73,8 @@ pub enum TensorFrame {
         /// The likeliest alternatives.
         top: Vec<(u32, f32)>,
     },
-    /// The last stage tells the coordinator that it has applied a step that draws no token: the
-    /// next chunk of the prompt may follow.
+    /// The last stage of a step that draws no token tells the coordinator that it has applied it:
+    /// the next chunk may follow.
     Applied {
         /// Whose step this is.
         session: SessionId,
@@ -82,61 +112,6 @@ pub enum StepInput {
         /// (rows, hidden) in f32, little endian.
         data: Bytes,
     },
-}
-
-/// The part of a frame that bincode lays out.
-enum Header {
-    Tokens {
-        session: SessionId,
-        epoch: u64,
-        step: u64,
-        position: u64,
-        sample: bool,
-    },
-    Hidden {
-        session: SessionId,
-        epoch: u64,
-        step: u64,
-        position: u64,
-        sample: bool,
-        rows: u32,
-    },
-    Token {
-        session: SessionId,
-        epoch: u64,
-        step: u64,
-        position: u64,
-        token: u32,
-        logprob: f32,
-        top: Vec<(u32, f32)>,
-    },
-    Failed {
-        session: SessionId,
-        epoch: u64,
-        step: u64,
-        code: String,
-        message: String,
-    },
-    Applied {
-        session: SessionId,
-        epoch: u64,
-        step: u64,
-        length: u64,
-    },
-}
-
-wire_enum!(Header {
-    1 => Tokens { session, epoch, step, position, sample },
-    2 => Hidden { session, epoch, step, position, sample, rows },
-    3 => Token { session, epoch, step, position, token, logprob, top[limit::TOP_LOGPROBS] },
-    4 => Failed { session, epoch, step, code[limit::LABEL], message[limit::MESSAGE] },
-    5 => Applied { session, epoch, step, length },
-});
-
-impl Message for Header {
-    const NAME: &'static str = "tensor frame";
-    const TAG: u8 = tag::TENSOR_FRAME;
-    const LIMIT: usize = limit::TENSOR_HEADER;
 }
 
 impl StepInput {
@@ -183,7 +158,10 @@ impl TensorFrame {
     /// The session it belongs to.
     pub fn session(&self) -> SessionId {
         match self {
+            Self::Copy(order) => order.session,
+            Self::Rows { rows, .. } => rows.session,
             Self::Step { session, .. }
+            | Self::Replay { session, .. }
             | Self::Token { session, .. }
             | Self::Applied { session, .. }
             | Self::Failed { session, .. } => *session,
@@ -193,7 +171,10 @@ impl TensorFrame {
     /// The epoch it belongs to.
     pub fn epoch(&self) -> u64 {
         match self {
+            Self::Copy(order) => order.epoch,
+            Self::Rows { rows, .. } => rows.epoch,
             Self::Step { epoch, .. }
+            | Self::Replay { epoch, .. }
             | Self::Token { epoch, .. }
             | Self::Applied { epoch, .. }
             | Self::Failed { epoch, .. } => *epoch,
@@ -206,202 +187,4 @@ impl TensorFrame {
         check_payload(&header, &payload)?;
         Ok((encode(&header)?, payload))
     }
-
-    fn split(self) -> (Header, Bytes) {
-        match self {
-            Self::Step {
-                session,
-                epoch,
-                step,
-                position,
-                sample,
-                input,
-            } => match input {
-                StepInput::Tokens(tokens) => {
-                    let bytes: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
-                    (
-                        Header::Tokens {
-                            session,
-                            epoch,
-                            step,
-                            position,
-                            sample,
-                        },
-                        bytes.into(),
-                    )
-                }
-                StepInput::Hidden { rows, data } => (
-                    Header::Hidden {
-                        session,
-                        epoch,
-                        step,
-                        position,
-                        sample,
-                        rows,
-                    },
-                    data,
-                ),
-            },
-            Self::Token {
-                session,
-                epoch,
-                step,
-                position,
-                token,
-                logprob,
-                top,
-            } => {
-                let header = Header::Token {
-                    session,
-                    epoch,
-                    step,
-                    position,
-                    token,
-                    logprob,
-                    top,
-                };
-                (header, Bytes::new())
-            }
-            Self::Applied {
-                session,
-                epoch,
-                step,
-                length,
-            } => (
-                Header::Applied {
-                    session,
-                    epoch,
-                    step,
-                    length,
-                },
-                Bytes::new(),
-            ),
-            Self::Failed {
-                session,
-                epoch,
-                step,
-                code,
-                message,
-            } => (
-                Header::Failed {
-                    session,
-                    epoch,
-                    step,
-                    code,
-                    message,
-                },
-                Bytes::new(),
-            ),
-        }
-    }
-
-    /// Puts a frame together again; the payload is kept as it is.
-    pub(crate) fn from_parts(header: &[u8], payload: Bytes) -> Result<Self, WireError> {
-        let header: Header = decode(header)?;
-        check_payload(&header, &payload)?;
-        Ok(match header {
-            Header::Tokens {
-                session,
-                epoch,
-                step,
-                position,
-                sample,
-            } => {
-                let input = StepInput::Tokens(words(&payload).map(u32::from_le_bytes).collect());
-                Self::Step {
-                    session,
-                    epoch,
-                    step,
-                    position,
-                    sample,
-                    input,
-                }
-            }
-            Header::Hidden {
-                session,
-                epoch,
-                step,
-                position,
-                sample,
-                rows,
-            } => {
-                let input = StepInput::Hidden {
-                    rows,
-                    data: payload,
-                };
-                Self::Step {
-                    session,
-                    epoch,
-                    step,
-                    position,
-                    sample,
-                    input,
-                }
-            }
-            Header::Token {
-                session,
-                epoch,
-                step,
-                position,
-                token,
-                logprob,
-                top,
-            } => Self::Token {
-                session,
-                epoch,
-                step,
-                position,
-                token,
-                logprob,
-                top,
-            },
-            Header::Applied {
-                session,
-                epoch,
-                step,
-                length,
-            } => Self::Applied {
-                session,
-                epoch,
-                step,
-                length,
-            },
-            Header::Failed {
-                session,
-                epoch,
-                step,
-                code,
-                message,
-            } => Self::Failed {
-                session,
-                epoch,
-                step,
-                code,
-                message,
-            },
-        })
-    }
-}
-
-/// The payload fits what the header says about it.
-fn check_payload(header: &Header, payload: &Bytes) -> Result<(), WireError> {
-    let size = payload.len();
-    let fits = match header {
-        Header::Tokens { .. } => {
-            size > 0 && size.is_multiple_of(4) && size / 4 <= limit::STEP_TOKENS
-        }
-        Header::Hidden { rows, .. } => {
-            let row_words = (*rows as usize).saturating_mul(4);
-            row_words > 0 && size > 0 && size.is_multiple_of(row_words)
-        }
-        Header::Token { .. } | Header::Applied { .. } | Header::Failed { .. } => size == 0,
-    };
-    if fits {
-        return Ok(());
-    }
-    let reason = format!("a payload of {size} bytes does not fit its header");
-    Err(WireError::Malformed {
-        message: Header::NAME,
-        reason,
-    })
 }

@@ -226,6 +226,7 @@ fn layers_that_cannot_be_are_refused() {
         max_tokens: 8,
         lease_ms: 1000,
         providers: Vec::new(),
+        keep: Keep::default(),
     };
     assert!(encode(&prepare((0, 4), 4)).is_ok());
     for (layers, total) in [((3, 3), 4), ((3, 2), 4), ((0, 5), 4), ((0, 0), 0)] {
@@ -260,6 +261,8 @@ fn a_route_with_a_gap_is_refused() {
             seed: 1,
             top_logprobs: 0,
         },
+        length: 0,
+        donor: None,
     };
     assert!(encode(&commit(vec![hop((0, 4)), hop((4, 9))])).is_ok());
     assert!(encode(&commit(vec![])).is_err());
@@ -276,6 +279,7 @@ fn a_payload_that_does_not_fit_its_header_is_refused() {
         step: 1,
         position: 0,
         sample: true,
+        until: 0,
         input,
     };
     let hidden = |rows, size| {
@@ -301,6 +305,19 @@ fn a_payload_that_does_not_fit_its_header_is_refused() {
         step(StepInput::Tokens(many)).into_parts().is_err(),
         "too many tokens"
     );
+    let replay = |rows| TensorFrame::Replay {
+        session: SessionId([1; 16]),
+        epoch: 1,
+        step: 1,
+        position: 0,
+        rows,
+        until: 1,
+    };
+    assert!(replay(1).into_parts().is_ok());
+    assert!(replay(0).into_parts().is_err(), "nothing to send again");
+    let (header, _) = replay(3).into_parts().expect("it is sound");
+    let stuffed = TensorFrame::from_parts(&header, vec![0; 4].into());
+    assert!(stuffed.is_err(), "rows that nobody asked for");
 }
 
 #[test]

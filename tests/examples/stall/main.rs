@@ -1,12 +1,14 @@
 //! Measures how long an answer stands still when a node that computes a part of it is killed or
 //! hangs, and where that time goes. With `--alarms`, instead, how many nodes that live are taken
-//! for dead while every core is busy.
+//! for dead while every core is busy. With `--ways`, what each way to rebuild KV caches takes, beside
+//! what it was priced at.
 //!
 //! ```text
 //! cargo run --release -p accel-tests --example stall -- --trials 20
 //! cargo run --release -p accel-tests --example stall -- --trials 20 --cold
 //! cargo run --release -p accel-tests --example stall -- --trials 20 --hang
 //! cargo run --release -p accel-tests --example stall -- --alarms 60 --busy 8
+//! cargo run --release -p accel-tests --example stall -- --trials 5 --ways 64,256,512,1024
 //! ```
 //!
 //! Real processes on loopback: four nodes, the model split over three of them, in a new swarm for
@@ -14,11 +16,13 @@
 //!
 //! - `trial.rs`: one session, one loss
 //! - `alarms.rs`: sessions under load, no loss
+//! - `ways.rs`: each way to rebuild in turn, over lengths
 //! - `figures.rs`: percentiles and their table
 
 mod alarms;
 mod figures;
 mod trial;
+mod ways;
 
 use std::path::PathBuf;
 
@@ -53,6 +57,12 @@ pub struct Options {
     /// Threads that keep the machine busy meanwhile
     #[arg(long, default_value_t = 0)]
     busy: usize,
+    /// Instead: compare the ways to rebuild after prompts of these lengths
+    #[arg(long, value_name = "TOKENS,…", value_delimiter = ',')]
+    ways: Vec<usize>,
+    /// The way to rebuild that the nodes take wherever it is possible
+    #[arg(skip)]
+    rebuild: Option<&'static str>,
     /// File for the figures as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -65,7 +75,8 @@ async fn main() -> Result<()> {
     let _busy = alarms::Busy::start(options.busy);
     let report = match options.alarms {
         Some(minutes) => alarms::count(&options, &model, minutes).await?,
-        None => stalls(&options, &model).await?,
+        None if options.ways.is_empty() => stalls(&options, &model).await?,
+        None => ways::compare(&options, &model).await?,
     };
     if let Some(path) = &options.out {
         std::fs::write(path, format!("{report:#}\n"))?;

@@ -39,6 +39,10 @@ pub struct Told {
     pub silence: f64,
     /// Attempts to go on.
     pub recoveries: f64,
+    /// How KV caches were rebuilt.
+    pub way: String,
+    /// What that was priced at.
+    pub predicted: Option<f64>,
     /// What stages fetched after the loss.
     pub fetched_mib: f64,
 }
@@ -50,6 +54,10 @@ pub async fn swarm(options: &Options, model: &Model) -> Result<Cluster> {
         args: match options.cold {
             true => vec!["--warm-stand-ins".into(), "false".into()],
             false => Vec::new(),
+        },
+        wrapper: match options.rebuild {
+            Some(way) => vec!["env".to_owned(), format!("ACCEL_MEASURE_REBUILD={way}")],
+            None => Vec::new(),
         },
         log: options.alarms.map(|_| alarms::LOG.to_owned()),
         ..NodeOptions::default()
@@ -104,7 +112,12 @@ pub async fn run(options: &Options, model: &Model, number: usize) -> Result<Told
         .into_iter()
         .partition(|node| route.contains(&node.peer_id));
     let mut victims = victims;
-    let which = number % victims.len().max(1);
+    victims.sort_by_key(|node| route.iter().position(|peer| *peer == node.peer_id));
+    // Only a stage behind another one can be rebuilt in every way.
+    let which = match options.ways.is_empty() {
+        true => number % victims.len().max(1),
+        false => victims.len().saturating_sub(1),
+    };
     let victim = victims
         .get_mut(which)
         .context("nobody else takes part in the session")?;
@@ -155,7 +168,10 @@ async fn told(
     let log = view["recovery_log"].as_array().context("a log")?;
     let last = log.last().context("a recovery")?;
     let part = |name: &str| last[name]["value"].as_f64();
+    let way = last["rebuild"].as_str().unwrap_or_default();
     Ok(Told {
+        way: way.to_owned(),
+        predicted: last["prices_ms"][way]["value"].as_f64(),
         noticed: millis(noticed),
         place: part("place_ms"),
         rebuild: part("rebuild_ms"),

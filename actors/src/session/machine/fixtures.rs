@@ -67,6 +67,8 @@ pub(super) fn machine(level: FaultTolerance, prompt: usize, stages: usize) -> Ma
         prompt: (0..prompt as u32).map(|n| n % VOCAB).collect(),
         max_new: 50,
         vocab: VOCAB,
+        row_bytes: 8,
+        kv_bytes: 8,
     };
     let tolerance = Tolerance {
         strategy: strategy(level),
@@ -74,6 +76,7 @@ pub(super) fn machine(level: FaultTolerance, prompt: usize, stages: usize) -> Ma
         peer_wait: Duration::from_secs(30),
         resumable: false,
         replicas: 0,
+        rebuild: None,
     };
     let text = Box::new(Numbers { stop: None });
     Machine::new(opening, route(&first_peers(stages)), text, tolerance)

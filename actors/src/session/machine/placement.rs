@@ -47,13 +47,16 @@ impl Machine {
         }
     }
 
-    /// Nothing else is left to try. It holds no stage meanwhile, so that those who wait never
-    /// wait for each other.
+    /// Nothing else is left to try. Who waits for memory holds none meanwhile, so that those who
+    /// wait never wait for each other; who waits for peers keeps KV caches as long as leases last.
     fn wait_or_fail(&mut self, refusal: Failure) {
         let epoch = self.epoch;
         if self.recovery.is_under_way() {
             if self.waits >= PEER_WAITS {
                 return self.fail(self.no_stand_in(&refusal));
+            }
+            if refusal.kind == ErrorKind::Overloaded {
+                self.release_all();
             }
             return self.wait(Timer::Peers { epoch });
         }
@@ -68,6 +71,7 @@ impl Machine {
         if refusal.kind != ErrorKind::Overloaded || self.waits >= WAITS {
             return self.fail(refusal);
         }
+        self.release_all();
         self.wait(Timer::Memory { epoch });
     }
 
@@ -114,9 +118,23 @@ impl Machine {
         self.phase = Phase::Placing {
             ready: vec![false; self.route.len()],
         };
-        for stage in 0..self.route.len() {
-            let epoch = self.epoch;
-            self.out.push(Command::Prepare { epoch, stage });
+        let (epoch, keeps) = (self.epoch, self.may_keep());
+        self.find_givers();
+        for (stage, hop) in self.route.iter().enumerate() {
+            self.holders.retain(|holder| holder.peer != hop.peer);
+            self.holders.push(hop.clone());
+            self.out.push(Command::Prepare {
+                epoch,
+                stage,
+                keeps,
+            });
+        }
+        for giver in 0..self.givers.len() {
+            self.out.push(Command::Prepare {
+                epoch,
+                stage: self.route.len() + giver,
+                keeps,
+            });
         }
     }
 
@@ -124,10 +142,13 @@ impl Machine {
         let Phase::Placing { ready } = &mut self.phase else {
             return;
         };
-        let Some(slot) = ready.get_mut(stage).filter(|_| epoch == self.epoch) else {
+        if epoch != self.epoch {
             return;
-        };
-        *slot = true;
+        }
+        // Nobody waits for those that only give what they have.
+        if let Some(slot) = ready.get_mut(stage) {
+            *slot = true;
+        }
         let all_ready = ready.iter().all(|ready| *ready);
         self.reports.insert(stage, report);
         if all_ready {
@@ -137,12 +158,19 @@ impl Machine {
 
     fn commit(&mut self) {
         let epoch = self.epoch;
+        let lengths = self.plan_rebuild();
         self.phase = Phase::Committing {
             live: vec![false; self.route.len()],
         };
         self.out.push(Command::Arm(Timer::Commit { epoch }));
-        for stage in 0..self.route.len() {
-            self.out.push(Command::Commit { epoch, stage });
+        for (stage, length) in lengths.into_iter().enumerate() {
+            let donor = self.donor_of(stage);
+            self.out.push(Command::Commit {
+                epoch,
+                stage,
+                length,
+                donor,
+            });
         }
     }
 
@@ -156,6 +184,9 @@ impl Machine {
         *slot = true;
         if live.iter().all(|live| *live) {
             self.phase = Phase::Running;
+            if self.feed.is_none() {
+                self.release_others();
+            }
             self.forward();
         }
     }
@@ -220,9 +251,13 @@ impl Machine {
         }
     }
 
-    pub(super) fn abort_all(&mut self) {
+    /// Gives the epoch up. Whoever had something of the session before keeps it.
+    fn abort_all(&mut self) {
         let epoch = self.epoch;
         for stage in self.route.clone() {
+            if !self.has_computed {
+                self.holders.retain(|holder| holder.peer != stage.peer);
+            }
             self.out.push(Command::Abort { epoch, stage });
         }
     }

@@ -8,6 +8,7 @@ use accel_p2p::PeerId;
 use super::{Machine, Phase};
 use crate::error::Failure;
 use crate::session::event::{Command, RouteStage, Timer};
+use crate::session::rebuild::Way;
 use crate::session::recovery::{Attempt, Decision, Fault, FaultKind, Remedy, Strategy};
 
 /// How much a session survives.
@@ -23,6 +24,9 @@ pub(crate) struct Tolerance {
     pub(crate) resumable: bool,
     /// How many other peers have a token before it is emitted.
     pub(crate) replicas: usize,
+    /// The way in which KV caches are to be rebuilt where that is possible, instead of the
+    /// cheapest: for measurements.
+    pub(crate) rebuild: Option<&'static dyn Way>,
 }
 
 /// What follows a pause.
@@ -53,14 +57,17 @@ pub(super) struct Recovery {
     suspects: Vec<PeerId>,
     /// The last fault, in words.
     reason: String,
+    /// Positions that stages had been given before it.
+    given: u64,
 }
 
 impl Recovery {
     /// A session that was interrupted begins as one that lost everybody.
-    pub(super) fn interrupted(reason: &str) -> Self {
+    pub(super) fn interrupted(reason: &str, given: u64) -> Self {
         Self {
             attempts: 1,
             reason: reason.to_owned(),
+            given,
             ..Self::default()
         }
     }
@@ -70,9 +77,24 @@ impl Recovery {
         self.attempts > 0
     }
 
+    /// Attempts to go on since the last token.
+    pub(super) fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Positions that stages had been given before the fault.
+    pub(super) fn given(&self) -> u64 {
+        self.given
+    }
+
     /// Everyone who is not to be planned with.
     pub(super) fn excluded(&self) -> impl Iterator<Item = PeerId> {
         self.lost.iter().chain(&self.suspects).copied()
+    }
+
+    /// Whether a peer is gone.
+    pub(super) fn has_lost(&self, peer: PeerId) -> bool {
+        self.lost.contains(&peer)
     }
 
     fn lose(&mut self, peer: PeerId) {
@@ -92,7 +114,8 @@ impl Recovery {
 impl Machine {
     pub(super) fn on_peer_lost(&mut self, peer: PeerId) {
         self.replica_gone(peer);
-        let Some(stage) = self.route.iter().find(|stage| stage.peer == peer) else {
+        let stage = self.route.iter().find(|stage| stage.peer == peer);
+        let Some(stage) = stage.or_else(|| self.giver_in_use(peer)) else {
             return;
         };
         let failure = left(stage);
@@ -189,6 +212,9 @@ impl Machine {
     fn begin(&mut self, strategy: &'static str, fault: &Fault, then: Then) {
         self.recovery.attempts += 1;
         fault.failure.message.clone_into(&mut self.recovery.reason);
+        if self.sent > 0 {
+            self.recovery.given = self.sent as u64;
+        }
         let (remedy, replayed) = match then {
             Then::Resume => (Remedy::Resume, 0),
             Then::Restart { .. } => (Remedy::Restart, self.sent),
@@ -203,9 +229,9 @@ impl Machine {
         });
         if then == Then::FailOver {
             self.suspect(fault.culprit);
-            if self.holds_stages() {
-                self.release_all();
-            }
+        }
+        if then == Then::FailOver && !self.may_keep() {
+            self.release_all();
         }
         if then != Then::Resume {
             self.forget_steps();

@@ -71,6 +71,8 @@ impl Machine {
         let stopped = machine.take_past(past.tokens);
         let tokens = machine.tokens();
         machine.epoch = past.claim << PLACEMENT_BITS;
+        // The stages of coordinators before may hold something.
+        machine.has_computed = true;
         machine.journaled = tokens;
         machine.emitted = past.seen.min(tokens);
         let mut seen_chars = 0;
@@ -136,7 +138,7 @@ impl Machine {
         }
         let positions = self.opening.prompt.len() as u64 + self.tokens();
         let strategy = self.tolerance.strategy;
-        self.recovery = super::Recovery::interrupted(REASON);
+        self.recovery = super::Recovery::interrupted(REASON, positions);
         self.out.push(Command::Recovering {
             fault: FaultKind::Interrupted,
             strategy: strategy.map_or("none", |strategy| strategy.name()),

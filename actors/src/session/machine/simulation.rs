@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `weather.rs` | what a seed brings |
 //! | `toy.rs` | a model whose tokens depend on everything before them |
-//! | `peer.rs` | a node with its stage |
+//! | `messages.rs` | what peers say |
+//! | `peer.rs` | a node with its stage; `peer/giving.rs`: what it kept and gives |
 //! | `coordinator.rs` | what carries the machine's commands out |
 //! | `storm.rs` | faults |
 //! | `copies.rs` | peers that keep the journal |
@@ -18,6 +19,7 @@ mod checks;
 mod coordinator;
 mod copies;
 mod interruption;
+mod messages;
 mod peer;
 mod storm;
 pub(super) mod toy;
@@ -31,13 +33,15 @@ use rand::{Rng, SeedableRng};
 use super::fixtures::{self, Numbers};
 use super::{Machine, Opening, REPLICAS, Tolerance};
 use crate::session::event::{Event, Timer};
+use crate::session::rebuild::named;
 use crate::session::recovery::{FaultKind, Remedy, strategy};
 use crate::tolerance::FaultTolerance;
 use checks::Checks;
 use coordinator::Call;
 use copies::{Copies, Letter};
 use interruption::{Disk, Interruption};
-use peer::{Effect, Finished, Message, Peer, Report};
+use messages::{Effect, Finished, Held, Message, Report};
+use peer::Peer;
 use weather::{Millis, Promise, Weather};
 
 /// No session takes longer, whatever happens.
@@ -64,7 +68,7 @@ enum Happening {
     },
     Finished(usize, Finished),
     /// A call is answered, or nobody waits for the answer any more.
-    Answer(u64, Result<(), &'static str>),
+    Answer(u64, Result<Held, &'static str>),
     RenewLeases,
     /// Something is to be kept.
     Letter(Letter),
@@ -120,8 +124,15 @@ struct Simulation {
     tells: bool,
 }
 
+/// What a session came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Seen {
+    Recovery(FaultKind, Remedy),
+    Rebuild(&'static str),
+}
+
 /// Plays one seed to its end; panics where a rule is broken. Gives the recoveries that it took.
-pub(super) fn play(seed: u64, tells: bool) -> Vec<(FaultKind, Remedy)> {
+pub(super) fn play(seed: u64, tells: bool) -> Vec<Seen> {
     let mut rng = StdRng::seed_from_u64(seed);
     let weather = Weather::of(seed, &mut rng);
     if tells {
@@ -130,7 +141,7 @@ pub(super) fn play(seed: u64, tells: bool) -> Vec<(FaultKind, Remedy)> {
     let mut simulation = Simulation::new(seed, weather, rng, tells);
     simulation.run();
     simulation.conclude();
-    simulation.checks.recoveries()
+    simulation.checks.seen()
 }
 
 impl Simulation {
@@ -144,6 +155,8 @@ impl Simulation {
             prompt: prompt.clone(),
             max_new: weather.max_new,
             vocab: toy::VOCAB,
+            row_bytes: 8,
+            kv_bytes: 8,
         };
         let tolerance = Tolerance {
             strategy: strategy(weather.level),
@@ -155,12 +168,15 @@ impl Simulation {
             } else {
                 0
             },
+            rebuild: weather.rebuild.and_then(named),
         };
         let text = Box::new(Numbers { stop: weather.stop });
         let mut simulation = Self {
             checks: Checks::new(prompt, &weather),
             machine: Machine::new(opening, Vec::new(), text, tolerance),
-            peers: (0..count).map(|index| Peer::new(index, limit)).collect(),
+            peers: (0..count)
+                .map(|index| Peer::new(index, limit, weather.remembers[index]))
+                .collect(),
             connected: vec![true; count],
             heard: vec![0; count],
             rng,
@@ -294,7 +310,9 @@ impl Simulation {
         }
         let ill = match &message {
             Message::Prepare { .. } => self.ill(self.weather.refused),
-            Message::Step(_) => self.ill(self.weather.failed),
+            Message::Step(_) | Message::Replay(_) | Message::Copy(_) => {
+                self.ill(self.weather.failed)
+            }
             _ => false,
         };
         let now = self.now;

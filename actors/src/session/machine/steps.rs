@@ -1,9 +1,12 @@
 //! The machine's steps: what is sent to the stages, and what their answers mean.
 
+use std::ops::Range;
+
 use super::{Machine, Phase};
 use crate::error::Failure;
 use crate::request::FinishReason;
 use crate::session::event::{Command, Drawn, Timer};
+use crate::session::rebuild::Source;
 
 /// Positions per step, at most: enough to make full use of a stage's arithmetic, and no more,
 /// because whoever shares the stage waits for as long as the step takes.
@@ -20,51 +23,97 @@ pub(super) struct InFlight {
     position: usize,
     end: usize,
     sample: bool,
+    source: Source,
+    /// The last stage that applies it.
+    until: usize,
 }
 
 impl Machine {
     /// Sends as much as may be under way: chunks of what the stages do not have yet. The one that
     /// ends with the newest token draws the next.
     pub(super) fn forward(&mut self) {
+        if self.feed_some() {
+            return;
+        }
+        let until = self.route.len().saturating_sub(1);
         let total = self.opening.prompt.len() + self.answer.len();
         let unread = self.answer.len() as u64 - self.emitted;
-        while self.sent < total && self.in_flight.len() < self.window() {
+        while self.sent < total && self.has_room() {
             let end = total.min(self.sent + CHUNK);
             let sample = end == total;
             if sample && unread >= UNREAD_TOKENS {
                 return;
             }
-            self.send_step(end, sample);
+            self.send(self.sent..end, sample, Source::Tokens, until);
+            self.sent = end;
         }
     }
 
-    /// Chunks of a prompt that may be under way: one for each stage to compute, and one that
-    /// travels.
-    fn window(&self) -> usize {
-        (self.route.len() + 1).min(STEPS_IN_FLIGHT)
+    /// Whether another chunk may be under way: one for each stage to compute, and one that travels.
+    pub(super) fn has_room(&self) -> bool {
+        self.in_flight.len() < (self.route.len() + 1).min(STEPS_IN_FLIGHT)
     }
 
-    fn send_step(&mut self, end: usize, sample: bool) {
+    /// Sends positions as a step.
+    pub(super) fn send(
+        &mut self,
+        positions: Range<usize>,
+        sample: bool,
+        source: Source,
+        until: usize,
+    ) {
         self.step += 1;
-        let tokens = self.tokens_between(self.sent, end);
-        let rows = tokens.len() as u32;
-        self.out.push(Command::Forward {
-            epoch: self.epoch,
+        self.has_computed = true;
+        let sent = InFlight {
             step: self.step,
-            position: self.sent as u64,
+            position: positions.start,
+            end: positions.end,
             sample,
-            tokens,
-        });
+            source,
+            until,
+        };
+        self.out.push(self.command(sent));
         if self.in_flight.is_empty() {
-            self.arm(self.step, rows);
+            self.arm(self.step, positions.len() as u32);
         }
-        self.in_flight.push_back(InFlight {
-            step: self.step,
-            position: self.sent,
-            end,
+        self.in_flight.push_back(sent);
+    }
+
+    /// The command that sends a step.
+    fn command(&self, sent: InFlight) -> Command {
+        let InFlight {
+            step,
             sample,
-        });
-        self.sent = end;
+            until,
+            ..
+        } = sent;
+        let (epoch, position) = (self.epoch, sent.position as u64);
+        match sent.source {
+            Source::Tokens => Command::Forward {
+                epoch,
+                step,
+                position,
+                sample,
+                until,
+                tokens: self.tokens_between(sent.position, sent.end),
+            },
+            Source::Outputs(stage) => Command::Replay {
+                epoch,
+                step,
+                stage,
+                position,
+                rows: (sent.end - sent.position) as u32,
+                until,
+            },
+            Source::Cache(donor) => Command::Copy {
+                epoch,
+                step,
+                donor,
+                stage: until,
+                position,
+                rows: (sent.end - sent.position) as u32,
+            },
+        }
     }
 
     /// Sends what was not answered once more, as it was.
@@ -74,19 +123,14 @@ impl Machine {
             self.arm(oldest.step, CHUNK as u32);
         }
         for sent in unanswered {
-            self.out.push(Command::Forward {
-                epoch: self.epoch,
-                step: sent.step,
-                position: sent.position as u64,
-                sample: sent.sample,
-                tokens: self.tokens_between(sent.position, sent.end),
-            });
+            self.out.push(self.command(sent));
         }
     }
 
     /// The stages have nothing any more of what was sent.
     pub(super) fn forget_steps(&mut self) {
         self.sent = 0;
+        self.feed = None;
         self.in_flight.clear();
     }
 
@@ -123,8 +167,9 @@ impl Machine {
         done
     }
 
-    pub(super) fn on_applied(&mut self, epoch: u64, step: u64) {
-        if self.answered(epoch, step, false).is_some() {
+    pub(super) fn on_applied(&mut self, epoch: u64, step: u64, stage: usize) {
+        let is_its = |sent: &InFlight| sent.step == step && sent.until == stage;
+        if self.in_flight.iter().any(is_its) && self.answered(epoch, step, false).is_some() {
             self.forward();
         }
     }

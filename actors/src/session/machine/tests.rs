@@ -3,7 +3,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::fixtures::{machine, memory_in_use, peer, route};
-use super::simulation::{self, toy::VOCAB};
+use super::simulation::{self, Seen, toy::VOCAB};
 use super::{CHUNK, Machine, PEER_WAITS, WAITS};
 use crate::error::Failure;
 use crate::session::event::{Command, Drawn, Event, Outcome, StageReport, Timer};
@@ -46,11 +46,15 @@ fn whatever_the_network_and_the_peers_do_the_answer_is_the_one_without_faults() 
     let faults = [PeerLost, StepFailed, StepTimeout];
     for way in faults.map(|fault| [(fault, Resume), (fault, Restart), (fault, FailOver)]) {
         for (fault, remedy) in way {
-            assert!(seen.contains(&(fault, remedy)), "no {fault:?}, {remedy:?}");
+            let way = Seen::Recovery(fault, remedy);
+            assert!(seen.contains(&way), "no {fault:?}, {remedy:?}");
         }
     }
-    assert!(seen.contains(&(PlacementFailed, Restart)));
-    assert!(seen.contains(&(Interrupted, FailOver)));
+    assert!(seen.contains(&Seen::Recovery(PlacementFailed, Restart)));
+    assert!(seen.contains(&Seen::Recovery(Interrupted, FailOver)));
+    for way in ["keep", "replay", "copy", "prefill"] {
+        assert!(seen.contains(&Seen::Rebuild(way)), "never {way}");
+    }
 }
 
 /// Says how to see a seed again that failed.
@@ -99,7 +103,11 @@ fn of_a_long_prompt_a_bounded_number_of_chunks_is_under_way_so_that_every_stage_
     for (stages, expected) in [(1, 2), (2, 3), (3, 4), (5, 4)] {
         let (mut machine, commands) = running_over(stages, 9 * CHUNK);
         assert_eq!(forwards(&commands), expected, "{stages} stages");
-        let commands = machine.on(Event::Applied { epoch: 1, step: 1 });
+        let commands = machine.on(Event::Applied {
+            epoch: 1,
+            step: 1,
+            stage: stages - 1,
+        });
         assert_eq!(forwards(&commands), 1, "one answered, one sent");
     }
 }
@@ -232,7 +240,15 @@ fn a_lost_peer_is_planned_without_until_it_is_heard_of_again() {
     assert_eq!(machine.on(Event::Timeout(timer)), [plan(Vec::new())]);
     let route = route(&[200, 201]);
     let commands = machine.on(Event::Planned { epoch: 1, route });
-    assert_eq!(commands[0], Command::Prepare { epoch: 2, stage: 0 });
+    assert_eq!(commands[0], prepare(2, 0));
+}
+
+fn prepare(epoch: u64, stage: usize) -> Command {
+    Command::Prepare {
+        epoch,
+        stage,
+        keeps: true,
+    }
 }
 
 /// Brings a machine whose route is planned to where it runs.
@@ -291,8 +307,13 @@ fn a_session_that_lost_a_peer_waits_for_others_for_a_bounded_time() {
         epoch: 1,
         failure: Failure::unavailable("no_peers", "too few peers", "wait"),
     });
-    let [Command::Close(Outcome::Failed(failure))] = commands.as_slice() else {
-        panic!("{commands:?}");
+    let [
+        Command::Release { .. },
+        Command::Release { .. },
+        Command::Close(Outcome::Failed(failure)),
+    ] = commands.as_slice()
+    else {
+        panic!("what was kept is released: {commands:?}");
     };
     assert_eq!(failure.code, "no_stand_in");
     assert!(failure.message.contains("left the swarm"), "{failure}");
@@ -361,8 +382,7 @@ fn unanswered_steps_are_sent_again_as_they_were_then_the_route_is_built_anew() {
         panic!("{commands:?}");
     };
     let commands = machine.on(Event::Timeout(*pause));
-    let prepare = |stage| Command::Prepare { epoch: 2, stage };
-    assert_eq!(commands, [prepare(0), prepare(1)]);
+    assert_eq!(commands, [prepare(2, 0), prepare(2, 1)]);
 }
 
 #[test]
@@ -387,7 +407,7 @@ fn a_refusal_before_the_first_token_tries_another_route_under_a_new_epoch() {
         epoch: 1,
         route: route(&[1]),
     });
-    assert_eq!(commands, [Command::Prepare { epoch: 2, stage: 0 }]);
+    assert_eq!(commands, [prepare(2, 0)]);
     machine.on(Event::Refused {
         epoch: 2,
         stage: 0,

@@ -1,6 +1,6 @@
 //! What a session remembers of its recoveries, for people and metrics. Pure: time is an argument.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::{FaultKind, Remedy};
@@ -66,9 +66,31 @@ impl Chronicle {
             tokens_replayed: begun.replayed,
             detect_ms: Some(between(since, now)),
             place_ms: None,
+            rebuild: None,
+            prices_ms: BTreeMap::new(),
             rebuild_ms: None,
             stall_ms: None,
         });
+    }
+
+    /// The stages get the KV caches that they lack like this, and so many positions are computed
+    /// again. Of several placements the last one counts.
+    pub(in crate::session) fn rebuild(
+        &mut self,
+        way: &'static str,
+        prices: &[(&'static str, Duration)],
+        replayed: u64,
+    ) {
+        let Some(last) = self.shown.back_mut() else {
+            return;
+        };
+        last.rebuild = Some(way);
+        let shown = |(way, price): &(_, Duration)| {
+            let millis = price.as_secs_f64() * 1000.0;
+            (*way, Figure::predicted(millis))
+        };
+        last.prices_ms = prices.iter().map(shown).collect();
+        last.tokens_replayed = replayed;
     }
 
     /// Stages are ready to go on after a fault.
@@ -149,6 +171,11 @@ mod tests {
             reason: "a peer left".to_owned(),
         };
         chronicle.begin(begun, 3, at(15));
+        let prices = [
+            ("replay", Duration::from_millis(60)),
+            ("prefill", Duration::from_millis(90)),
+        ];
+        chronicle.rebuild("replay", &prices, 6);
         chronicle.placed(at(40));
         chronicle.end(at(110));
         let shown = chronicle.shown();
@@ -161,5 +188,8 @@ mod tests {
         ];
         let expected = [5.0, 25.0, 70.0, 100.0].map(|millis| Some(Figure::measured(millis)));
         assert_eq!(parts, expected);
+        assert_eq!((last.rebuild, last.tokens_replayed), (Some("replay"), 6));
+        let priced = last.prices_ms.get("prefill");
+        assert_eq!(priced, Some(&Figure::predicted(90.0)));
     }
 }

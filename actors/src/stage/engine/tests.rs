@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::session::table::SessionTable;
 use crate::stage::batch::PROMPT_ROWS;
-use crate::stage::outlet::Next;
+use crate::stage::outlet::{Next, Place};
 use crate::testing::{Hub, PATIENCE, peers_of};
 
 /// A batch: sequences with their rows.
@@ -106,7 +106,12 @@ impl Theatre {
             let peers = peers_of(&hub, PeerId::random());
             let next = Next::Sample(SamplingParams::default());
             let table = Arc::new(SessionTable::new(1));
-            Outlet::open(SessionId([session; 16]), 1, next, endpoint, peers, table)
+            let place = Place {
+                session: SessionId([session; 16]),
+                epoch: 1,
+                at: 0,
+            };
+            Outlet::open(place, next, None, endpoint, peers, table)
         };
         let (batches, seen) = mpsc::channel(1);
         let (go, told) = mpsc::channel(1);
@@ -132,6 +137,7 @@ impl Theatre {
                 position: 0,
                 rows: rows as u64,
                 sample: rows == 1,
+                until: 0,
             },
             input: StageInput::Tokens(vec![1; rows]),
             outlet: Arc::clone(&self.outlets[seq as usize]),

@@ -61,7 +61,9 @@ async fn a_session_fetches_nothing_of_what_was_made_ready() {
         "it is there"
     );
     let kv = bench.shape.kv_bytes_per_token_layer(KvFormat::F16) * 3 * 64;
-    assert_eq!(node.shelf.memory(), (weights + kv, weights + kv));
+    let outputs = u64::from(bench.shape.hidden) * 4 * 64;
+    let held = weights + kv + outputs;
+    assert_eq!(node.shelf.memory(), (held, held));
 }
 
 #[actix::test]

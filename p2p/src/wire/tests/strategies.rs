@@ -208,9 +208,17 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
         cid(),
         layers(),
         vec(peer(), 0..4),
+        any::<(bool, bool, bool)>(),
     )
         .prop_map(
-            |(session, numbers, model, (layers, total_layers), providers)| {
+            |(
+                session,
+                numbers,
+                model,
+                (layers, total_layers),
+                providers,
+                (cache, outputs, only),
+            )| {
                 let (epoch, model_bytes, max_tokens, lease_ms) = numbers;
                 ControlRequest::Prepare {
                     session,
@@ -222,18 +230,34 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
                     max_tokens,
                     lease_ms,
                     providers,
+                    keep: Keep {
+                        cache,
+                        outputs,
+                        only,
+                    },
                 }
             },
         );
-    let commit = (session(), any::<u64>(), route(), endpoint(), sampling()).prop_map(
-        |(session, epoch, route, coordinator, sampling)| ControlRequest::Commit {
-            session,
-            epoch,
-            route,
-            coordinator,
-            sampling,
-        },
-    );
+    let commit = (
+        session(),
+        any::<(u64, u64)>(),
+        route(),
+        endpoint(),
+        sampling(),
+        option::of(peer()),
+    )
+        .prop_map(|(session, numbers, route, coordinator, sampling, donor)| {
+            let (epoch, length) = numbers;
+            ControlRequest::Commit {
+                session,
+                epoch,
+                route,
+                coordinator,
+                sampling,
+                length,
+                donor,
+            }
+        });
     let short = (session(), any::<(u64, u64)>(), 0..3).prop_map(|(session, numbers, which)| {
         let (epoch, lease_ms) = numbers;
         match which {
@@ -260,16 +284,28 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
     prop_oneof![prepare, commit, short, warm]
 }
 
+fn held() -> impl Strategy<Value = HeldWire> {
+    any::<(u64, u64, u64, u64)>().prop_map(|(cached, outputs, prefill_ns, plane_bytes_s)| {
+        HeldWire {
+            cached,
+            outputs,
+            prefill_ns,
+            plane_bytes_s,
+        }
+    })
+}
+
 pub fn reply() -> impl Strategy<Value = ControlReply> {
     prop_oneof![
         any::<(u64, u64)>().prop_map(|(done, total)| ControlReply::Progress { done, total }),
-        (any::<(u64, u64, u64)>(), text()).prop_map(|(numbers, numerics)| {
+        (any::<(u64, u64, u64)>(), text(), held()).prop_map(|(numbers, numerics, held)| {
             let (bytes_fetched, blocks_fetched, weights_bytes) = numbers;
             ControlReply::Ready {
                 bytes_fetched,
                 blocks_fetched,
                 weights_bytes,
                 numerics,
+                held,
             }
         }),
         Just(ControlReply::Done),
@@ -318,17 +354,57 @@ fn input() -> impl Strategy<Value = StepInput> {
 pub fn frame() -> impl Strategy<Value = TensorFrame> {
     let place = || (session(), any::<(u64, u64, u64)>());
     let top = vec((any::<u32>(), -100.0f32..0.0), 0..limit::TOP_LOGPROBS);
-    let step = (place(), any::<bool>(), input()).prop_map(|(place, sample, input)| {
+    let step =
+        (place(), any::<(bool, u32)>(), input()).prop_map(|(place, (sample, until), input)| {
+            let (session, (epoch, step, position)) = place;
+            TensorFrame::Step {
+                session,
+                epoch,
+                step,
+                position,
+                sample,
+                until,
+                input,
+            }
+        });
+    let replay = (place(), 1..=u32::MAX, any::<u32>()).prop_map(|(place, rows, until)| {
         let (session, (epoch, step, position)) = place;
-        TensorFrame::Step {
+        TensorFrame::Replay {
             session,
             epoch,
             step,
             position,
-            sample,
-            input,
+            rows,
+            until,
         }
     });
+    let copy = (place(), 1..=u32::MAX, endpoint()).prop_map(|((session, numbers), rows, to)| {
+        let (epoch, step, position) = numbers;
+        TensorFrame::Copy(CopyOrder {
+            session,
+            epoch,
+            step,
+            position,
+            rows,
+            to,
+        })
+    });
+    let rows = (place(), 1..=u32::MAX, any::<(u32, u32)>(), text()).prop_map(
+        |((session, numbers), rows, layers, numerics)| {
+            let (epoch, step, position) = numbers;
+            let rows = KvRows {
+                session,
+                epoch,
+                step,
+                position,
+                rows,
+                layers,
+                numerics,
+            };
+            let data = Bytes::from(vec![7; 1 + layers.0 as usize % 100]);
+            TensorFrame::Rows { rows, data }
+        },
+    );
     let token =
         (place(), any::<u32>(), -100.0f32..0.0, top).prop_map(|(place, token, logprob, top)| {
             let (session, (epoch, step, position)) = place;
@@ -361,7 +437,7 @@ pub fn frame() -> impl Strategy<Value = TensorFrame> {
             message,
         }
     });
-    prop_oneof![step, token, applied, failed]
+    prop_oneof![step, replay, copy, rows, token, applied, failed]
 }
 
 /// An advert with nothing special in it.

@@ -25,6 +25,8 @@ fn resumed(tokens: &[u32], seen: u64, ended: Option<Ended>) -> Machine {
         prompt: vec![1, 2, 3],
         max_new: 100,
         vocab: VOCAB,
+        row_bytes: 8,
+        kv_bytes: 8,
     };
     let past = Past {
         tokens: tokens.iter().copied().map(drawn).collect(),
@@ -38,6 +40,7 @@ fn resumed(tokens: &[u32], seen: u64, ended: Option<Ended>) -> Machine {
         peer_wait: Duration::from_secs(30),
         resumable: true,
         replicas: 0,
+        rebuild: None,
     };
     let text = Box::new(Numbers { stop: Some(99) });
     Machine::resumed(opening, past, text, tolerance)
@@ -79,7 +82,12 @@ fn it_claims_the_session_then_emits_what_the_client_lacks_and_plans_above_all_ol
         route,
     });
     let epoch = (CLAIM << 32) + 1;
-    assert_eq!(commands, [Command::Prepare { epoch, stage: 0 }]);
+    let prepare = Command::Prepare {
+        epoch,
+        stage: 0,
+        keeps: true,
+    };
+    assert_eq!(commands, [prepare]);
 }
 
 #[test]
@@ -181,7 +189,7 @@ fn a_coordinator_that_hears_of_a_newer_one_gives_up_and_leaves_the_journal_open(
     assert_eq!(machine.on(refused(epoch - 1)), [], "that is long ago");
     let commands = machine.on(refused(epoch));
     assert!(
-        matches!(commands.first(), Some(Command::Abort { stage, .. }) if stage.peer == peer(1))
+        matches!(commands.first(), Some(Command::Release { stage, .. }) if stage.peer == peer(1))
     );
     let Some(Command::Close(Outcome::Moved(failure))) = commands.last() else {
         panic!("{commands:?}");
@@ -206,9 +214,9 @@ fn a_session_that_is_to_stop_releases_everything_and_waits_for_whoever_comes() {
     ] {
         let (mut machine, epoch) = placing();
         let commands = machine.on(event);
-        let abort =
-            |command: &Command| matches!(command, Command::Abort { epoch: e, .. } if *e == epoch);
-        assert!(commands.iter().any(abort), "{commands:?}");
+        let release =
+            |command: &Command| matches!(command, Command::Release { epoch: e, .. } if *e == epoch);
+        assert!(commands.iter().any(release), "{commands:?}");
         let Some(Command::Close(Outcome::Suspended(failure))) = commands.last() else {
             panic!("{commands:?}");
         };

@@ -1,16 +1,17 @@
 //! The rules, checked at every command of the machine, and at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use accel_p2p::PeerId;
 
+use super::Seen;
 use super::storm::DISK;
 use super::toy;
 use super::weather::{Promise, Weather};
 use crate::request::FinishReason;
 use crate::session::event::{Command, Outcome, RouteStage};
 use crate::session::machine::CHUNK;
-use crate::session::recovery::{FaultKind, Remedy};
 use crate::tolerance::FaultTolerance;
 
 /// What was seen of a session, beside what it should be.
@@ -29,10 +30,13 @@ pub(super) struct Checks {
     prepared: BTreeSet<(u64, usize)>,
     /// Who was asked to prepare and not told since that it is over.
     obliged: BTreeMap<PeerId, u64>,
-    /// Positions that were sent under each epoch, and the steps that they went in.
-    sent: BTreeMap<u64, u64>,
-    steps: BTreeMap<(u64, u64), (u64, Vec<u32>, bool)>,
-    recoveries: Vec<(FaultKind, Remedy)>,
+    /// Positions that each stage has or was sent under the newest epoch, and the steps that they
+    /// went in.
+    lengths: BTreeMap<usize, u64>,
+    steps: BTreeMap<(u64, u64), Command>,
+    /// Whether any stage was sent anything.
+    computed: bool,
+    seen: Vec<Seen>,
     pub(super) closed: Option<Outcome>,
 }
 
@@ -52,9 +56,10 @@ impl Checks {
             epoch: 0,
             prepared: BTreeSet::new(),
             obliged: BTreeMap::new(),
-            sent: BTreeMap::new(),
+            lengths: BTreeMap::new(),
             steps: BTreeMap::new(),
-            recoveries: Vec::new(),
+            computed: false,
+            seen: Vec::new(),
             closed: None,
         }
     }
@@ -68,11 +73,22 @@ impl Checks {
         self.durable = self.durable.max(index + 1);
     }
 
-    pub(super) fn command(&mut self, command: &Command, route: &[RouteStage]) {
+    /// The plan has so many stages, and donors behind them.
+    pub(super) fn command(&mut self, command: &Command, parties: &[RouteStage], stages: usize) {
         assert!(self.closed.is_none(), "{command:?} after the end");
         match command {
-            Command::Prepare { epoch, stage } => self.prepare(*epoch, *stage, route),
-            Command::Commit { epoch, .. } => assert_eq!(*epoch, self.epoch, "an old epoch"),
+            Command::Prepare { epoch, stage, .. } => self.prepare(*epoch, *stage, parties),
+            Command::Commit {
+                epoch,
+                stage,
+                length,
+                ..
+            } => {
+                assert_eq!(*epoch, self.epoch, "an old epoch");
+                self.lengths.insert(*stage, *length);
+            }
+            // What was computed may stay after an abort.
+            Command::Abort { .. } if self.computed => {}
             Command::Abort { epoch, stage } | Command::Release { epoch, stage } => {
                 if self.obliged.get(&stage.peer).is_some_and(|by| by <= epoch) {
                     self.obliged.remove(&stage.peer);
@@ -83,8 +99,41 @@ impl Checks {
                 step,
                 position,
                 sample,
+                until,
                 tokens,
-            } => self.forward(*epoch, *step, *position, *sample, tokens),
+            } => {
+                let known = self.prompt.iter().chain(&self.expected);
+                let known = known.skip(*position as usize).take(tokens.len());
+                assert!(known.eq(tokens), "the stages get what was drawn");
+                let is_last = until + 1 == stages;
+                assert!(is_last || !sample, "a token without the last stage");
+                let rows = tokens.len();
+                self.step(command, (*epoch, *step), 0..=*until, *position, rows);
+            }
+            Command::Replay {
+                epoch,
+                step,
+                stage,
+                position,
+                rows,
+                until,
+            } => {
+                let (fed, rows) = (stage + 1..=*until, *rows as usize);
+                assert!(!fed.is_empty() && *until < stages);
+                self.step(command, (*epoch, *step), fed, *position, rows);
+            }
+            Command::Copy {
+                epoch,
+                step,
+                donor,
+                stage,
+                position,
+                rows,
+            } => {
+                assert_eq!(parties[*donor].layers, parties[*stage].layers);
+                let (fed, rows) = (*stage..=*stage, *rows as usize);
+                self.step(command, (*epoch, *step), fed, *position, rows);
+            }
             Command::JournalToken { index, drawn } => {
                 assert_eq!(*index, self.journaled, "journaled in order, once");
                 self.is_expected(*index, drawn.token);
@@ -96,7 +145,10 @@ impl Checks {
                 self.is_expected(*index, drawn.token);
                 self.emitted += 1;
             }
-            Command::Recovering { fault, remedy, .. } => self.recoveries.push((*fault, *remedy)),
+            Command::Recovering { fault, remedy, .. } => {
+                self.seen.push(Seen::Recovery(*fault, *remedy));
+            }
+            Command::Rebuilding { way, .. } => self.seen.push(Seen::Rebuild(way)),
             Command::Close(outcome) => {
                 let obliged = &self.obliged;
                 assert!(
@@ -140,6 +192,7 @@ impl Checks {
         );
         self.emitted = self.received;
         (self.journaled, self.durable) = (durable, durable);
+        self.computed = true;
         self.closed = None;
         // It may not have heard of the newest one: then the stages refuse its epochs.
         self.epoch = epoch;
@@ -150,37 +203,43 @@ impl Checks {
         assert_eq!(Some(&token), expected, "token {index} is another one");
     }
 
-    fn prepare(&mut self, epoch: u64, stage: usize, route: &[RouteStage]) {
+    fn prepare(&mut self, epoch: u64, stage: usize, parties: &[RouteStage]) {
         assert!(epoch >= self.epoch, "epochs only grow");
         assert!(
             self.prepared.insert((epoch, stage)),
             "an epoch is used once"
         );
         self.epoch = epoch;
-        self.obliged.insert(route[stage].peer, epoch);
+        self.lengths.clear();
+        self.obliged.insert(parties[stage].peer, epoch);
     }
 
-    fn forward(&mut self, epoch: u64, step: u64, position: u64, sample: bool, tokens: &[u32]) {
-        assert_eq!(epoch, self.epoch, "only the newest epoch computes");
-        assert!(!tokens.is_empty() && tokens.len() <= CHUNK);
-        let known = self.prompt.iter().chain(&self.expected);
-        let known = known.skip(position as usize).take(tokens.len());
-        assert!(known.eq(tokens), "the stages get what was drawn");
-        let content = (position, tokens.to_vec(), sample);
-        let sent = self.sent.entry(epoch).or_default();
-        let before = self.steps.insert((epoch, step), content.clone());
-        match before {
-            Some(before) => assert_eq!(before, content, "a repeat says something else"),
-            None => {
-                assert_eq!(position, *sent, "no gap and no repeat");
-                *sent += tokens.len() as u64;
-            }
+    /// Every stage that a step is for gets every position once, in order, above what it has.
+    fn step(
+        &mut self,
+        command: &Command,
+        name: (u64, u64),
+        stages: RangeInclusive<usize>,
+        position: u64,
+        rows: usize,
+    ) {
+        assert_eq!(name.0, self.epoch, "only the newest epoch computes");
+        assert!(rows > 0 && rows <= CHUNK);
+        self.computed = true;
+        if let Some(before) = self.steps.insert(name, command.clone()) {
+            return assert_eq!(before, *command, "a repeat says something else");
+        }
+        for stage in stages {
+            let length = self.lengths.get_mut(&stage);
+            let length = length.expect("a stage that was committed");
+            assert_eq!(*length, position, "no gap and no repeat at stage {stage}");
+            *length += rows as u64;
         }
     }
 
     /// How the session went on, each time.
-    pub(super) fn recoveries(self) -> Vec<(FaultKind, Remedy)> {
-        self.recoveries
+    pub(super) fn seen(self) -> Vec<Seen> {
+        self.seen
     }
 
     /// The session is over: is it as it was promised?
@@ -192,7 +251,7 @@ impl Checks {
             text_tail: String::new(),
         };
         if weather.promise == Promise::Undisturbed {
-            assert_eq!(self.recoveries, [], "nothing had to be recovered");
+            assert_eq!(self.seen, [], "nothing had to be recovered");
         }
         if *outcome == Outcome::Cancelled {
             assert!(weather.broken_off, "nobody cancelled it");

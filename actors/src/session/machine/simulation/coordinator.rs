@@ -8,7 +8,7 @@ use accel_p2p::wire::{SessionId, TensorFrame};
 use rand::Rng;
 use rand::seq::SliceRandom;
 
-use super::peer::{Message, Report, Step};
+use super::messages::{Held, Message, Replay, Report, Step};
 use super::storm::EXPIRY;
 use super::weather::Millis;
 use super::{Happening, Simulation, fixtures, toy};
@@ -29,7 +29,14 @@ const LEASES: Millis = 5_000;
 pub(super) struct Call {
     epoch: u64,
     stage: usize,
-    commits: bool,
+    ask: Ask,
+}
+
+/// What is asked of a stage.
+#[derive(Debug, Clone, Copy)]
+enum Ask {
+    Prepare { keeps: bool },
+    Commit { length: u64, donor: Option<PeerId> },
 }
 
 impl Simulation {
@@ -55,7 +62,11 @@ impl Simulation {
                 println!("       -> {command:?}");
             }
             self.check_replicas(&command);
-            self.checks.command(&command, &self.machine.route);
+            let donors = self.machine.givers.iter().map(|(giver, _)| giver);
+            let parties: Vec<RouteStage> =
+                self.machine.route.iter().chain(donors).cloned().collect();
+            let stages = self.machine.route.len();
+            self.checks.command(&command, &parties, stages);
             self.obey(command);
         }
     }
@@ -77,16 +88,25 @@ impl Simulation {
                 };
                 self.soon(event);
             }
-            Command::Prepare { epoch, stage } => self.call(epoch, stage, false),
-            Command::Commit { epoch, stage } => self.call(epoch, stage, true),
-            Command::Abort { epoch, stage } | Command::Release { epoch, stage } => {
-                self.end(epoch, stage.peer);
-            }
+            Command::Prepare {
+                epoch,
+                stage,
+                keeps,
+            } => self.call(epoch, stage, Ask::Prepare { keeps }),
+            Command::Commit {
+                epoch,
+                stage,
+                length,
+                donor,
+            } => self.call(epoch, stage, Ask::Commit { length, donor }),
+            Command::Abort { epoch, stage } => self.end(stage.peer, &Message::Abort { epoch }),
+            Command::Release { epoch, stage } => self.end(stage.peer, &Message::Release { epoch }),
             Command::Forward {
                 epoch,
                 step,
                 position,
                 sample,
+                until,
                 tokens,
             } => {
                 self.unleash();
@@ -97,9 +117,47 @@ impl Simulation {
                     step,
                     position,
                     sample,
+                    until,
                     rows,
                 };
                 self.send(0, first, Message::Step(step));
+            }
+            Command::Replay {
+                epoch,
+                step,
+                stage,
+                position,
+                rows,
+                until,
+            } => {
+                let to = self.index(self.machine.route[stage].peer);
+                let replay = Replay {
+                    epoch,
+                    step,
+                    position,
+                    rows,
+                    until,
+                };
+                self.send(0, to, Message::Replay(replay));
+            }
+            Command::Copy {
+                epoch,
+                step,
+                donor,
+                stage,
+                position,
+                rows,
+            } => {
+                let donor = self.machine.party(donor).expect("a donor of the plan");
+                let from = self.index(donor.peer);
+                let copy = Replay {
+                    epoch,
+                    step,
+                    position,
+                    rows,
+                    until: self.index(self.machine.route[stage].peer),
+                };
+                self.send(0, from, Message::Copy(copy));
             }
             Command::JournalToken { index, drawn } => {
                 self.disk.write(index, drawn.clone());
@@ -122,7 +180,10 @@ impl Simulation {
             Command::Arm(Timer::Replicas) => self.wait_for_replicas(),
             Command::Arm(timer) => self.arm(timer),
             Command::Close(outcome) => self.closed(&outcome),
-            Command::Reconnect { .. } | Command::Recovering { .. } | Command::Recovered => {}
+            Command::Reconnect { .. }
+            | Command::Recovering { .. }
+            | Command::Rebuilding { .. }
+            | Command::Recovered => {}
         }
     }
 
@@ -180,32 +241,32 @@ impl Simulation {
         (next == toy::LAYERS).then_some(route)
     }
 
-    fn call(&mut self, epoch: u64, stage: usize, commits: bool) {
-        let RouteStage { peer, layers } = self.machine.route[stage].clone();
+    fn call(&mut self, epoch: u64, stage: usize, ask: Ask) {
+        let party = self.machine.party(stage).cloned();
+        let RouteStage { peer, layers } = party.expect("somebody of the plan");
         let to = self.index(peer);
         let call = self.order;
-        let entry = Call {
-            epoch,
-            stage,
-            commits,
-        };
-        self.calls.insert(call, entry);
+        self.calls.insert(call, Call { epoch, stage, ask });
         if !self.connected[to] {
             return self.at(
                 self.now + 1,
                 Happening::Answer(call, Err("peer_unreachable")),
             );
         }
-        let message = match commits {
-            true => Message::Commit {
+        let message = match ask {
+            Ask::Commit { length, donor } => Message::Commit {
                 call,
                 epoch,
                 route: self.route_indices(),
+                length,
+                donor: donor.map(|donor| self.index(donor)),
             },
-            false => Message::Prepare {
+            Ask::Prepare { keeps } => Message::Prepare {
                 call,
                 epoch,
                 layers,
+                keeps,
+                only: stage >= self.machine.route.len(),
             },
         };
         self.at(self.now + CALL, Happening::Answer(call, Err("peer_silent")));
@@ -218,29 +279,36 @@ impl Simulation {
     }
 
     /// The first answer counts.
-    pub(super) fn answered(&mut self, call: u64, answer: Result<(), &'static str>) {
-        let Some(Call {
-            epoch,
-            stage,
-            commits,
-        }) = self.calls.remove(&call)
-        else {
+    pub(super) fn answered(&mut self, call: u64, answer: Result<Held, &'static str>) {
+        let Some(Call { epoch, stage, ask }) = self.calls.remove(&call) else {
             return;
         };
-        let event = match answer {
-            Ok(()) if commits => Event::Committed { epoch, stage },
-            Ok(()) => Event::Prepared {
+        let event = match (answer, ask) {
+            (Ok(_), Ask::Commit { .. }) => Event::Committed { epoch, stage },
+            (Ok(held), Ask::Prepare { .. }) => Event::Prepared {
                 epoch,
                 stage,
-                report: StageReport::default(),
+                report: self.report(held),
             },
-            Err(code) => Event::Refused {
+            (Err(code), _) => Event::Refused {
                 epoch,
                 stage,
                 failure: self.refusal(code),
             },
         };
         self.feed(event);
+    }
+
+    /// Of speeds, anything may be measured, or nothing.
+    fn report(&mut self, held: Held) -> StageReport {
+        let Held { cached, outputs } = held;
+        StageReport {
+            cached,
+            outputs,
+            prefill_ns: self.rng.random_range(0..1_000),
+            plane_bytes_s: self.rng.random_range(0..1_000_000_000),
+            ..StageReport::default()
+        }
     }
 
     fn refusal(&mut self, code: &'static str) -> Failure {
@@ -253,14 +321,14 @@ impl Simulation {
     }
 
     /// An ending is told three times, since nobody says whether it was heard.
-    fn end(&mut self, epoch: u64, peer: PeerId) {
+    fn end(&mut self, peer: PeerId, message: &Message) {
         let to = self.index(peer);
         for attempt in 0..3 {
             for time in self.arrivals(0, to) {
                 let arrives = Happening::Arrive {
                     from: 0,
                     to,
-                    message: Message::End { epoch },
+                    message: message.clone(),
                 };
                 self.at(time + attempt * 1_000, arrives);
             }
@@ -271,7 +339,7 @@ impl Simulation {
         if self.is_over() {
             return;
         }
-        if self.running && self.machine.holds_stages() {
+        if self.running && self.machine.is_held() {
             let epoch = self.machine.epoch();
             for to in self.route_indices() {
                 self.send(0, to, Message::Renew { epoch });
@@ -282,7 +350,10 @@ impl Simulation {
 
     /// Nobody is there. Whoever sent a step finds out now and then.
     pub(super) fn arrive_nowhere(&mut self, from: usize, to: usize, message: &Message) {
-        let Message::Step(Step { epoch, .. }) = message else {
+        let (Message::Step(Step { epoch, .. })
+        | Message::Replay(Replay { epoch, .. })
+        | Message::Copy(Replay { epoch, .. })) = message
+        else {
             return;
         };
         if self.rng.random_range(0..10) < 3 {
@@ -311,7 +382,9 @@ impl Simulation {
         let peers = self.machine.route.iter().map(|stage| stage.peer);
         let route: Vec<PeerId> = peers.collect();
         let frame = frame(report);
-        if let Some(event) = incoming::event(&route, fixtures::peer(from as u8), frame) {
+        let donors = self.machine.donors();
+        let event = incoming::event(&route, &donors, fixtures::peer(from as u8), frame);
+        if let Some(event) = event {
             self.feed(event);
         }
     }

@@ -10,7 +10,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::storm::EXPIRY;
-use super::{Happening, Machine, Numbers, Opening, Simulation, Tolerance, strategy, toy};
+use super::{Happening, Machine, Numbers, Opening, Simulation, Tolerance, named, strategy, toy};
 use crate::error::{Failure, TOO_FEW_REPLICAS};
 use crate::session::event::{Drawn, Event, Outcome};
 use crate::session::machine::{Past, next_claim};
@@ -200,6 +200,8 @@ impl Simulation {
             prompt: self.checks.prompt().to_vec(),
             max_new: self.weather.max_new,
             vocab: toy::VOCAB,
+            row_bytes: 8,
+            kv_bytes: 8,
         };
         let tolerance = Tolerance {
             strategy: strategy(self.weather.level),
@@ -207,6 +209,7 @@ impl Simulation {
             peer_wait: Duration::from_secs(30),
             resumable: true,
             replicas: self.replicas(),
+            rebuild: self.weather.rebuild.and_then(named),
         };
         let text = Box::new(Numbers {
             stop: self.weather.stop,

@@ -1,121 +1,47 @@
-//! A node with its stage, as the stage server keeps it: one seat for the session, the real fence,
-//! results kept for repeats, a lease. What it does with a message are effects, for the network to
+//! A node with its stage, as the stage server keeps it: one seat for the session, the real fence and
+//! the real store of outputs, results kept for repeats, a KV cache that may outlast its plan, a
+//! lease. What it does with a message are effects, for the network to
 //! carry out.
+
+mod giving;
 
 use std::collections::VecDeque;
 
 use accel_inference::LayerRange;
 
+use super::messages::{Effect, Finished, Held, Message, Onward, Report, Step};
 use super::toy::{self, Layers};
 use super::weather::Millis;
 use crate::stage::fence::{Admission, Fence};
+use crate::stage::outputs::Outputs;
 
 /// A reservation without a sign of life of its coordinator expires after this.
 const LEASE: Millis = 15_000;
 /// Results that are kept for repeats, as the real stages do.
 const KEPT: usize = 4;
-
-/// What a stage is told.
-#[derive(Debug, Clone)]
-pub(super) enum Message {
-    Prepare {
-        call: u64,
-        epoch: u64,
-        layers: LayerRange,
-    },
-    Commit {
-        call: u64,
-        epoch: u64,
-        route: Vec<usize>,
-    },
-    /// Abort and release.
-    End {
-        epoch: u64,
-    },
-    Renew {
-        epoch: u64,
-    },
-    Step(Step),
-    /// The next stage could not do a step.
-    Complaint {
-        epoch: u64,
-        code: &'static str,
-    },
-}
-
-/// Rows on their way from stage to stage.
-#[derive(Debug, Clone)]
-pub(super) struct Step {
-    pub(super) epoch: u64,
-    pub(super) step: u64,
-    pub(super) position: u64,
-    pub(super) sample: bool,
-    pub(super) rows: Vec<u64>,
-}
-
-/// What a stage tells the coordinator.
-#[derive(Debug, Clone)]
-pub(super) enum Report {
-    Token {
-        epoch: u64,
-        step: u64,
-        position: u64,
-        token: u32,
-    },
-    Applied {
-        epoch: u64,
-        step: u64,
-    },
-    Failed {
-        epoch: u64,
-        code: &'static str,
-    },
-}
-
-/// What comes of a message.
-#[derive(Debug)]
-pub(super) enum Effect {
-    /// A call is answered, well or badly.
-    Answer(u64, Result<(), &'static str>),
-    /// Preparing takes its time.
-    Prepare {
-        call: u64,
-        epoch: u64,
-    },
-    /// So does computing; then comes the result.
-    Compute(Finished),
-    Send(usize, Message),
-    Report(Report),
-}
-
-/// A result, once it is computed.
-#[derive(Debug, Clone)]
-pub(super) struct Finished {
-    pub(super) life: u32,
-    epoch: u64,
-    step: u64,
-    result: Onward,
-}
-
-#[derive(Debug, Clone)]
-enum Onward {
-    Next(usize, Step),
-    Report(Report),
-}
+/// Bytes of a row.
+const ROW: usize = size_of::<u64>();
 
 struct Seat {
     epoch: u64,
     layers: LayerRange,
     expires: Millis,
     ready: bool,
+    cache: Option<Cache>,
     live: Option<Live>,
 }
 
+struct Cache {
+    layers: Layers,
+    outputs: Option<Outputs>,
+}
+
 struct Live {
+    at: usize,
     upstream: usize,
+    donor: Option<usize>,
     next: Option<usize>,
     fence: Fence,
-    layers: Layers,
     kept: VecDeque<(u64, Onward)>,
     /// A step failed: its rows are missing.
     broken: bool,
@@ -131,6 +57,8 @@ pub(super) struct Peer {
     pub(super) slowness: Millis,
     index: usize,
     limit: u64,
+    /// Whether it has memory for outputs.
+    remembers: bool,
     seat: Option<Seat>,
     past: u64,
     /// The newest epoch that wrote here.
@@ -138,7 +66,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(index: usize, limit: u64) -> Self {
+    pub(super) fn new(index: usize, limit: u64, remembers: bool) -> Self {
         Self {
             up: true,
             life: 0,
@@ -147,6 +75,7 @@ impl Peer {
             slowness: 1,
             index,
             limit,
+            remembers,
             seat: None,
             past: 0,
             wrote: 0,
@@ -202,12 +131,30 @@ impl Peer {
                 call,
                 epoch,
                 layers,
-            } => self.prepare(call, epoch, layers, now),
-            Message::Commit { call, epoch, route } => {
-                let done = self.commit(epoch, &route, now);
-                vec![Effect::Answer(call, done)]
+                keeps,
+                only,
+            } => {
+                let kept = self.take_over(epoch, layers, keeps);
+                match only && kept.is_none() {
+                    true => vec![Effect::Answer(call, Err("nothing_kept"))],
+                    false => self.prepare(call, epoch, layers, kept, now),
+                }
             }
-            Message::End { epoch } => {
+            Message::Commit {
+                call,
+                epoch,
+                route,
+                length,
+                donor,
+            } => {
+                let done = self.commit(epoch, &route, (length, donor), now);
+                vec![Effect::Answer(call, done.map(|()| Held::default()))]
+            }
+            Message::Abort { epoch } => {
+                self.abort(epoch);
+                Vec::new()
+            }
+            Message::Release { epoch } => {
                 self.end(epoch);
                 Vec::new()
             }
@@ -218,11 +165,33 @@ impl Peer {
                 Vec::new()
             }
             Message::Step(step) => self.step(from, step, now, ill),
+            Message::Replay(replay) => self.replay(replay, now, ill),
+            Message::Copy(copy) => self.copy(copy, now, ill),
+            Message::Rows(rows) => self.rows(from, &rows, now),
             Message::Complaint { epoch, code } => self.pass_on(from, epoch, code),
         }
     }
 
-    fn prepare(&mut self, call: u64, epoch: u64, layers: LayerRange, now: Millis) -> Vec<Effect> {
+    fn take_over(&mut self, epoch: u64, layers: LayerRange, keeps: bool) -> Option<Cache> {
+        if epoch <= self.newest() {
+            return None;
+        }
+        let before = self
+            .seat
+            .take_if(|seat| keeps && seat.layers == layers && seat.is_filled());
+        let before = before?;
+        self.past = self.past.max(before.epoch);
+        before.cache
+    }
+
+    fn prepare(
+        &mut self,
+        call: u64,
+        epoch: u64,
+        layers: LayerRange,
+        cache: Option<Cache>,
+        now: Millis,
+    ) -> Vec<Effect> {
         if epoch <= self.newest() {
             return vec![Effect::Answer(call, Err("stale_epoch"))];
         }
@@ -232,6 +201,7 @@ impl Peer {
             layers,
             expires: now + LEASE,
             ready: false,
+            cache,
             live: None,
         });
         vec![Effect::Prepare { call, epoch }]
@@ -239,14 +209,30 @@ impl Peer {
 
     /// The weights are there.
     pub(super) fn prepared(&mut self, call: u64, epoch: u64) -> Vec<Effect> {
+        let (limit, remembers) = (self.limit, self.remembers);
         let Some(seat) = self.seat(epoch) else {
             return Vec::new();
         };
         seat.ready = true;
-        vec![Effect::Answer(call, Ok(()))]
+        let layers = seat.layers;
+        let cache = seat.cache.get_or_insert_with(|| Cache {
+            layers: Layers::new(layers),
+            outputs: remembers.then(|| Outputs::new(ROW, limit)),
+        });
+        let held = Held {
+            cached: cache.layers.len(),
+            outputs: cache.outputs.as_ref().map_or(0, Outputs::len),
+        };
+        vec![Effect::Answer(call, Ok(held))]
     }
 
-    fn commit(&mut self, epoch: u64, route: &[usize], now: Millis) -> Result<(), &'static str> {
+    fn commit(
+        &mut self,
+        epoch: u64,
+        route: &[usize],
+        (length, donor): (u64, Option<usize>),
+        now: Millis,
+    ) -> Result<(), &'static str> {
         let (index, limit) = (self.index, self.limit);
         let seat = self.seat(epoch).ok_or("unknown_session")?;
         if seat.live.is_some() {
@@ -255,15 +241,32 @@ impl Peer {
         let at = route.iter().position(|peer| *peer == index);
         let at = at.filter(|_| seat.ready).ok_or("not_prepared")?;
         seat.expires = now + LEASE;
+        let cache = seat.cache.as_mut().ok_or("not_prepared")?;
+        assert!(length <= cache.layers.len(), "more than it said it has");
+        cache.layers.truncate(length);
+        if let Some(outputs) = &cache.outputs {
+            outputs.truncate(length);
+        }
         seat.live = Some(Live {
+            at,
+            donor,
             upstream: at.checked_sub(1).map_or(0, |before| route[before]),
             next: route.get(at + 1).copied(),
-            fence: Fence::new(epoch, limit),
-            layers: Layers::new(seat.layers),
+            fence: Fence::new(epoch, length, limit),
             kept: VecDeque::new(),
             broken: false,
         });
         Ok(())
+    }
+
+    fn abort(&mut self, epoch: u64) {
+        match &mut self.seat {
+            Some(seat) if seat.epoch <= epoch && seat.is_filled() => {
+                seat.epoch = epoch;
+                (seat.ready, seat.live) = (false, None);
+            }
+            _ => self.end(epoch),
+        }
     }
 
     fn end(&mut self, epoch: u64) {
@@ -306,7 +309,8 @@ impl Peer {
                 );
                 self.wrote = epoch;
                 live.broken |= ill;
-                vec![Effect::Compute(live.compute(life, step))]
+                let cache = seat.cache.as_mut().expect("a live stage has one");
+                vec![Effect::Compute(live.compute(cache, life, step))]
             }
             Admission::Repeat => live.repeat(step.epoch, step.step),
             Admission::Stale { .. } => Vec::new(),
@@ -334,8 +338,21 @@ impl Peer {
     }
 }
 
+impl Seat {
+    /// Whether there is something in its cache.
+    fn is_filled(&self) -> bool {
+        self.cache
+            .as_ref()
+            .is_some_and(|cache| cache.layers.len() > 0)
+    }
+}
+
+fn bytes(rows: &[u64]) -> Vec<u8> {
+    rows.iter().flat_map(|row| row.to_le_bytes()).collect()
+}
+
 impl Live {
-    fn compute(&mut self, life: u32, step: Step) -> Finished {
+    fn compute(&mut self, cache: &mut Cache, life: u32, step: Step) -> Finished {
         let (epoch, number) = (step.epoch, step.step);
         let finished = |result| Finished {
             life,
@@ -348,17 +365,22 @@ impl Live {
             return finished(Onward::Report(Report::Failed { epoch, code }));
         }
         let position = step.position + step.rows.len() as u64;
-        let rows: Vec<u64> = step.rows.iter().map(|row| self.layers.row(*row)).collect();
+        assert_eq!(cache.layers.len(), step.position, "rows are missing");
+        let rows = step.rows.iter();
+        let rows: Vec<u64> = rows.map(|row| cache.layers.row(*row)).collect();
+        if let Some(outputs) = cache.outputs.as_ref().filter(|_| self.next.is_some()) {
+            outputs.push(step.position, &bytes(&rows));
+        }
         let last = rows.last().copied().unwrap_or_default();
         finished(match self.next {
-            Some(next) => Onward::Next(next, Step { rows, ..step }),
+            Some(next) if step.until > self.at => Onward::Next(next, Step { rows, ..step }),
             None if step.sample => Onward::Report(Report::Token {
                 epoch,
                 step: number,
                 position,
                 token: toy::token(last),
             }),
-            None => Onward::Report(Report::Applied {
+            _ => Onward::Report(Report::Applied {
                 epoch,
                 step: number,
             }),

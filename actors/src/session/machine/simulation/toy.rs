@@ -2,6 +2,8 @@
 //! cache does, so that a token depends on every token before it, on every layer, and on nothing
 //! else: a row that is missing, doubled, changed or from elsewhere changes all that follows.
 
+use std::ops::Range;
+
 use accel_inference::LayerRange;
 
 use crate::request::FinishReason;
@@ -17,9 +19,11 @@ fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// The layers of one stage with what they remember.
+/// The layers of one stage with what they remember of each position.
 pub(super) struct Layers {
     first: u32,
+    count: usize,
+    /// (positions, layers)
     states: Vec<u64>,
 }
 
@@ -27,17 +31,42 @@ impl Layers {
     pub(super) fn new(range: LayerRange) -> Self {
         Self {
             first: range.first,
-            states: vec![0; range.len() as usize],
+            count: range.len() as usize,
+            states: Vec::new(),
         }
     }
 
     /// One row in, one row out.
     pub(super) fn row(&mut self, mut value: u64) -> u64 {
-        for (state, layer) in self.states.iter_mut().zip(self.first..) {
-            *state = mix(state.wrapping_add(value) ^ (u64::from(layer) << 40));
-            value = mix(*state ^ value.rotate_left(17));
+        for layer in self.first..self.first + self.count as u32 {
+            let before = self.states.len().checked_sub(self.count);
+            let before = before.map_or(0, |index| self.states[index]);
+            let state = mix(before.wrapping_add(value) ^ (u64::from(layer) << 40));
+            value = mix(state ^ value.rotate_left(17));
+            self.states.push(state);
         }
         value
+    }
+
+    /// Positions that they remember.
+    pub(super) fn len(&self) -> u64 {
+        (self.states.len() / self.count) as u64
+    }
+
+    /// What they remember of some positions.
+    pub(super) fn export(&self, positions: Range<u64>) -> Option<Vec<u64>> {
+        let at = |position: u64| position as usize * self.count;
+        let states = self.states.get(at(positions.start)..at(positions.end));
+        states.map(<[u64]>::to_vec)
+    }
+
+    /// Takes what other such layers remember of the next positions.
+    pub(super) fn import(&mut self, states: &[u64]) {
+        self.states.extend_from_slice(states);
+    }
+
+    pub(super) fn truncate(&mut self, len: u64) {
+        self.states.truncate(len as usize * self.count);
     }
 }
 

@@ -30,6 +30,10 @@ pub(super) struct Weather {
     pub(super) stop: Option<u32>,
     /// How many layers each peer takes; the first peer is the coordinator, which does not fail.
     pub(super) capacities: Vec<u32>,
+    /// Which peers have memory for outputs.
+    pub(super) remembers: Vec<bool>,
+    /// The way of rebuilding that is taken where it is possible, if any.
+    pub(super) rebuild: Option<&'static str>,
     /// Time that a stage takes for a step.
     pub(super) step: Millis,
     /// How long things go wrong, from the first step on.
@@ -101,6 +105,8 @@ impl Weather {
             max_new: rng.random_range(1..=40),
             stop: rng.random_bool(0.2).then(|| rng.random_range(1..100)),
             capacities: roomy(capacities, rng),
+            remembers: (0..=peers).map(|_| rng.random_bool(0.8)).collect(),
+            rebuild: [None, Some("copy"), Some("replay"), Some("prefill")][rng.random_range(0..4)],
             step: rng.random_range(1..=100),
             window: 0,
             lost: 0,

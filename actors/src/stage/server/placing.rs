@@ -1,0 +1,360 @@
+//! Seats over the life of a placement: prepared, committed, given up, ended. A KV cache may outlast
+//! its plan, so that the next one need not build it again; the newest epoch alone writes into it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use accel_inference::LayerRange;
+use accel_p2p::PeerId;
+use accel_p2p::wire::{ControlReply, ControlRequest, SessionId};
+use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
+use tokio::sync::mpsc;
+
+use super::super::fence::Fence;
+use super::super::ledger::StageKey;
+use super::super::obtain::Layers;
+use super::super::outlet::{Next, Outlet, Place};
+use super::super::prepare::{self, Order, Prepared};
+use super::super::seat::{
+    Cache, Live, Seat, SeatState, answer, endpoint_of, not_ready, params_of, refused, stale,
+};
+use super::{MOST_SEATS, StageServer};
+use crate::error::Failure;
+
+/// The longest lease that is granted.
+const LONGEST_LEASE: Duration = Duration::from_secs(120);
+
+impl StageServer {
+    fn newest_epoch(&self, session: SessionId) -> u64 {
+        let seat = self.seats.get(&session).map_or(0, |seat| seat.epoch);
+        seat.max(self.past.get(&session).map_or(0, |(epoch, _)| *epoch))
+    }
+
+    pub(super) fn prepare(
+        &mut self,
+        from: PeerId,
+        request: ControlRequest,
+        replies: mpsc::Sender<ControlReply>,
+        context: &mut Context<Self>,
+    ) {
+        let ControlRequest::Prepare {
+            session,
+            epoch,
+            model,
+            model_bytes,
+            layers: (first, end),
+            total_layers,
+            max_tokens,
+            lease_ms,
+            providers,
+            keep,
+        } = request
+        else {
+            return;
+        };
+        let layers = LayerRange::new(first, end);
+        let key = StageKey { model, layers };
+        if let Err(failure) = self.may_prepare(session, epoch, layers) {
+            return answer(&replies, refused(&failure));
+        }
+        let kept = match keep.cache {
+            true => self.take_over(session, key, u64::from(max_tokens), context),
+            false => None,
+        };
+        if keep.only && kept.is_none() {
+            return answer(&replies, refused(&nothing_kept()));
+        }
+        self.leave(session, context);
+        let lease = Duration::from_millis(lease_ms).min(LONGEST_LEASE);
+        let order = Order {
+            session,
+            layers: Layers {
+                model,
+                model_bytes,
+                layers,
+                total_layers,
+                providers,
+            },
+            max_tokens,
+            keep,
+        };
+        let (deps, cache, told) = (Arc::clone(&self.deps), kept.clone(), replies.clone());
+        let work = async move {
+            match cache {
+                Some(cache) => prepare::again(deps, cache).await,
+                None => prepare::run(deps, order, told).await,
+            }
+        };
+        let task = work.into_actor(self).map(move |result, server, context| {
+            server.prepared(session, epoch, result, &replies, context);
+        });
+        let seat = Seat {
+            epoch,
+            coordinator: from,
+            key,
+            max_tokens: u64::from(max_tokens),
+            expires: Instant::now() + lease,
+            lease,
+            state: SeatState::Preparing {
+                task: context.spawn(task),
+                kept,
+            },
+        };
+        self.seats.insert(session, seat);
+    }
+
+    /// The KV cache of an older epoch that a new one goes on with, if it has the same layers and
+    /// the same length. From now on nobody writes into it until the new plan is live.
+    fn take_over(
+        &mut self,
+        session: SessionId,
+        key: StageKey,
+        max_tokens: u64,
+        context: &mut Context<Self>,
+    ) -> Option<Cache> {
+        let seat = self.seats.get(&session)?;
+        let is_same = seat.key == key && seat.max_tokens == max_tokens;
+        let cache = seat.filled_cache().filter(|_| is_same)?.clone();
+        if cache.engine.is_dead() {
+            return None;
+        }
+        let seat = self.seats.remove(&session)?;
+        if let SeatState::Preparing { task, .. } = seat.state {
+            context.cancel_future(task);
+        }
+        self.remember(session, seat.epoch);
+        Some(cache)
+    }
+
+    fn may_prepare(
+        &self,
+        session: SessionId,
+        epoch: u64,
+        layers: LayerRange,
+    ) -> Result<(), Failure> {
+        let newest = self.newest_epoch(session);
+        if epoch <= newest {
+            return Err(stale(epoch, newest));
+        }
+        if self.seats.len() >= MOST_SEATS {
+            let message = "this node serves as many sessions as it can";
+            return Err(Failure::unavailable("busy", message, "try again later"));
+        }
+        match self.deps.max_layers {
+            Some(most) if layers.len() > most => Err(Failure::unavailable(
+                "layer_limits",
+                format!(
+                    "this node takes at most {most} layers, not {}",
+                    layers.len()
+                ),
+                "raise --max-layers on that node, or join another node",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn prepared(
+        &mut self,
+        session: SessionId,
+        epoch: u64,
+        result: Result<Prepared, Failure>,
+        replies: &mpsc::Sender<ControlReply>,
+        context: &mut Context<Self>,
+    ) {
+        let current = self
+            .seats
+            .get_mut(&session)
+            .filter(|seat| seat.epoch == epoch);
+        match (result, current) {
+            (Ok(prepared), Some(seat)) => {
+                let Prepared {
+                    cache,
+                    length,
+                    reply,
+                } = prepared;
+                seat.state = SeatState::Ready { cache, length };
+                seat.expires = Instant::now() + seat.lease;
+                answer(replies, reply);
+            }
+            (Ok(Prepared { cache, .. }), None) => cache.engine.close(cache.seq),
+            (Err(failure), current) => {
+                if current.is_some() {
+                    self.leave(session, context);
+                }
+                answer(replies, refused(&failure));
+            }
+        }
+    }
+
+    pub(super) fn commit(&mut self, from: PeerId, request: ControlRequest) -> Result<(), Failure> {
+        let ControlRequest::Commit {
+            session,
+            epoch,
+            route,
+            coordinator,
+            sampling,
+            length,
+            donor,
+        } = request
+        else {
+            return Ok(());
+        };
+        let own = self.deps.peers.endpoint().peer;
+        let deps = Arc::clone(&self.deps);
+        let seat = self.seat(session, epoch, from)?;
+        let SeatState::Ready {
+            cache,
+            length: have,
+        } = &seat.state
+        else {
+            return match seat.state {
+                SeatState::Live(_) => Ok(()),
+                _ => Err(not_ready()),
+            };
+        };
+        let layers = seat.key.layers;
+        let at = route
+            .iter()
+            .position(|hop| hop.peer == own && hop.layers == (layers.first, layers.end))
+            .ok_or_else(not_ready)?;
+        if coordinator.peer != from {
+            return Err(not_ready());
+        }
+        let upstream = at.checked_sub(1).and_then(|before| route.get(before));
+        let next = match route.get(at + 1) {
+            Some(hop) => Next::Stage(endpoint_of(hop)),
+            None => Next::Sample(params_of(&sampling)),
+        };
+        cache.cut(*have, length, seat.max_tokens)?;
+        let (peers, sessions) = (Arc::clone(&deps.peers), Arc::clone(&deps.sessions));
+        let place = Place {
+            session,
+            epoch,
+            at: at as u32,
+        };
+        let outputs = cache.outputs.clone();
+        seat.state = SeatState::Live(Live {
+            cache: cache.clone(),
+            upstream: upstream.map_or(from, |hop| hop.peer),
+            donor,
+            fence: Fence::new(epoch, length, seat.max_tokens),
+            outlet: Outlet::open(place, next, outputs, coordinator, peers, sessions),
+        });
+        seat.expires = Instant::now() + seat.lease;
+        Ok(())
+    }
+
+    /// The seat of a session, if the caller is its coordinator and the epoch is the live one.
+    fn seat(&mut self, session: SessionId, epoch: u64, from: PeerId) -> Result<&mut Seat, Failure> {
+        let newest = self.newest_epoch(session);
+        match self.seats.get_mut(&session) {
+            Some(seat) if seat.epoch == epoch && seat.coordinator == from => Ok(seat),
+            _ if epoch < newest => Err(stale(epoch, newest)),
+            _ => Err(Failure::unavailable(
+                "unknown_session",
+                "this node has nothing prepared for the session under this epoch",
+                "the reservation may have expired; send the request again",
+            )),
+        }
+    }
+
+    pub(super) fn renew(
+        &mut self,
+        from: PeerId,
+        session: SessionId,
+        epoch: u64,
+        lease_ms: u64,
+    ) -> Result<(), Failure> {
+        let seat = self.seat(session, epoch, from)?;
+        seat.lease = Duration::from_millis(lease_ms).min(LONGEST_LEASE);
+        seat.expires = Instant::now() + seat.lease;
+        Ok(())
+    }
+
+    /// Gives a plan up. A KV cache with something in it stays for the next one; only the session's
+    /// end and the lease free it.
+    pub(super) fn abort(
+        &mut self,
+        from: PeerId,
+        session: SessionId,
+        epoch: u64,
+        context: &mut Context<Self>,
+    ) -> Result<(), Failure> {
+        let seat = self.seats.get_mut(&session);
+        let seat = seat.filter(|seat| seat.epoch <= epoch && seat.coordinator == from);
+        let Some((seat, cache)) = seat.and_then(|seat| {
+            let cache = seat.filled_cache()?.clone();
+            Some((seat, cache))
+        }) else {
+            return self.end(from, session, epoch, context);
+        };
+        // Also when the plan's own request is still on its way: then it comes too late.
+        seat.epoch = epoch;
+        let before = std::mem::replace(&mut seat.state, SeatState::Kept(cache));
+        if let SeatState::Preparing { task, .. } = before {
+            context.cancel_future(task);
+        }
+        Ok(())
+    }
+
+    /// Release, and Abort where there is nothing to keep: done when nothing is held any more, also
+    /// when nothing was.
+    pub(super) fn end(
+        &mut self,
+        from: PeerId,
+        session: SessionId,
+        epoch: u64,
+        context: &mut Context<Self>,
+    ) -> Result<(), Failure> {
+        match self.seats.get(&session) {
+            Some(seat) if seat.epoch > epoch => Err(stale(epoch, seat.epoch)),
+            Some(seat) if seat.coordinator != from => Err(not_ready()),
+            Some(_) => {
+                self.leave(session, context);
+                Ok(())
+            }
+            None => {
+                self.remember(session, epoch);
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives up a session's seat with all that it holds.
+    pub(super) fn leave(&mut self, session: SessionId, context: &mut Context<Self>) {
+        let Some(seat) = self.seats.remove(&session) else {
+            return;
+        };
+        if let Some(cache) = seat.cache() {
+            cache.engine.close(cache.seq);
+        }
+        if let SeatState::Preparing { task, .. } = seat.state {
+            context.cancel_future(task);
+        }
+        self.deps.shelf.release(session, &seat.key);
+        self.remember(session, seat.epoch);
+    }
+
+    fn remember(&mut self, session: SessionId, epoch: u64) {
+        if self.past.len() >= MOST_SEATS {
+            let oldest = self.past.iter().min_by_key(|(_, (_, since))| *since);
+            if let Some(oldest) = oldest.map(|(session, _)| *session) {
+                self.past.remove(&oldest);
+            }
+        }
+        let newest = self
+            .past
+            .get(&session)
+            .map_or(epoch, |(known, _)| epoch.max(*known));
+        self.past.insert(session, (newest, Instant::now()));
+    }
+}
+
+fn nothing_kept() -> Failure {
+    let message = "nothing of the session is kept here for these layers";
+    Failure::unavailable(
+        "nothing_kept",
+        message,
+        "it is computed or fetched elsewhere",
+    )
+}
