@@ -94,7 +94,7 @@ impl StageServer {
     pub(crate) fn new(deps: Arc<StageDeps>) -> Self {
         let (peers, sessions) = (Arc::clone(&deps.peers), Arc::clone(&deps.sessions));
         Self {
-            giver: Giver::start(Arc::clone(&peers)),
+            giver: Giver::start(Arc::clone(&peers), Arc::clone(&sessions)),
             complaints: Complaints::start(peers, sessions),
             warmer: Warmer::start(&deps),
             deps,

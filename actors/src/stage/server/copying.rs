@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use accel_p2p::PeerId;
-use accel_p2p::wire::{CopyOrder, KvRows, TensorFrame};
+use accel_p2p::wire::{CopyOrder, KvRows, PeerEndpoint, TensorFrame};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
@@ -15,6 +15,7 @@ use super::super::outlet::StepName;
 use super::super::seat::{Cache, SeatState, Work, apply};
 use super::StageServer;
 use crate::peers::Peers;
+use crate::session::table::SessionTable;
 
 /// Orders that may wait; a coordinator has few under way.
 const QUEUE: usize = 16;
@@ -38,11 +39,11 @@ struct Gift {
 
 impl Giver {
     /// Starts the task that sends them; it ends when this is dropped.
-    pub(super) fn start(peers: Arc<dyn Peers>) -> Self {
+    pub(super) fn start(peers: Arc<dyn Peers>, sessions: Arc<SessionTable>) -> Self {
         let (orders, mut waiting) = mpsc::channel::<Gift>(QUEUE);
         actix::spawn(async move {
             while let Some(gift) = waiting.recv().await {
-                gift.give(peers.as_ref()).await;
+                gift.give(peers.as_ref(), &sessions).await;
             }
         });
         Self { orders }
@@ -50,14 +51,14 @@ impl Giver {
 }
 
 impl Gift {
-    async fn give(self, peers: &dyn Peers) {
+    async fn give(self, peers: &dyn Peers, sessions: &SessionTable) {
         let to = self.order.to.clone();
         let given = match self.rows().await {
             Ok(frame) => peers.send(&to, frame).await,
-            Err(reason) => return self.refuse(peers, &reason).await,
+            Err(reason) => return self.refuse(peers, sessions, &reason).await,
         };
         if let Err(failure) = given {
-            self.refuse(peers, &failure.message).await;
+            self.refuse(peers, sessions, &failure.message).await;
         }
     }
 
@@ -86,7 +87,7 @@ impl Gift {
         Ok(TensorFrame::Rows { rows, data })
     }
 
-    async fn refuse(&self, peers: &dyn Peers, reason: &str) {
+    async fn refuse(&self, peers: &dyn Peers, sessions: &SessionTable, reason: &str) {
         let CopyOrder {
             session,
             epoch,
@@ -94,7 +95,11 @@ impl Gift {
             ..
         } = self.order;
         let frame = TensorFrame::failed(session, epoch, step, COPY_FAILED, reason);
-        let coordinator = accel_p2p::wire::PeerEndpoint {
+        let own = peers.endpoint().peer;
+        if self.coordinator == own {
+            return sessions.deliver(own, frame).await;
+        }
+        let coordinator = PeerEndpoint {
             peer: self.coordinator,
             // The connection over which the order came is used for the answer.
             tensor_addrs: Vec::new(),
