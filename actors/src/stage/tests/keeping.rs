@@ -91,7 +91,7 @@ fn replay(epoch: u64, step: u64, position: u64, rows: u32) -> TensorFrame {
 
 const RANGES: [(u32, u32); 3] = [(0, 3), (3, 5), (5, 8)];
 
-pub(super) fn stages<'a>(nodes: [&'a TestNode; 3]) -> Vec<(&'a TestNode, LayerRange)> {
+pub(super) fn stages(nodes: [&TestNode; 3]) -> Vec<(&TestNode, LayerRange)> {
     let ranges = RANGES.map(|(first, end)| range(first, end));
     nodes.into_iter().zip(ranges).collect()
 }
