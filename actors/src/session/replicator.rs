@@ -37,12 +37,14 @@ pub(super) struct Replicator {
     apis: HashMap<PeerId, SocketAddr>,
 }
 
-/// Ends with its handle.
-struct Task(AbortHandle);
+/// Ends with its handle, unless it was let go.
+struct Task(Option<AbortHandle>);
 
 impl Drop for Task {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
     }
 }
 
@@ -116,9 +118,10 @@ impl Replicator {
         let outcome = clip(&String::from_utf8_lossy(outcome), limit::REPLICA_RECORD);
         let outcome = Some(outcome.into_bytes());
         self.log.grow(|entries| entries.outcome = outcome);
-        for (_, task) in self.tasks.drain() {
-            std::mem::forget(task);
+        for task in self.tasks.values_mut() {
+            task.0.take();
         }
+        self.tasks.clear();
     }
 
     fn open(&mut self, peer: PeerId, claim: u64, actor: Addr<SessionActor>) {
@@ -132,7 +135,7 @@ impl Replicator {
             actor,
         };
         let task = actix::spawn(copying.run());
-        self.tasks.insert(peer, Task(task.abort_handle()));
+        self.tasks.insert(peer, Task(Some(task.abort_handle())));
     }
 
     /// Where a peer has its API.
