@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::event::{Command, Event, Timer};
 use super::incoming;
 use super::link::Link;
-use super::machine::{CHUNK, Machine, PEER_WAITS, WAITS};
+use super::machine::{CHUNK, Machine, PEER_WAITS, WAITS, stopping};
 use super::pump::{self, FirstStage, JournalItem};
 use super::record::{OpeningRecord, token_record};
 use super::recovery::chronicle::{Begun, Chronicle};
@@ -116,7 +116,7 @@ pub(super) struct Lost(pub(super) PeerId);
 #[rtype(result = "()")]
 pub(super) struct Heard(pub(super) PeerId);
 
-/// The node stops.
+/// The node stops, and waits no longer.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct ShutDown;
@@ -238,7 +238,7 @@ impl SessionActor {
             Command::JournalToken { index, drawn } => {
                 self.chronicle.moved(Instant::now());
                 let record = token_record(&drawn);
-                if self.spec.opening.is_replicated() {
+                if self.spec.opening.is_resumable() {
                     self.replicator.push(record.clone());
                 }
                 self.journal(JournalItem::Token { index, record });
@@ -377,10 +377,7 @@ impl Handler<ShutDown> for SessionActor {
     type Result = ();
 
     fn handle(&mut self, _: ShutDown, context: &mut Context<Self>) {
-        let message = "the node is stopping";
-        let hint = "start the node again and come back with Last-Event-ID: the answer goes on";
-        let failure = Failure::unavailable("session_suspended", message, hint);
-        self.feed(Event::Suspend(failure), context);
+        self.feed(Event::Suspend(stopping()), context);
     }
 }
 

@@ -7,12 +7,14 @@
 //!              │ └─ Waiting    for memory that others hold, or for peers: for a bounded time
 //!              └─── Pausing ◄────────────┘  a fault: as the recovery strategy decides
 //! ```
+//! From any of them but the last two to HandingOver, when the node stops.
 //!
 //! `sent` counts the tokens (prompt, then answer) that went to the stages of the live epoch. A new
 //! epoch starts at zero, so rebuilding the KV caches elsewhere is the same code as the prompt.
 
 #[cfg(test)]
 mod fixtures;
+mod handing_over;
 mod placement;
 mod recovering;
 mod replicating;
@@ -31,6 +33,7 @@ use super::event::{Command, Drawn, Event, Outcome, RouteStage, StageReport, Time
 use super::text::TextPipe;
 use crate::error::Failure;
 use crate::request::FinishReason;
+pub(crate) use handing_over::stopping;
 pub(crate) use placement::{PEER_WAITS, WAITS};
 pub(crate) use recovering::Tolerance;
 use recovering::{Recovery, Then};
@@ -59,6 +62,7 @@ enum Phase {
     Committing { live: Vec<bool> },
     Running,
     Pausing(Then),
+    HandingOver,
     Draining(Outcome),
     Ended,
 }
@@ -194,6 +198,7 @@ impl Machine {
             Event::Timeout(timer) => self.on_timeout(timer),
             Event::Cancel => self.on_cancel(),
             Event::Suspend(failure) => self.suspend(failure),
+            Event::HandOver => self.on_hand_over(),
             Event::Deposed => self.depose(),
         }
     }
@@ -281,7 +286,8 @@ impl Machine {
         self.close(Outcome::Failed(failure));
     }
 
-    fn close(&mut self, outcome: Outcome) {
+    /// Gives back whatever stages are held.
+    fn let_go(&mut self) {
         match self.phase {
             Phase::Placing { .. } | Phase::Committing { .. } => self.abort_all(),
             Phase::Running => self.release_all(),
@@ -290,9 +296,14 @@ impl Machine {
             | Phase::Planning
             | Phase::Waiting
             | Phase::Pausing(_)
+            | Phase::HandingOver
             | Phase::Draining(_)
             | Phase::Ended => {}
         }
+    }
+
+    fn close(&mut self, outcome: Outcome) {
+        self.let_go();
         self.phase = Phase::Ended;
         self.out.push(Command::Close(outcome));
     }
@@ -353,6 +364,7 @@ impl Machine {
     pub(crate) fn state(&self) -> &'static str {
         match &self.phase {
             Phase::Draining(_) => "decoding",
+            Phase::HandingOver => "handing_over",
             Phase::Ended => "ended",
             _ if self.recovery.is_under_way() => "recovering",
             Phase::Running if self.answer.is_empty() => "prefill",
