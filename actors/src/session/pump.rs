@@ -22,7 +22,10 @@ const QUEUE: usize = 64;
 pub(super) enum JournalItem {
     Open(Vec<u8>),
     Claim(u64),
-    Token { index: u64, record: Vec<u8> },
+    Token {
+        index: u64,
+        record: Vec<u8>,
+    },
     Close(Vec<u8>),
     /// What was opened like this is kept for others from now on.
     Keep(Vec<u8>),

@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use accel_actors::{
-    ErrorKind, Failure, GenerateError, ModelsError, ReplicaView, ToleranceError,
-};
+use accel_actors::{ErrorKind, Failure, GenerateError, ModelsError, ReplicaView, ToleranceError};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};

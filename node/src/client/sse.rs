@@ -112,7 +112,10 @@ impl Events {
 /// The addresses that an error event has of nodes where the session can be gone on with.
 fn told(data: &Value) -> Vec<String> {
     let replicas = data.pointer("/error/replicas").and_then(Value::as_array);
-    let apis = replicas.into_iter().flatten().filter_map(|row| row.get("api"));
+    let apis = replicas
+        .into_iter()
+        .flatten()
+        .filter_map(|row| row.get("api"));
     let apis = apis.filter_map(Value::as_str);
     apis.map(str::to_owned).collect()
 }
@@ -210,7 +213,8 @@ mod tests {
 
     #[test]
     fn an_error_event_tells_where_the_session_is_now() {
-        let rows = json!([{"peer_id": "a", "api": "127.0.0.1:8421"}, {"peer_id": "b", "api": null}]);
+        let rows =
+            json!([{"peer_id": "a", "api": "127.0.0.1:8421"}, {"peer_id": "b", "api": null}]);
         let data = json!({"error": {"message": "stopping", "replicas": rows}});
         assert_eq!(told(&data), ["127.0.0.1:8421"]);
         assert_eq!(told(&json!({"error": {"message": "no"}})), [""; 0]);

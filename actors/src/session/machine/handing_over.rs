@@ -45,7 +45,8 @@ impl Machine {
 
 fn moved() -> Failure {
     let message = "the node is stopping; other nodes have the session";
-    let hint = "come back with Last-Event-ID, to one of `replicas` or to any other node of the swarm";
+    let hint =
+        "come back with Last-Event-ID, to one of `replicas` or to any other node of the swarm";
     Failure::unavailable(SESSION_MOVED, message, hint)
 }
 

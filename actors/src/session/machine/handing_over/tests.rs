@@ -62,11 +62,19 @@ fn it_computes_no_more_and_ends_once_a_peer_has_every_token() {
     ];
     assert_eq!(machine.on(Event::HandOver), expected);
     assert_eq!(machine.on(Event::HandOver), [], "once");
-    assert_eq!(token(&mut machine, 2), [], "the step under way is for nobody");
+    assert_eq!(
+        token(&mut machine, 2),
+        [],
+        "the step under way is for nobody"
+    );
     assert!(!machine.holds_stages());
     let (peer, claim) = (peer(7), 0);
     let opened = found(&mut machine, &[7, 8]);
-    assert_eq!(opened, [Command::OpenReplica { peer, claim }], "one is enough");
+    assert_eq!(
+        opened,
+        [Command::OpenReplica { peer, claim }],
+        "one is enough"
+    );
     assert_eq!(machine.on(Event::Replicated { peer, tokens: 0 }), []);
     let commands = machine.on(Event::Replicated { peer, tokens: 1 });
     let [Command::Close(Outcome::HandedOver(failure))] = commands.as_slice() else {
