@@ -168,6 +168,23 @@ async fn without_peers_it_waits_on_the_disk_for_its_node() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_does_not_answer_holds_nobody_up() -> Result<()> {
+    let model = models::patient()?;
+    let mut cluster = Cluster::start(2, None).await?;
+    let mut asked = cluster.nodes.pop().context("the last node")?;
+    asked.add_model(&model.path)?;
+    let mut client = Listener::default();
+    let mut stream = asked.client.stream(&sampled(&model, "medium")).await?;
+    client.hear(&mut stream, 30).await?;
+    cluster.nodes[0].process.pause()?;
+    stop(&mut asked)?;
+    let error = client.hear_error(&mut stream).await?;
+    assert_eq!(error["code"], "session_suspended", "{error}");
+    assert_eq!(named(&error), [""; 0], "it has said nothing");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_there_again_serves_what_its_peers_made_of_the_session() -> Result<()> {
     let model = models::patient()?;
     let expected = undisturbed(&model).await?;

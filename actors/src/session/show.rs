@@ -27,7 +27,7 @@ impl SessionActor {
             Figure::measured((tokens - count) as f64 / first.elapsed().as_secs_f64().max(1e-9))
         });
         let route: Vec<RouteView> = self.machine.route().map(route_view).collect();
-        let replicas = self.kept_by();
+        let replicas = self.replica_views(self.machine.replicas());
         let (state, epoch) = (self.machine.state(), self.machine.epoch());
         self.deps.table.update(self.spec.id, |view| {
             if state != "ended" {
@@ -48,11 +48,15 @@ impl SessionActor {
 
     /// The other nodes that have the session's journal.
     pub(super) fn kept_by(&self) -> Vec<ReplicaView> {
-        let replica = |peer: PeerId| ReplicaView {
+        self.replica_views(self.machine.keepers())
+    }
+
+    fn replica_views(&self, peers: impl Iterator<Item = PeerId>) -> Vec<ReplicaView> {
+        let view = |peer: PeerId| ReplicaView {
             peer_id: peer.to_string(),
             api: self.replicator.api(peer).map(|api| api.to_string()),
         };
-        self.machine.replicas().map(replica).collect()
+        peers.map(view).collect()
     }
 }
 

@@ -189,7 +189,14 @@ impl Machine {
         Failure::unavailable(TOO_FEW_REPLICAS, message, hint)
     }
 
-    /// The peers that keep the journal.
+    /// Those that have said that they have it; it may be without a token yet.
+    pub(crate) fn keepers(&self) -> impl Iterator<Item = PeerId> {
+        let places = self.replication.places.iter();
+        let places = places.filter(|place| place.tokens.is_some());
+        places.map(|place| place.peer)
+    }
+
+    /// The peers that keep the journal, or are about to.
     pub(crate) fn replicas(&self) -> impl Iterator<Item = PeerId> {
         self.replication.places.iter().map(|place| place.peer)
     }
