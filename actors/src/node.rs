@@ -43,8 +43,10 @@ pub use crate::models::Progress;
 
 /// How long a request may wait for its model's header and its placement.
 const GENERATE_WITHIN: Duration = Duration::from_secs(600);
-/// How long running sessions may go on when the node stops.
-const DRAIN: Duration = Duration::from_secs(5);
+/// How long every running session may end by itself when the node stops.
+const GRACE: Duration = Duration::from_secs(2);
+/// How long those that peers can go on with may then take to be handed over, and the others to end.
+const HAND_OVER: Duration = Duration::from_secs(3);
 /// How long cancelled sessions may take to end.
 const CANCEL: Duration = Duration::from_secs(2);
 
@@ -294,15 +296,17 @@ impl NodeHandle {
         }
     }
 
-    /// Takes no more requests, lets running sessions end for a moment, cancels the rest, says
-    /// goodbye to the swarm and stops.
+    /// Takes no more requests, lets running sessions end for a moment, hands over to peers what they
+    /// can go on with, suspends or cancels the rest, says goodbye to the swarm and stops.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         if inner.stopping.swap(true, Ordering::SeqCst) {
             return;
         }
         inner.admission.close();
-        inner.wait_for_sessions(DRAIN).await;
+        inner.wait_for_sessions(GRACE).await;
+        inner.sessions.hand_over();
+        inner.wait_for_sessions(HAND_OVER).await;
         inner.sessions.shut_down();
         inner.wait_for_sessions(CANCEL).await;
         let network = inner.network.clone();

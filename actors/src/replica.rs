@@ -1,4 +1,5 @@
-//! Replicas: the journal of a session with `fault_tolerance: high` is also on two other nodes.
+//! Replicas: the journal of a session with `fault_tolerance: high` is also on two other nodes, and that
+//! of a session whose node stops on one.
 //!
 //! A coordinator opens a stream to each of them and appends; what they have said is durable may be
 //! emitted (`session/replicator.rs`, `session/machine/replicating.rs`). A node that keeps a session

@@ -6,6 +6,7 @@ use accel_inference::{ChatMessage, SamplingParams};
 
 use crate::error::ErrorKind;
 use crate::tolerance::FaultTolerance;
+use crate::views::ReplicaView;
 
 /// One request for an answer.
 #[derive(Debug, Clone)]
@@ -120,6 +121,8 @@ pub enum GenEvent {
         message: String,
         /// What to do next.
         hint: String,
+        /// Other nodes that have the session, where it may be gone on with.
+        replicas: Vec<ReplicaView>,
     },
 }
 

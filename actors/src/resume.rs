@@ -4,7 +4,8 @@
 //! so that a client whose connection broke unnoticed need not wait until that is noticed.
 //!
 //! A session that this node does not have, or not as it is now, is asked of the peers: whoever wanted
-//! `high` may come back to any node of the swarm.
+//! `high`, or was with a node that stopped, may come back to any node of the swarm. A node that handed
+//! a session over and is there again so serves what its peers made of it meanwhile.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -149,7 +150,7 @@ impl Returns {
         let local = self.read(id).await?.map(|(entry, _)| entry);
         let others_may_have_it = local.as_ref().is_none_or(|entry| {
             let record = OpeningRecord::read(&entry.opening);
-            entry.outcome.is_none() && record.is_ok_and(|record| record.is_replicated())
+            entry.outcome.is_none() && record.is_ok_and(|record| record.is_resumable())
         });
         if !others_may_have_it {
             return Ok(());
@@ -158,7 +159,7 @@ impl Returns {
             return Ok(());
         };
         let record = OpeningRecord::read(&copy.opening);
-        if !record.is_ok_and(|record| record.is_replicated()) {
+        if !record.is_ok_and(|record| record.is_resumable()) {
             return Ok(());
         }
         let adopted = adopt(&self.journal, id, local.as_ref(), copy).await;

@@ -125,6 +125,11 @@ impl Client {
         }
     }
 
+    /// Whether both are one node.
+    pub fn is_at(&self, other: &Self) -> bool {
+        self.base == other.base
+    }
+
     /// Gets a JSON document.
     pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
         let response = self.send(self.request(Method::GET, path)).await?;

@@ -27,14 +27,32 @@ impl Listener {
             if let Some(error) = event.get("error") {
                 bail!("the answer ended with {error}");
             }
-            self.text.push_str(delta(&event));
-            let ids = event.pointer("/choices/0/token_ids");
-            self.tokens += ids.and_then(Value::as_array).map_or(0, Vec::len);
-            if let Some(id) = stream.last_id() {
-                id.clone_into(&mut self.last_id);
-            }
+            self.take(stream, &event);
         }
         Ok(false)
+    }
+
+    /// Reads to the error in which the stream ends.
+    pub async fn hear_error(&mut self, stream: &mut Stream) -> Result<Value> {
+        while let Some(event) = stream.next().await? {
+            if let Some(error) = event.get("error") {
+                return Ok(error.clone());
+            }
+            self.take(stream, &event);
+        }
+        bail!(
+            "the stream ended after {} tokens, without an error",
+            self.tokens
+        )
+    }
+
+    fn take(&mut self, stream: &Stream, event: &Value) {
+        self.text.push_str(delta(event));
+        let ids = event.pointer("/choices/0/token_ids");
+        self.tokens += ids.and_then(Value::as_array).map_or(0, Vec::len);
+        if let Some(id) = stream.last_id() {
+            id.clone_into(&mut self.last_id);
+        }
     }
 
     /// Reads to the end.

@@ -152,7 +152,7 @@ impl Keeper {
             return Ok(ReplicaReply::More);
         }
         let record = OpeningRecord::read(opening);
-        let is_fit = record.is_ok_and(|record| record.is_replicated());
+        let is_fit = record.is_ok_and(|record| record.is_resumable());
         if !is_fit || opening.len() as u64 > *bytes {
             return Err(bad("the opening record is not one that may be kept"));
         }

@@ -7,11 +7,17 @@ use bytes::Bytes;
 
 use crate::session::record::OpeningRecord;
 
-/// Whether others may have it: those who asked for `high` wanted it on other nodes, and no one else.
+/// Whether others may have it: those who asked for `high` wanted it on other nodes, and what was handed
+/// over or taken up has to be found. What never left its node is told to nobody.
 pub(super) fn may_leave(entry: &JournalEntry) -> bool {
     let is_whole = entry.damage != Some(Damage::Claim);
     let record = OpeningRecord::read(&entry.opening);
-    is_whole && record.is_ok_and(|record| record.is_replicated())
+    let has_moved = entry.is_kept || entry.claim > 0;
+    let may_leave = |record: OpeningRecord| match has_moved {
+        true => record.is_resumable(),
+        false => record.is_replicated(),
+    };
+    is_whole && record.is_ok_and(may_leave)
 }
 
 /// The page that begins at this byte of the opening record and at this record.

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::event::{Command, Event, Timer};
 use super::incoming;
 use super::link::Link;
-use super::machine::{CHUNK, Machine, PEER_WAITS, WAITS};
+use super::machine::{CHUNK, Machine, PEER_WAITS, WAITS, stopping};
 use super::pump::{self, JournalItem, StageWay};
 use super::rebuild::Way;
 use super::record::{OpeningRecord, token_record};
@@ -120,7 +120,7 @@ pub(super) struct Lost(pub(super) PeerId);
 #[rtype(result = "()")]
 pub(super) struct Heard(pub(super) PeerId);
 
-/// The node stops.
+/// The node stops, and waits no longer.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct ShutDown;
@@ -292,7 +292,7 @@ impl SessionActor {
             Command::JournalToken { index, drawn } => {
                 self.chronicle.moved(Instant::now());
                 let record = token_record(&drawn);
-                if self.spec.opening.is_replicated() {
+                if self.spec.opening.is_resumable() {
                     self.replicator.push(record.clone());
                 }
                 self.journal(JournalItem::Token { index, record });
@@ -442,10 +442,7 @@ impl Handler<ShutDown> for SessionActor {
     type Result = ();
 
     fn handle(&mut self, _: ShutDown, context: &mut Context<Self>) {
-        let message = "the node is stopping";
-        let hint = "start the node again and come back with Last-Event-ID: the answer goes on";
-        let failure = Failure::unavailable("session_suspended", message, hint);
-        self.feed(Event::Suspend(failure), context);
+        self.feed(Event::Suspend(stopping()), context);
     }
 }
 

@@ -98,6 +98,8 @@ pub(crate) enum Event {
     Cancel,
     /// The session is to stop here, for this reason; somebody may go on with it.
     Suspend(Failure),
+    /// The node stops: a peer is to have the session, so that somebody can go on with it.
+    HandOver,
     /// A stage knows a newer coordinator of the session.
     Deposed,
 }
@@ -241,6 +243,8 @@ pub(crate) enum Outcome {
     Cancelled,
     /// Not yet: its journal stays open for whoever comes back. The present client is told this.
     Suspended(Failure),
+    /// Not here: other nodes have it, for whoever comes back. The present client is told this.
+    HandedOver(Failure),
     /// Not here: another coordinator goes on with it. The present client is told this.
     Moved(Failure),
 }

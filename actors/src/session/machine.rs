@@ -7,6 +7,7 @@
 //!              │ └─ Waiting    for memory that others hold, or for peers: for a bounded time
 //!              └─── Pausing ◄────────────┘  a fault: as the recovery strategy decides
 //! ```
+//! From any of them but the last two to HandingOver, when the node stops.
 //!
 //! `sent` counts the tokens (prompt, then answer) that all stages of the live epoch have or were
 //! sent. A new epoch starts at what all of them keep, at zero if that is nothing; before, some may be
@@ -14,6 +15,7 @@
 
 #[cfg(test)]
 mod fixtures;
+mod handing_over;
 mod placement;
 mod rebuilding;
 mod recovering;
@@ -34,6 +36,7 @@ use super::rebuild::Feed;
 use super::text::TextPipe;
 use crate::error::Failure;
 use crate::request::FinishReason;
+pub(crate) use handing_over::stopping;
 pub(crate) use placement::{PEER_WAITS, WAITS};
 pub(crate) use recovering::Tolerance;
 use recovering::{Recovery, Then};
@@ -66,6 +69,7 @@ enum Phase {
     Committing { live: Vec<bool> },
     Running,
     Pausing(Then),
+    HandingOver,
     Draining(Outcome),
     Ended,
 }
@@ -214,6 +218,7 @@ impl Machine {
             Event::Timeout(timer) => self.on_timeout(timer),
             Event::Cancel => self.on_cancel(),
             Event::Suspend(failure) => self.suspend(failure),
+            Event::HandOver => self.on_hand_over(),
             Event::Deposed => self.depose(),
         }
     }
@@ -383,6 +388,7 @@ impl Machine {
     pub(crate) fn state(&self) -> &'static str {
         match &self.phase {
             Phase::Draining(_) => "decoding",
+            Phase::HandingOver => "handing_over",
             Phase::Ended => "ended",
             _ if self.recovery.is_under_way() => "recovering",
             Phase::Running if self.answer.is_empty() => "prefill",

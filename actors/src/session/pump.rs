@@ -22,8 +22,13 @@ const QUEUE: usize = 64;
 pub(super) enum JournalItem {
     Open(Vec<u8>),
     Claim(u64),
-    Token { index: u64, record: Vec<u8> },
+    Token {
+        index: u64,
+        record: Vec<u8>,
+    },
     Close(Vec<u8>),
+    /// What was opened like this is kept for others from now on.
+    Keep(Vec<u8>),
 }
 
 /// Tells the actor; one that has ended needs no news.
@@ -80,6 +85,11 @@ async fn write(
         }
         JournalItem::Close(outcome) => {
             journal.close_as(key, writer, &outcome).await?;
+            Ok(None)
+        }
+        JournalItem::Keep(opening) => {
+            // A claim of nobody, between this coordinator's and the next one's.
+            journal.keep(key, writer.claim + 1, &opening).await?;
             Ok(None)
         }
     }
@@ -148,6 +158,7 @@ fn interrupted() -> GenEvent {
         code,
         message,
         hint,
+        replicas: Vec::new(),
     }
 }
 

@@ -194,7 +194,7 @@ pub(crate) fn outcome_record(outcome: &Outcome) -> Option<Vec<u8>> {
         } => "done: length".to_owned(),
         Outcome::Failed(failure) => failed_record(failure),
         Outcome::Cancelled => "cancelled".to_owned(),
-        Outcome::Suspended(_) | Outcome::Moved(_) => return None,
+        Outcome::Suspended(_) | Outcome::HandedOver(_) | Outcome::Moved(_) => return None,
     };
     Some(text.into_bytes())
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use accel_p2p::PeerId;
 use accel_p2p::wire::SessionId;
 
 use super::actor::{SessionActor, SessionSpec};
@@ -26,11 +27,7 @@ impl SessionActor {
             Figure::measured((tokens - count) as f64 / first.elapsed().as_secs_f64().max(1e-9))
         });
         let route: Vec<RouteView> = self.machine.route().map(route_view).collect();
-        let replicas = self.machine.replicas().map(|peer| ReplicaView {
-            peer_id: peer.to_string(),
-            api: self.replicator.api(peer).map(|api| api.to_string()),
-        });
-        let replicas: Vec<ReplicaView> = replicas.collect();
+        let replicas = self.replica_views(self.machine.replicas());
         let (state, epoch) = (self.machine.state(), self.machine.epoch());
         self.deps.table.update(self.spec.id, |view| {
             if state != "ended" {
@@ -47,6 +44,19 @@ impl SessionActor {
             view.first_token_ms = first;
             view.tokens_per_s = rate;
         });
+    }
+
+    /// The other nodes that have the session's journal.
+    pub(super) fn kept_by(&self) -> Vec<ReplicaView> {
+        self.replica_views(self.machine.keepers())
+    }
+
+    fn replica_views(&self, peers: impl Iterator<Item = PeerId>) -> Vec<ReplicaView> {
+        let view = |peer: PeerId| ReplicaView {
+            peer_id: peer.to_string(),
+            api: self.replicator.api(peer).map(|api| api.to_string()),
+        };
+        peers.map(view).collect()
     }
 }
 

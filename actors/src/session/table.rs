@@ -214,7 +214,16 @@ impl SessionTable {
         }
     }
 
-    /// Suspends or cancels every session, because the node stops.
+    /// Has every session that may be gone on with hand itself over, because the node stops.
+    pub(crate) fn hand_over(&self) {
+        for (session, actor) in &self.lock().live {
+            if actor.try_send(Happened(Event::HandOver)).is_err() {
+                tracing::debug!(%session, "a session has too much to do to be handed over");
+            }
+        }
+    }
+
+    /// Suspends or cancels every session that still runs, because the node stops.
     pub(crate) fn shut_down(&self) {
         for actor in self.lock().live.values() {
             // A session whose mailbox is full ends with the arbiter.

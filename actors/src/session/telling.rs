@@ -12,6 +12,7 @@ use super::record::outcome_record;
 use super::show::error_view;
 use crate::error::Failure;
 use crate::request::{GenEvent, TopToken};
+use crate::views::ReplicaView;
 
 impl SessionActor {
     pub(super) fn journal(&self, item: JournalItem) {
@@ -69,23 +70,30 @@ impl SessionActor {
             }
             Outcome::Failed(failure) => {
                 tracing::warn!(session = %self.spec.id, code = failure.code, %failure, "failed");
-                self.tell(failed(failure));
+                self.tell(failed(failure, Vec::new()));
                 ("failed", Some(error_view(failure)))
             }
             Outcome::Cancelled => {
                 let message = "the session was cancelled";
                 let hint = "send the request again, to another node if this one is stopping";
-                self.tell(failed(&Failure::unavailable("cancelled", message, hint)));
+                let failure = Failure::unavailable("cancelled", message, hint);
+                self.tell(failed(&failure, Vec::new()));
                 ("cancelled", None)
             }
             Outcome::Suspended(failure) => {
                 tracing::info!(session = %self.spec.id, code = failure.code, "suspended");
-                self.tell(failed(failure));
+                self.tell(failed(failure, self.kept_by()));
                 ("suspended", None)
+            }
+            Outcome::HandedOver(failure) => {
+                tracing::info!(session = %self.spec.id, "handed over");
+                self.tell(failed(failure, self.kept_by()));
+                self.journal(JournalItem::Keep(self.spec.opening.to_bytes()));
+                ("moved", Some(error_view(failure)))
             }
             Outcome::Moved(failure) => {
                 tracing::warn!(session = %self.spec.id, %failure, "another coordinator goes on");
-                self.tell(failed(failure));
+                self.tell(failed(failure, self.kept_by()));
                 ("moved", Some(error_view(failure)))
             }
         };
@@ -114,11 +122,12 @@ fn bytes_of(tokenizer: &Tokenizer, token: u32) -> Vec<u8> {
     tokenizer.token_bytes(token).unwrap_or_default().to_vec()
 }
 
-fn failed(failure: &Failure) -> GenEvent {
+fn failed(failure: &Failure, replicas: Vec<ReplicaView>) -> GenEvent {
     GenEvent::Failed {
         kind: failure.kind,
         code: failure.code.clone(),
         message: failure.message.clone(),
         hint: failure.hint.clone(),
+        replicas,
     }
 }

@@ -295,7 +295,11 @@ fn step(event: Option<GenEvent>) -> Step {
             code,
             message,
             hint,
-        }) => Step::Failed(ApiError::of(kind, &code, message, hint)),
+            replicas,
+        }) => {
+            let error = ApiError::of(kind, &code, message, hint);
+            Step::Failed(error.with_replicas(replicas))
+        }
         None => Step::Failed(lost()),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use accel_actors::{ErrorKind, Failure, GenerateError, ModelsError, ToleranceError};
+use accel_actors::{ErrorKind, Failure, GenerateError, ModelsError, ReplicaView, ToleranceError};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
@@ -16,6 +16,8 @@ pub struct ApiError {
     message: String,
     param: Option<String>,
     hint: Option<String>,
+    /// Other nodes that have the session.
+    replicas: Box<[ReplicaView]>,
 }
 
 impl ApiError {
@@ -27,6 +29,7 @@ impl ApiError {
             message: message.into(),
             param: None,
             hint: None,
+            replicas: Box::default(),
         }
     }
 
@@ -74,15 +77,26 @@ impl ApiError {
         self
     }
 
+    /// Adds who else has the session, so that the client can come back there.
+    #[must_use]
+    pub fn with_replicas(mut self, replicas: Vec<ReplicaView>) -> Self {
+        self.replicas = replicas.into();
+        self
+    }
+
     /// The body of the response, and the data of an error event within a stream.
     pub fn body(&self) -> Value {
-        json!({"error": {
+        let mut error = json!({
             "message": self.message,
             "type": self.kind(),
             "param": self.param,
             "code": self.code,
             "hint": self.hint,
-        }})
+        });
+        if !self.replicas.is_empty() {
+            error["replicas"] = json!(self.replicas);
+        }
+        json!({"error": error})
     }
 
     fn kind(&self) -> &'static str {
@@ -166,6 +180,17 @@ mod tests {
             "hint": "leave it out",
         }});
         assert_eq!(error.body(), expected);
+    }
+
+    #[test]
+    fn who_else_has_the_session_is_told_where_somebody_has() {
+        let replica = ReplicaView {
+            peer_id: "12D3".into(),
+            api: Some("127.0.0.1:8421".into()),
+        };
+        let error = ApiError::param("n", "no").with_replicas(vec![replica]);
+        let expected = json!([{"peer_id": "12D3", "api": "127.0.0.1:8421"}]);
+        assert_eq!(error.body()["error"]["replicas"], expected);
     }
 
     #[test]

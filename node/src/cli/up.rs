@@ -167,9 +167,12 @@ fn bind(addr: SocketAddr) -> Result<TcpListener, Failure> {
     })
 }
 
-/// Lets running requests finish for a while; a second request to stop ends the wait.
+/// Lets running requests finish for a while, or hands them over; a second request to stop ends the
+/// wait.
 async fn drain(api: &Api, node: &NodeHandle) {
-    terminal::note("stopping: running requests may finish; Ctrl-C again stops at once");
+    terminal::note(
+        "stopping: running requests may finish, or go to peers; Ctrl-C again stops at once",
+    );
     tokio::select! {
         () = stop_in_order(api, node) => {}
         _ = signals::stop_requested() => {}

@@ -1,6 +1,6 @@
 //! A stream of events that outlasts its connection: when that breaks, the client comes back to the
-//! node with the id of its last event, and the stream goes on from there. When the node is gone, and
-//! others keep the session's journal, the client comes back to one of these.
+//! node with the id of its last event, and the stream goes on from there. When the node is gone or
+//! stops, and others have the session's journal, the client comes back to one of these.
 
 use std::time::Duration;
 
@@ -41,10 +41,8 @@ pub struct Lasting {
 impl Lasting {
     /// A stream that has begun.
     pub fn new(client: &Client, events: Events) -> Self {
-        let mut nodes = vec![client.clone()];
-        nodes.extend(elsewhere(client, &events));
         Self {
-            nodes,
+            nodes: vec![client.clone()],
             session: events.session().map(str::to_owned),
             events,
             last_id: None,
@@ -81,6 +79,7 @@ impl Lasting {
         let Some(session) = self.session.clone() else {
             return Err(error);
         };
+        self.learn_nodes();
         let since = *self.broken.get_or_insert_with(Instant::now);
         terminal::note(&format!("{error}; trying to go on"));
         while since.elapsed() + self.pause < PATIENCE {
@@ -99,6 +98,20 @@ impl Lasting {
         Err(error)
     }
 
+    /// Those that the stream named come right behind the node that it came from.
+    fn learn_nodes(&mut self) {
+        let Some(asked) = self.nodes.first().cloned() else {
+            return;
+        };
+        for api in self.events.replicas() {
+            let node = asked.elsewhere(api);
+            if !self.nodes.iter().any(|known| known.is_at(&node)) {
+                self.nodes.insert(1, node);
+            }
+        }
+        self.nodes.truncate(MOST_NODES);
+    }
+
     /// Asks one node after the other. While there is hope at one of them, that counts.
     async fn ask_all(&mut self, session: &str) -> Result<Events, ClientError> {
         let last_id = self.last_id.as_deref();
@@ -110,11 +123,8 @@ impl Lasting {
             match node.resume(session, last_id).await {
                 Ok(events) => {
                     // Whoever goes on with it knows who keeps it now.
-                    let node = self.nodes.swap_remove(at);
-                    let others = elsewhere(&node, &events);
+                    let node = self.nodes.remove(at);
                     self.nodes.insert(0, node);
-                    self.nodes.extend(others);
-                    self.nodes.truncate(MOST_NODES);
                     return Ok(events);
                 }
                 Err(error) if may_pass(&error) => refusal = Some(error),
@@ -125,12 +135,6 @@ impl Lasting {
         }
         Err(refusal.unwrap_or_else(|| self.events.cut_short()))
     }
-}
-
-/// The other nodes to which a client may come back.
-fn elsewhere(client: &Client, events: &Events) -> Vec<Client> {
-    let apis = events.replicas().iter();
-    apis.map(|api| client.elsewhere(api)).collect()
 }
 
 /// Whether it makes sense to try again.

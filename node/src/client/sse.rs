@@ -91,9 +91,12 @@ impl Events {
         Ok(None)
     }
 
-    fn check(&self, event: Event) -> Result<Event, ClientError> {
+    fn check(&mut self, event: Event) -> Result<Event, ClientError> {
         match ClientError::refused(200, &event.data) {
-            Some(error) => Err(error),
+            Some(error) => {
+                self.replicas.extend(told(&event.data));
+                Err(error)
+            }
             None => Ok(event),
         }
     }
@@ -104,6 +107,17 @@ impl Events {
             problem,
         }
     }
+}
+
+/// The addresses that an error event has of nodes where the session can be gone on with.
+fn told(data: &Value) -> Vec<String> {
+    let replicas = data.pointer("/error/replicas").and_then(Value::as_array);
+    let apis = replicas
+        .into_iter()
+        .flatten()
+        .filter_map(|row| row.get("api"));
+    let apis = apis.filter_map(Value::as_str);
+    apis.map(str::to_owned).collect()
 }
 
 /// The addresses in a list of `PEER=ADDRESS`; not every peer says where its API is.
@@ -195,6 +209,15 @@ mod tests {
         let header = "12D3a=127.0.0.1:8421,12D3b, 12D3c=[::1]:8422";
         assert_eq!(apis(header), ["127.0.0.1:8421", "[::1]:8422"]);
         assert_eq!(apis(""), [""; 0]);
+    }
+
+    #[test]
+    fn an_error_event_tells_where_the_session_is_now() {
+        let rows =
+            json!([{"peer_id": "a", "api": "127.0.0.1:8421"}, {"peer_id": "b", "api": null}]);
+        let data = json!({"error": {"message": "stopping", "replicas": rows}});
+        assert_eq!(told(&data), ["127.0.0.1:8421"]);
+        assert_eq!(told(&json!({"error": {"message": "no"}})), [""; 0]);
     }
 
     #[test]

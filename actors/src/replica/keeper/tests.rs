@@ -167,8 +167,8 @@ async fn an_older_coordinator_is_told_that_the_session_moved() {
 async fn what_is_no_session_to_be_kept_is_refused_and_what_is_out_of_place() {
     let home = Home::new();
     let high = opening(FaultTolerance::High);
-    let medium = opening(FaultTolerance::Medium);
-    for bytes in [&medium[..], b"{}", b"\xff"] {
+    let low = opening(FaultTolerance::Low);
+    for bytes in [&low[..], b"{}", b"\xff"] {
         let stream = home.stream(PeerId::random());
         assert_eq!(code(&ask(&stream, open(0, bytes)).await), "bad_request");
     }
@@ -187,6 +187,23 @@ async fn a_session_that_was_not_to_leave_its_node_is_told_to_nobody() {
     home.journal.open(SESSION.bytes(), &medium).await.unwrap();
     let stream = home.stream(PeerId::random());
     assert_eq!(ask(&stream, fetch(0, 0)).await, ReplicaReply::Unknown);
+}
+
+#[tokio::test]
+async fn a_session_that_was_handed_over_is_told_also_by_whoever_went_on_with_it() {
+    let home = Home::new();
+    let medium = opening(FaultTolerance::Medium);
+    let stream = home.stream(PeerId::random());
+    assert_eq!(ask(&stream, open(0, &medium)).await, durable(0));
+    assert_eq!(ask(&stream, append(0, &[1])).await, durable(1));
+    let is_told = async || {
+        let reader = home.stream(PeerId::random());
+        let reply = ask(&reader, fetch(0, 0)).await;
+        matches!(reply, ReplicaReply::Page { total: 1, .. })
+    };
+    assert!(is_told().await, "while it waits");
+    home.journal.claim(SESSION.bytes(), 1 << 16).await.unwrap();
+    assert!(is_told().await, "once this node coordinates it");
 }
 
 #[tokio::test]

@@ -130,7 +130,7 @@ impl Machine {
             }
             // What comes next is planned without it, or finds out.
             Phase::Opening | Phase::Planning | Phase::Waiting | Phase::Pausing(_) => {}
-            Phase::Draining(_) | Phase::Ended => {}
+            Phase::HandingOver | Phase::Draining(_) | Phase::Ended => {}
         }
     }
 

@@ -5,7 +5,7 @@
 
 use accel_p2p::PeerId;
 
-use super::{Machine, PEER_WAITS, claim_of};
+use super::{Machine, PEER_WAITS, claim_of, stopping};
 use crate::error::{Failure, SESSION_MOVED, TOO_FEW_REPLICAS};
 use crate::session::event::{Command, Outcome, Timer};
 
@@ -57,6 +57,16 @@ impl Replication {
         tokens.min().unwrap_or(0)
     }
 
+    /// The most tokens that a peer has.
+    pub(super) fn most(&self) -> Option<u64> {
+        self.places.iter().filter_map(|place| place.tokens).max()
+    }
+
+    /// There must be a peer that keeps the journal from now on.
+    pub(super) fn want_one(&mut self) {
+        self.wanted = self.wanted.max(1);
+    }
+
     pub(super) fn made_progress(&mut self) {
         self.waits = 0;
     }
@@ -93,7 +103,7 @@ impl Machine {
     }
 
     /// Looks for as many peers as are lacking.
-    fn replicate(&mut self) {
+    pub(super) fn replicate(&mut self) {
         if self.replication.lacks() > 0 && !self.replication.looks {
             self.look_for_replicas();
         }
@@ -126,6 +136,11 @@ impl Machine {
     }
 
     fn wait_for_replicas(&mut self) {
+        let nobody_is_there =
+            self.replication.places.is_empty() && self.replication.avoided.is_empty();
+        if self.is_handing_over() && nobody_is_there {
+            return self.suspend(stopping());
+        }
         // Better one that failed before than none.
         self.replication.avoided.clear();
         self.replication.waits += 1;
@@ -142,6 +157,7 @@ impl Machine {
         if let Some(place) = places.find(|place| place.peer == peer) {
             place.tokens = Some(tokens.max(place.tokens.unwrap_or(0)));
             self.emit_durable();
+            self.leave_when_copied();
         }
     }
 
@@ -173,7 +189,14 @@ impl Machine {
         Failure::unavailable(TOO_FEW_REPLICAS, message, hint)
     }
 
-    /// The peers that keep the journal.
+    /// Those that have said that they have it; it may be without a token yet.
+    pub(crate) fn keepers(&self) -> impl Iterator<Item = PeerId> {
+        let places = self.replication.places.iter();
+        let places = places.filter(|place| place.tokens.is_some());
+        places.map(|place| place.peer)
+    }
+
+    /// The peers that keep the journal, or are about to.
     pub(crate) fn replicas(&self) -> impl Iterator<Item = PeerId> {
         self.replication.places.iter().map(|place| place.peer)
     }

@@ -84,6 +84,7 @@ async fn a_failure_in_mid_stream_is_an_error_event_with_code_and_hint() {
         code: "peer_lost".into(),
         message: "a peer left".into(),
         hint: "try again".into(),
+        replicas: Vec::new(),
     };
     sender.send(failed).await.unwrap();
     let events = all(writer).await;

@@ -92,6 +92,17 @@ impl Copies {
         Ok(end)
     }
 
+    /// Whether a peer has anything.
+    pub(super) fn exist(&self) -> bool {
+        !self.kept.is_empty()
+    }
+
+    /// Whether a peer has so many tokens.
+    pub(super) fn have(&self, tokens: u64) -> bool {
+        let mut kept = self.kept.values();
+        kept.any(|kept| kept.tokens.len() as u64 >= tokens)
+    }
+
     fn safe(&self, index: u64) -> usize {
         let has = |kept: &&Kept| index < kept.tokens.len() as u64;
         self.kept.values().filter(has).count()
@@ -239,13 +250,6 @@ impl Simulation {
                 let failure = Failure::unavailable(code, "a replica is gone", "wait");
                 self.feed(Event::ReplicaLost { peer: id, failure });
             }
-        }
-    }
-
-    /// The disk of the coordinator is gone, where others have what it had.
-    pub(super) fn lose_disk(&mut self) {
-        if self.replicas() > 0 && self.rng.random() {
-            self.disk = super::Disk::default();
         }
     }
 

@@ -1,7 +1,7 @@
-//! Interruptions: the coordinator crashes and is started again with its disk, or the client's
-//! connection breaks, or the client comes back before that was noticed. Each time the client comes
-//! back for what it has not got, and another machine goes on from the disk. Where peers keep the
-//! journal, the coordinator may lose its disk as well.
+//! Interruptions: the coordinator crashes and is started again with its disk, or is stopped and hands
+//! the session over, or the client's connection breaks, or the client comes back before that was
+//! noticed. Each time the client comes back for what it has not got, and another machine goes on from
+//! the disk. Where peers have the journal, the coordinator may lose its disk as well.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,23 +10,28 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::storm::EXPIRY;
+use super::weather::Millis;
 use super::{Happening, Machine, Numbers, Opening, Simulation, Tolerance, named, strategy, toy};
 use crate::error::{Failure, TOO_FEW_REPLICAS};
 use crate::session::event::{Drawn, Event, Outcome};
-use crate::session::machine::{Past, next_claim};
+use crate::session::machine::{Past, next_claim, stopping};
 use crate::session::record::Ended;
+
+/// How long a node that stops waits for its sessions to be handed over.
+const HAND_OVER: Millis = 3_000;
 
 /// What stops a session for a while.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Interruption {
     Crash,
+    Stop,
     ClientGone,
     TakenUp,
 }
 
 impl Interruption {
     pub(super) fn any(rng: &mut StdRng) -> Self {
-        [Self::Crash, Self::ClientGone, Self::TakenUp][rng.random_range(0..3)]
+        [Self::Crash, Self::Stop, Self::ClientGone, Self::TakenUp][rng.random_range(0..4)]
     }
 }
 
@@ -113,19 +118,31 @@ impl Simulation {
                 self.disk.ended = Some(Ended::Done(*finish));
                 self.deliver(self.sent.len());
             }
-            Outcome::Moved(failure) => self.turned_away(failure),
+            Outcome::Moved(failure) => {
+                let others = self.replicas() > 0 || self.copies.exist();
+                assert!(others, "there is one coordinator: {failure:?}");
+                self.turn_away();
+            }
+            Outcome::HandedOver(_) => {
+                assert!(self.copies.have(self.machine.tokens()), "somebody has all");
+                self.turn_away();
+                self.exit(true);
+            }
+            Outcome::Suspended(failure) if *failure == stopping() => {
+                self.turn_away();
+                self.exit(self.replicas() > 0);
+            }
             Outcome::Suspended(failure) if failure.code == TOO_FEW_REPLICAS => {
-                self.turned_away(failure);
+                assert!(self.replicas() > 0, "{failure:?}");
+                self.turn_away();
             }
             Outcome::Suspended(_) => assert!(self.weather.interruptions > 0),
             Outcome::Failed(_) | Outcome::Cancelled => {}
         }
     }
 
-    /// Peers know a newer coordinator than this one, or there are too few: the client gets what is
-    /// on its way, and comes back.
-    fn turned_away(&mut self, failure: &Failure) {
-        assert!(self.replicas() > 0, "there is one coordinator: {failure:?}");
+    /// The session does not go on here: the client gets what is on its way, and comes back.
+    fn turn_away(&mut self) {
         self.deliver(self.sent.len());
         self.leave();
     }
@@ -150,19 +167,19 @@ impl Simulation {
         if !self.running {
             return;
         }
+        if let Interruption::Stop = how {
+            self.later(self.now + HAND_OVER, Event::Suspend(stopping()));
+            return self.feed(Event::HandOver);
+        }
         let some = self.rng.random_range(0..=self.sent.len());
         self.deliver(some);
         self.sent.clear();
         match how {
             Interruption::Crash => {
-                self.peers[0].crash();
                 self.checks.forgive();
-                self.disk.settle(&mut self.rng);
-                self.lose_disk();
-                self.connected.iter_mut().skip(1).for_each(|to| *to = false);
-                let long_ago = self.now.saturating_sub(EXPIRY);
-                self.heard.fill(long_ago);
+                self.exit(self.replicas() > 0);
             }
+            Interruption::Stop => {}
             Interruption::ClientGone => self.feed(Event::Cancel),
             Interruption::TakenUp => {
                 let failure = Failure::unavailable("session_taken_up", "another", "wait");
@@ -170,6 +187,18 @@ impl Simulation {
             }
         }
         self.leave();
+    }
+
+    /// The coordinator's process is gone, and its disk, too, where others may have what it had.
+    fn exit(&mut self, others_have_it: bool) {
+        self.peers[0].crash();
+        self.disk.settle(&mut self.rng);
+        if others_have_it && self.rng.random() {
+            self.disk = Disk::default();
+        }
+        self.connected.iter_mut().skip(1).for_each(|to| *to = false);
+        let long_ago = self.now.saturating_sub(EXPIRY);
+        self.heard.fill(long_ago);
     }
 
     /// It asks for what follows on what it has.
@@ -183,7 +212,8 @@ impl Simulation {
             }
         }
         self.disk.settle(&mut self.rng);
-        if self.replicas() > 0 && !self.gather() {
+        let others = self.replicas() > 0 || self.copies.exist();
+        if others && !self.gather() {
             // Those who have it cannot be asked yet.
             self.client_returns = true;
             return self.at(self.now + 1_000, Happening::ClientReturns);

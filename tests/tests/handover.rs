@@ -1,0 +1,280 @@
+//! Nodes that are stopped (SIGTERM) in mid-answer, in real processes: they hand their sessions over
+//! and end in time, and the pieces add up to the answer that nobody disturbed.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use accel_tests::{
+    ChatRequest, Cluster, Listener, Node, NodeOptions, PATIENCE,
+    models::{self, Model},
+    node::accel_command,
+    process::Process,
+};
+use anyhow::{Context as _, Error, Result, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::OnceCell;
+
+const PROMPT: &str = "Tell me everything.";
+/// Far longer than a node that stops lets its sessions run.
+const LONG: u32 = 3_000;
+/// No node takes longer to stop: what sessions have, what goodbyes have, and a busy machine.
+const BOUND: Duration = Duration::from_secs(25);
+
+fn sampled(model: &Model, level: &'static str) -> ChatRequest {
+    let mut request = ChatRequest::greedy(&model.name, PROMPT, LONG);
+    // Warmer, the model would end by itself.
+    request.temperature = 0.3;
+    request.seed = 42;
+    request.fault_tolerance = Some(level);
+    request
+}
+
+/// The text of one node that nobody disturbs.
+async fn undisturbed(model: &Model) -> Result<&'static str> {
+    static TEXT: OnceCell<String> = OnceCell::const_new();
+    let text = TEXT.get_or_try_init(|| async {
+        let node = Node::start(&NodeOptions::default()).await?;
+        node.add_model(&model.path)?;
+        Ok::<_, Error>(node.client.chat(&sampled(model, "low")).await?.text)
+    });
+    text.await.map(String::as_str)
+}
+
+/// Nodes that take two layers each, and the first and the last of which have the model.
+async fn cluster(count: usize, last: NodeOptions, model: &Model) -> Result<Cluster> {
+    let mut cluster = Cluster::empty()?;
+    for _ in 1..count {
+        cluster.add(small(NodeOptions::default())).await?;
+    }
+    cluster.add(small(last)).await?;
+    cluster.wait_until_complete().await?;
+    for node in cluster.nodes.iter().take(1).chain(cluster.nodes.last()) {
+        node.add_model(&model.path)?;
+    }
+    Ok(cluster)
+}
+
+fn small(options: NodeOptions) -> NodeOptions {
+    NodeOptions {
+        max_layers: Some(2),
+        ..options
+    }
+}
+
+/// A directory that outlasts its node.
+fn lasting() -> Result<(TempDir, NodeOptions)> {
+    let dir = tempfile::tempdir()?;
+    let options = NodeOptions {
+        data: Some(dir.path().join("data")),
+        ..NodeOptions::default()
+    };
+    Ok((dir, options))
+}
+
+/// Stops a node in order.
+fn stop(node: &mut Node) -> Result<()> {
+    let asked = Instant::now();
+    let status = node.process.terminate()?;
+    let took = asked.elapsed();
+    assert!(status.success(), "{status}");
+    assert!(took < BOUND, "it took {took:?}");
+    Ok(())
+}
+
+/// The peers that an error names.
+fn named(error: &Value) -> Vec<&str> {
+    let rows = error["replicas"].as_array().into_iter().flatten();
+    rows.filter_map(|row| row["peer_id"].as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_goes_on_at_any_peer_when_its_node_is_stopped() -> Result<()> {
+    let model = models::patient()?;
+    let expected = undisturbed(&model).await?;
+    for (level, copies, to_replica) in [("medium", 1, false), ("high", 2, true)] {
+        let mut cluster = cluster(5, NodeOptions::default(), &model).await?;
+        let mut asked = cluster.nodes.pop().context("the last node")?;
+        let mut client = Listener::default();
+        let mut stream = asked.client.stream(&sampled(&model, level)).await?;
+        client.hear(&mut stream, 30).await?;
+        stop(&mut asked)?;
+        let error = client.hear_error(&mut stream).await?;
+        assert_eq!(error["code"], "session_moved", "{level}: {error}");
+        let kept_by = named(&error);
+        assert_eq!(kept_by.len(), copies, "{level}: {error}");
+        let apis = cluster.nodes.iter().map(|node| node.api.as_str());
+        let mut apis = apis.map(Some);
+        assert!(apis.any(|api| error["replicas"][0]["api"].as_str() == api));
+        let has_it = |node: &&Node| kept_by.contains(&node.peer_id.as_str()) == to_replica;
+        let next = cluster.nodes.iter().find(has_it).context("such a peer")?;
+        let rest = next.client.resume(&client.last_id).await?;
+        client.hear_all(rest).await?;
+        assert_eq!(client.text, expected, "{level}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accel_run_goes_on_by_itself_and_prints_nothing_twice() -> Result<()> {
+    let model = models::patient()?;
+    let expected = undisturbed_run(&model).await?;
+    for level in ["medium", "high"] {
+        let mut cluster = cluster(5, NodeOptions::default(), &model).await?;
+        let mut asked = cluster.nodes.pop().context("the last node")?;
+        let dir = tempfile::tempdir()?;
+        let stdout = dir.path().join("stdout");
+        let mut command = accel_command(dir.path())?;
+        command.args(run_args(&model));
+        command.args(["--fault-tolerance", level]);
+        command.env("ACCEL_API", &asked.api);
+        let mut run = Process::spawn_apart("run", &mut command, dir.path(), &stdout)?;
+        let deadline = Instant::now() + PATIENCE;
+        while fs::metadata(&stdout)?.len() < 40 {
+            if Instant::now() > deadline {
+                bail!("it prints nothing: {}", run.output());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        stop(&mut asked)?;
+        let status = run.wait()?;
+        assert!(status.success(), "{level}: {}", run.output());
+        assert_eq!(fs::read_to_string(&stdout)?, expected, "{level}");
+        let told = run.output();
+        assert!(told.contains("the answer goes on"), "{level}: {told}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_peers_it_waits_on_the_disk_for_its_node() -> Result<()> {
+    let model = models::patient()?;
+    let expected = undisturbed(&model).await?;
+    let (_data, options) = lasting()?;
+    let mut node = Node::start(&options).await?;
+    node.add_model(&model.path)?;
+    let mut client = Listener::default();
+    let mut stream = node.client.stream(&sampled(&model, "medium")).await?;
+    client.hear(&mut stream, 30).await?;
+    stop(&mut node)?;
+    let error = client.hear_error(&mut stream).await?;
+    assert_eq!(error["code"], "session_suspended", "{error}");
+    assert_eq!(named(&error), [""; 0]);
+    let node = Node::start(&options).await?;
+    let rest = node.client.resume(&client.last_id).await?;
+    client.hear_all(rest).await?;
+    assert_eq!(client.text, expected);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_does_not_answer_holds_nobody_up() -> Result<()> {
+    let model = models::patient()?;
+    let mut cluster = Cluster::start(2, None).await?;
+    let mut asked = cluster.nodes.pop().context("the last node")?;
+    asked.add_model(&model.path)?;
+    let mut client = Listener::default();
+    let mut stream = asked.client.stream(&sampled(&model, "medium")).await?;
+    client.hear(&mut stream, 30).await?;
+    cluster.nodes[0].process.pause()?;
+    stop(&mut asked)?;
+    let error = client.hear_error(&mut stream).await?;
+    assert_eq!(error["code"], "session_suspended", "{error}");
+    assert_eq!(named(&error), [""; 0], "it has said nothing");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_there_again_serves_what_its_peers_made_of_the_session() -> Result<()> {
+    let model = models::patient()?;
+    let expected = undisturbed(&model).await?;
+    let (_data, options) = lasting()?;
+    let mut cluster = cluster(5, options.clone(), &model).await?;
+    let mut asked = cluster.nodes.pop().context("the last node")?;
+    let mut client = Listener::default();
+    let mut stream = asked.client.stream(&sampled(&model, "medium")).await?;
+    client.hear(&mut stream, 30).await?;
+    stop(&mut asked)?;
+    client.hear_error(&mut stream).await?;
+    let next = cluster.nodes.first().context("a first node")?;
+    let mut stream = next.client.resume(&client.last_id).await?;
+    client.hear(&mut stream, 200).await?;
+
+    let again = small(NodeOptions {
+        swarm_key: Some(cluster.swarm_key.clone()),
+        join: next.addrs.iter().take(1).cloned().collect(),
+        ..options
+    });
+    let again = Node::start(&again).await?;
+    cluster.nodes.push(again);
+    cluster.wait_until_complete().await?;
+    let again = cluster.nodes.last().context("the node again")?;
+    let is_shown = again.client.session(client.session()).await.is_ok();
+    assert!(!is_shown, "it is no session of this node any more");
+    let rest = again.client.resume(&client.last_id).await?;
+    client.hear_all(rest).await?;
+    assert_eq!(client.text, expected);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_only_holds_layers_is_missed_at_once() -> Result<()> {
+    let model = models::patient()?;
+    let expected = undisturbed(&model).await?;
+    let mut cluster = cluster(4, NodeOptions::default(), &model).await?;
+    let asked = cluster.nodes.pop().context("the last node")?;
+    let mut client = Listener::default();
+    let mut stream = asked.client.stream(&sampled(&model, "medium")).await?;
+    client.hear(&mut stream, 30).await?;
+    let view = asked.client.session(client.session()).await?;
+    let route = view["route"].as_array().context("a route")?;
+    let holds = |node: &Node| route.iter().any(|hop| hop["peer_id"] == *node.peer_id);
+    let at = cluster.nodes.iter().position(holds).context("another")?;
+    stop(&mut cluster.nodes[at])?;
+    client.hear_all(stream).await?;
+    assert_eq!(client.text, expected);
+    let view = asked.client.session(client.session()).await?;
+    let recovery = &view["recovery_log"][0];
+    assert_eq!(recovery["fault"], "peer_lost", "{recovery}");
+    // Silence would take 0.8 s, which a busy machine makes longer, not shorter.
+    let noticed = recovery["detect_ms"]["value"].as_f64();
+    assert!(noticed.is_some_and(|ms| ms < 500.0), "{recovery}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_could_go_on_with_is_let_end() -> Result<()> {
+    let model = models::patient()?;
+    let mut node = Node::start(&NodeOptions::default()).await?;
+    node.add_model(&model.path)?;
+    let mut request = sampled(&model, "low");
+    request.max_tokens = 300;
+    let expected = node.client.chat(&request).await?.text;
+    let mut client = Listener::default();
+    let mut stream = node.client.stream(&request).await?;
+    client.hear(&mut stream, 3).await?;
+    stop(&mut node)?;
+    client.hear_all(stream).await?;
+    assert_eq!(client.text, expected);
+    Ok(())
+}
+
+fn run_args(model: &Model) -> Vec<String> {
+    let most = LONG.to_string();
+    let args = ["run", &model.name, PROMPT, "--max-tokens", &most];
+    let sampling = ["--temperature", "0.3", "--seed", "42"];
+    args.iter()
+        .chain(&sampling)
+        .map(ToString::to_string)
+        .collect()
+}
+
+async fn undisturbed_run(model: &Model) -> Result<String> {
+    let node = Node::start(&NodeOptions::default()).await?;
+    node.add_model(&model.path)?;
+    let args = run_args(model);
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let output = node.cli(&args)?;
+    assert!(output.status.success(), "{output:?}");
+    Ok(output.stdout)
+}
