@@ -11,10 +11,12 @@
 //! | `cost.rs` | bytes and predicted times of ranges of layers |
 //! | `single.rs` | the choice among peers that hold everything |
 //! | `split.rs` | the choice of ranges |
+//! | `along.rs` | the same cuts again, on other peers |
 //! | `stay.rs` | what is kept of a route when peers of it are lost |
 //! | `stand_ins.rs` | who would take over, were a peer lost |
 //! | `shortfall.rs` | why nothing fits, with numbers |
 
+mod along;
 mod cost;
 mod shortfall;
 mod single;
@@ -32,6 +34,7 @@ use accel_p2p::PeerId;
 
 pub use shortfall::{PeerShortfall, PlanError};
 
+pub(crate) use along::along;
 use cost::Costs;
 pub(crate) use stand_ins::stand_ins;
 

@@ -13,8 +13,11 @@ use accel_storage::Journal;
 use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::bench::Bench;
+use super::bench::audit::Audits;
 use super::event::{Command, Event, Timer};
 use super::incoming;
+use super::jury::Lane;
 use super::link::Link;
 use super::machine::{CHUNK, Machine, PEER_WAITS, WAITS, stopping};
 use super::pump::{self, JournalItem, StageWay};
@@ -55,6 +58,8 @@ pub(crate) struct SessionDeps {
     /// How much a request survives that does not say so itself.
     pub(crate) fault_tolerance: FaultTolerance,
     pub(crate) telemetry: Telemetry,
+    /// Which sessions are computed again by others.
+    pub(crate) audits: Audits,
     /// How KV caches are to be rebuilt, instead of the cheapest way: for measurements.
     pub(crate) rebuild: Option<&'static dyn Way>,
     /// Whom this node asked to get ready; absent where it asks nobody.
@@ -78,7 +83,9 @@ pub(crate) struct SessionSpec {
     pub(crate) is_over: bool,
     pub(crate) events: mpsc::Sender<GenEvent>,
     /// The session's place among those that may run.
-    pub(crate) _permit: OwnedSemaphorePermit,
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
+    /// Of a witnessed session: what its lanes have in common, and which of them it is.
+    pub(crate) bench: Option<(Arc<Bench>, Lane)>,
 }
 
 /// See the module.
@@ -138,9 +145,11 @@ pub(super) struct Happened(pub(super) Event);
 impl SessionActor {
     /// Starts a session on the current arbiter.
     pub(crate) fn launch(deps: Arc<SessionDeps>, mut spec: SessionSpec, machine: Machine) {
-        let session = spec.id;
+        let (session, bench) = (spec.id, spec.bench.clone());
+        let is_beside = matches!(bench, Some((_, Lane::Shadow | Lane::Third)));
         // A session that is over and shown still shows how it was computed.
-        if !spec.is_over || deps.table.view(session).is_none() {
+        let is_shown = spec.is_over && deps.table.view(session).is_some();
+        if !is_shown && !is_beside {
             deps.table
                 .enter(session, first_view(&spec, machine.tokens_before()));
         }
@@ -150,7 +159,10 @@ impl SessionActor {
             let addr = context.address();
             let events = spec.events.clone();
             let client = pump::to_client(events, addr.clone(), deps.limits.client_timeout);
-            let journal = pump::to_journal(deps.journal.clone(), session, addr);
+            let journal = match is_beside {
+                true => pump::to_nowhere(addr),
+                false => pump::to_journal(deps.journal.clone(), session, addr),
+            };
             let endpoints = spec.placement.endpoints.clone();
             let opening = spec.opening.to_bytes();
             let records = std::mem::take(&mut spec.records);
@@ -174,10 +186,16 @@ impl SessionActor {
                 first_token: None,
             }
         });
-        table.attach(session, addr);
+        table.attach(session, addr.clone());
+        if let Some((bench, lane)) = bench {
+            bench.enter(session, lane, addr);
+        }
     }
 
     pub(super) fn feed(&mut self, event: Event, context: &mut Context<Self>) {
+        if let Some(timer) = self.adjourned(&event) {
+            return self.arm(timer, context);
+        }
         self.judge(&event);
         let commands = self.machine.on(event);
         for command in commands {
@@ -339,7 +357,9 @@ impl SessionActor {
         replayed: u64,
     ) {
         tracing::info!(session = %self.spec.id, way, ?prices, replayed, "rebuilding KV caches");
-        self.deps.telemetry.rebuilding(way);
+        if !self.is_beside() {
+            self.deps.telemetry.rebuilding(way);
+        }
         self.chronicle.rebuild(way, prices, replayed);
     }
 
@@ -353,8 +373,10 @@ impl SessionActor {
             reason = begun.reason,
             "going on after a fault"
         );
-        let telemetry = &self.deps.telemetry;
-        telemetry.recovering(begun.fault.name(), begun.strategy);
+        if !self.is_beside() {
+            let telemetry = &self.deps.telemetry;
+            telemetry.recovering(begun.fault.name(), begun.strategy);
+        }
         self.chronicle
             .begin(begun, self.machine.tokens(), Instant::now());
     }
@@ -362,7 +384,9 @@ impl SessionActor {
     fn recovered(&mut self) {
         let stall = self.chronicle.end(Instant::now());
         tracing::info!(session = %self.spec.id, ?stall, "the answer goes on");
-        self.deps.telemetry.recovered(stall);
+        if !self.is_beside() {
+            self.deps.telemetry.recovered(stall);
+        }
     }
 
     fn arm(&mut self, timer: Timer, context: &mut Context<Self>) {
@@ -411,10 +435,14 @@ impl Handler<Frame> for SessionActor {
     type Result = ();
 
     fn handle(&mut self, Frame { from, frame }: Frame, context: &mut Context<Self>) {
+        let (frame, claims) = match frame {
+            TensorFrame::Claimed { frame, claims } => (*frame, Some(claims)),
+            frame => (frame, None),
+        };
         let route: Vec<PeerId> = self.machine.route().map(|(stage, _)| stage.peer).collect();
         let donors = self.machine.donors();
         match incoming::event(&route, &donors, from, frame) {
-            Some(event) => self.feed(event, context),
+            Some(event) => self.hear(event, claims, context),
             None => {
                 tracing::debug!(session = %self.spec.id, peer = %from, "a frame out of place");
             }

@@ -14,11 +14,13 @@
 //! | `copies.rs` | peers that keep the journal |
 //! | `interruption.rs` | the coordinator crashes, the client is gone, and comes back |
 //! | `checks.rs` | the rules |
+//! | `lanes.rs` | witnessed sessions, and peers that lie |
 
 mod checks;
 mod coordinator;
 mod copies;
 mod interruption;
+pub(super) mod lanes;
 mod messages;
 mod peer;
 mod storm;
@@ -169,6 +171,7 @@ impl Simulation {
                 0
             },
             rebuild: weather.rebuild.and_then(named),
+            witnessed: false,
         };
         let text = Box::new(Numbers { stop: weather.stop });
         let mut simulation = Self {

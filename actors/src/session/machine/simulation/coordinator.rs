@@ -119,6 +119,7 @@ impl Simulation {
                     sample,
                     until,
                     rows,
+                    claims: Vec::new(),
                 };
                 self.send(0, first, Message::Step(step));
             }
@@ -398,6 +399,7 @@ fn frame(report: Report) -> TensorFrame {
             step,
             position,
             token,
+            ..
         } => TensorFrame::Token {
             session,
             epoch,
