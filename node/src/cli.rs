@@ -4,6 +4,7 @@ mod bench;
 mod chat;
 mod demo;
 mod eval;
+mod evidence;
 mod generation;
 mod key;
 mod local;
@@ -81,6 +82,7 @@ commands! {
     Run(run::Run),
     Chat(chat::Chat),
     Peers(peers::Peers),
+    Evidence(evidence::Evidence),
     Plan(plan::Plan),
     Swarm(swarm::Swarm),
     Key(key::Key),

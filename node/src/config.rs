@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use accel_actors::FaultTolerance;
+use accel_actors::{DEFAULT_AUDIT_SHARE, FaultTolerance};
 use accel_inference::{KvFormat, MAX_THREADS};
 use clap::Args;
 use directories::ProjectDirs;
@@ -39,11 +39,12 @@ const KEYS: [&str; 15] = [
     "max_layers",
     "fault_tolerance",
     "warm_stand_ins",
+    "audit_share",
     "resume_window",
     "ready_file",
 ];
 /// The keys whose value in the environment is a number.
-const NUMBERS: [&str; 3] = ["threads", "max_layers", "resume_window"];
+const NUMBERS: [&str; 4] = ["threads", "max_layers", "audit_share", "resume_window"];
 /// The keys whose value in the environment is true or false.
 const SWITCHES: [&str; 1] = ["warm_stand_ins"];
 /// The longest time that sessions wait for their clients: a week.
@@ -131,7 +132,7 @@ pub struct Flags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_layers: Option<u32>,
-    /// What requests survive that do not say so: none, low, medium or high [default: medium]
+    /// What requests survive that do not say so: none, low, medium, high or critical [default: medium]
     #[arg(long, value_name = "LEVEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault_tolerance: Option<String>,
@@ -139,6 +140,10 @@ pub struct Flags {
     #[arg(long, value_name = "BOOL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_stand_ins: Option<bool>,
+    /// Of a hundred answers, how many other peers compute again to see whether one lied [default: 1]
+    #[arg(long, value_name = "PERCENT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit_share: Option<u32>,
     /// Seconds that a session which was interrupted waits for its client [default: 600]
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -186,6 +191,8 @@ pub struct Settings {
     pub fault_tolerance: FaultTolerance,
     /// Whether layers are made ready for when a peer is lost.
     pub warm_stand_ins: bool,
+    /// Of a hundred answers, how many other peers compute again.
+    pub audit_share: u32,
     /// Seconds that a session which was interrupted waits for its client.
     #[serde(default)]
     pub resume_window: Option<u32>,
@@ -204,7 +211,8 @@ impl Settings {
         let mut figment = Figment::from(Serialized::default("api", DEFAULT_API))
             .merge(Serialized::default("listen", [DEFAULT_LISTEN]))
             .merge(Serialized::default("device", "auto"))
-            .merge(Serialized::default("warm_stand_ins", true));
+            .merge(Serialized::default("warm_stand_ins", true))
+            .merge(Serialized::default("audit_share", DEFAULT_AUDIT_SHARE));
         if let Some(path) = &flags.config {
             check_readable(path)?;
             figment = figment.merge(Toml::file_exact(path));
@@ -224,6 +232,12 @@ impl Settings {
         check_range("threads", self.threads, MAX_THREADS)?;
         check_range("max_layers", self.max_layers, u32::MAX)?;
         check_range("resume_window", self.resume_window, LONGEST_WINDOW)?;
+        if self.audit_share > 100 {
+            return Err(ConfigError::Value {
+                key: "audit_share",
+                problem: format!("{} of a hundred answers", self.audit_share),
+            });
+        }
         if self.swarm.is_some() && self.swarm_key.is_some() {
             return Err(ConfigError::Value {
                 key: "swarm",
