@@ -25,7 +25,7 @@ pub const DEFAULT_API: &str = "127.0.0.1:8420";
 const DEFAULT_LISTEN: &str = "/ip4/0.0.0.0/tcp/0";
 
 /// Every key of the settings, in the order in which `accel up --help` shows them.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "data",
     "api",
     "listen",
