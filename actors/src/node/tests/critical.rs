@@ -19,7 +19,8 @@ fn join(config: &mut NodeConfig, first: &Running) {
     config.max_layers = Some(LAYERS);
 }
 
-/// Nodes that see each other; the first has the model.
+/// Nodes that see each other and have the model. A damaged block that somebody asks for is noticed by
+/// its own node, which fetches it again.
 async fn swarm(count: usize, change: impl Fn(&mut NodeConfig)) -> Vec<Running> {
     let first = start(|config| {
         config.max_layers = Some(LAYERS);
@@ -32,7 +33,9 @@ async fn swarm(count: usize, change: impl Fn(&mut NodeConfig)) -> Vec<Running> {
             join(config, &nodes[0]);
             change(config);
         });
-        nodes.push(other.await);
+        let other = other.await;
+        add_model(&other).await;
+        nodes.push(other);
     }
     nodes
 }
@@ -87,14 +90,29 @@ async fn damaged(first: &Running) -> Running {
     drop(node);
     let file = dir.path().join("data/models").join(&model.cid);
     damage(&file, &dir.path().join("small.gguf"));
-    let mut config = NodeConfig::loopback(dir.path().join("data"));
-    config.swarm = Some("actors-test".into());
-    config.threads = Some(1);
-    config.memory_limit = Some(1 << 30);
-    config.audit_share = 0;
-    join(&mut config, first);
-    let node = NodeHandle::start(config).await.unwrap();
+    let node = start_again(&dir, first).await;
     Running { node, dir }
+}
+
+/// On the data of a node that was stopped, once that has let go of it.
+async fn start_again(dir: &TempDir, first: &Running) -> NodeHandle {
+    let again = async {
+        loop {
+            let mut config = NodeConfig::loopback(dir.path().join("data"));
+            config.swarm = Some("actors-test".into());
+            config.threads = Some(1);
+            config.memory_limit = Some(1 << 30);
+            config.audit_share = 0;
+            join(&mut config, first);
+            match NodeHandle::start(config).await {
+                Ok(node) => return node,
+                Err(error) => assert_eq!(error.code(), "storage", "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let started = tokio::time::timeout(PATIENCE, again).await;
+    started.expect("the data is let go of")
 }
 
 fn damage(file: &Path, original: &Path) {
@@ -106,13 +124,16 @@ fn damage(file: &Path, original: &Path) {
         .unwrap();
     let tensors = gguf.tensors.iter();
     for tensor in tensors.filter(|tensor| tensor.name.ends_with("ffn_down.weight")) {
-        // Of a block the scale comes first; what follows are weights.
-        let at = SeekFrom::Start(gguf.tensor_range(tensor).start + 6);
-        let mut byte = [0];
-        file.seek(at).unwrap();
-        file.read_exact(&mut byte).unwrap();
-        file.seek(at).unwrap();
-        file.write_all(&[byte[0] ^ 0x35]).unwrap();
+        let range = gguf.tensor_range(tensor);
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        file.seek(SeekFrom::Start(range.start)).unwrap();
+        file.read_exact(&mut bytes).unwrap();
+        // A single weight may be multiplied by zeros only. Of a block the scale comes first.
+        for block in bytes.chunks_mut(tensor.dtype.block_bytes as usize) {
+            block[6] ^= 0x35;
+        }
+        file.seek(SeekFrom::Start(range.start)).unwrap();
+        file.write_all(&bytes).unwrap();
     }
 }
 
@@ -193,10 +214,7 @@ async fn a_node_with_damaged_weights_is_found_out_and_the_answer_is_right() {
     let Running { node: other, dir } = nodes.remove(1);
     other.shutdown().await;
     drop(other);
-    let mut config = NodeConfig::loopback(dir.path().join("data"));
-    config.swarm = Some("actors-test".into());
-    join(&mut config, &nodes[0]);
-    let again = NodeHandle::start(config).await.unwrap();
+    let again = start_again(&dir, &nodes[0]).await;
     wait_for("the liar is known again", async || {
         quarantined(&again).await == vec![liar_id.clone()]
     })
@@ -239,6 +257,7 @@ async fn others_judge_by_themselves(other: &NodeHandle, evidence: &Evidence, hon
 async fn audits_of_honest_peers_agree_and_find_out_a_liar_afterwards() {
     let mut nodes = swarm(3, |config| config.audit_share = 100).await;
     let honest = start(|config| join(config, &nodes[0])).await;
+    add_model(&honest).await;
     nodes.push(honest);
     let node = nodes[0].node.clone();
     wait_for_peers(&node, 4).await;
