@@ -53,8 +53,8 @@ pub enum PlanError {
     },
     /// There is a route, and no second one beside it.
     #[error(
-        "fault_tolerance `critical` computes everything twice, on different peers, and no {stages} \
-         other peers can take the stages of a second route"
+        "everything is to be computed twice, on different peers, and there are not {stages} more \
+         that can take the stages of a second route"
     )]
     TooFewPeers {
         /// Stages of a route.

@@ -71,7 +71,10 @@ impl SessionActor {
                 ("done", None)
             }
             Outcome::Failed(failure) => {
-                tracing::warn!(session = %self.spec.id, code = failure.code, %failure, "failed");
+                // Of a lane beside the first, the first tells.
+                if !self.is_beside() {
+                    tracing::warn!(session = %self.spec.id, code = failure.code, %failure, "failed");
+                }
                 self.tell(failed(failure, Vec::new()));
                 ("failed", Some(error_view(failure)))
             }

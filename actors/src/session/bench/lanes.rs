@@ -188,13 +188,14 @@ impl Bench {
         }
         tracing::info!(%session, ?lane, %failure, "a lane of a witnessed session ended");
         inner.actors.remove(&lane);
+        if self.case.is_audited() {
+            drop(inner);
+            return self.not_audited();
+        }
         if lane == Lane::Third && inner.jury.third_is_gone().is_empty() {
             return;
         }
         drop(inner);
-        if self.case.is_audited() {
-            return self.not_audited();
-        }
         self.give_up(alone(lane, &failure));
     }
 
