@@ -13,7 +13,7 @@ use cid::Cid;
 use crate::directory::{Directory, PeerRecord, snapshot};
 use crate::health::Health;
 use crate::models::ModelRef;
-use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, plan, stand_ins};
+use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, better, plan, stand_ins};
 use crate::session::event::RouteStage;
 use crate::supervisor::ActorRef;
 
@@ -60,6 +60,13 @@ impl Placement {
     }
 }
 
+/// Where a running session should move.
+pub(crate) struct Better {
+    pub(crate) placement: Placement,
+    /// As metrics and records call it.
+    pub(crate) why: &'static str,
+}
+
 /// Which peers a placement may have.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wanted {
@@ -75,6 +82,7 @@ impl Wanted {
     fn has(&self, record: &PeerRecord) -> bool {
         let class = self.numerics.as_ref();
         record.connected
+            && !record.body.draining
             && !self.excluding.contains(&record.peer)
             && class.is_none_or(|class| *class == record.body.numerics)
     }
@@ -110,12 +118,42 @@ impl Placer {
             Err(_) if well.len() < everyone.len() => plan_with(&everyone)?,
             planned => planned?,
         };
-        Ok(Placement {
-            route: route(&plan),
-            endpoints: records.iter().map(endpoint).collect(),
-            token_ns: plan.token_ns,
-            providers: providers(&records, &model.cid),
-            plan,
+        Ok(placement(plan, &records, &model.cid))
+    }
+
+    /// Where a session should move that has so many tokens to come, if anywhere.
+    pub(crate) async fn better(
+        &self,
+        model: &ModelRef,
+        shape: &ModelShape,
+        tokens: u32,
+        wanted: &Wanted,
+        to_come: u64,
+    ) -> Option<Better> {
+        let records = snapshot(&self.directory).await;
+        let is_held = |peer| wanted.held.iter().any(|(held, _)| *held == peer);
+        // Whoever is not there is lost, not leaving: that is for the recovery to see to.
+        let is_there = |peer| records.iter().any(|record| record.peer == peer);
+        if !wanted.held.iter().all(|(peer, _)| is_there(*peer)) {
+            return None;
+        }
+        let now = Instant::now();
+        let able = records.iter().filter(|record| {
+            let is_well = record.is_self || self.health.admits(record.peer, now);
+            wanted.has(record) && (is_held(record.peer) || is_well)
+        });
+        let peers: Vec<PeerFacts> = able.map(|record| facts(record, &model.cid)).collect();
+        let request = PlanRequest {
+            shape,
+            model_bytes: model.bytes,
+            tokens,
+            peers: &peers,
+            held: &wanted.held,
+        };
+        let (plan, why) = better(&request, to_come)?;
+        Some(Better {
+            placement: placement(plan, &records, &model.cid),
+            why: why.name(),
         })
     }
 
@@ -149,6 +187,16 @@ impl Placer {
         let now = Instant::now();
         let is_well = |peer: &&PeerFacts| peer.is_self || self.health.admits(peer.peer, now);
         peers.iter().filter(is_well).cloned().collect()
+    }
+}
+
+fn placement(plan: Plan, records: &[PeerRecord], model: &Cid) -> Placement {
+    Placement {
+        route: route(&plan),
+        endpoints: records.iter().map(endpoint).collect(),
+        token_ns: plan.token_ns,
+        providers: providers(records, model),
+        plan,
     }
 }
 

@@ -13,8 +13,10 @@
 //! | `split.rs` | the choice of ranges |
 //! | `stay.rs` | what is kept of a route when peers of it are lost |
 //! | `stand_ins.rs` | who would take over, were a peer lost |
+//! | `better.rs` | whether a running session should move |
 //! | `shortfall.rs` | why nothing fits, with numbers |
 
+mod better;
 mod cost;
 mod shortfall;
 mod single;
@@ -32,6 +34,7 @@ use accel_p2p::PeerId;
 
 pub use shortfall::{PeerShortfall, PlanError};
 
+pub(crate) use better::better;
 use cost::Costs;
 pub(crate) use stand_ins::stand_ins;
 

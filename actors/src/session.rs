@@ -42,6 +42,7 @@ pub(crate) mod event;
 mod incoming;
 pub(crate) mod link;
 pub(crate) mod machine;
+mod moving;
 mod placing;
 mod pump;
 pub(crate) mod rebuild;

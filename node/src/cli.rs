@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod demo;
+mod drain;
 mod eval;
 mod generation;
 mod key;
@@ -81,6 +82,7 @@ commands! {
     Run(run::Run),
     Chat(chat::Chat),
     Peers(peers::Peers),
+    Drain(drain::Drain),
     Plan(plan::Plan),
     Swarm(swarm::Swarm),
     Key(key::Key),

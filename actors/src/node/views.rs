@@ -44,6 +44,7 @@ pub(super) fn peer(record: &PeerRecord, health: &Diagnosis) -> PeerView {
         measured_gb_s: body.measured_gb_s,
         numerics: body.numerics.clone(),
         max_layers: body.max_layers,
+        draining: body.draining,
         sessions: body.load.sessions,
         models: models.collect(),
         health: health.score,

@@ -13,10 +13,11 @@ use accel_storage::Journal;
 use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::event::{Command, Event, Timer};
+use super::event::{Command, Event, RouteStage, Timer};
 use super::incoming;
 use super::link::Link;
 use super::machine::{CHUNK, Machine, PEER_WAITS, WAITS, stopping};
+use super::moving::Mover;
 use super::pump::{self, JournalItem, StageWay};
 use super::rebuild::Way;
 use super::record::{OpeningRecord, token_record};
@@ -88,14 +89,18 @@ pub(crate) struct SessionActor {
     pub(super) machine: Machine,
     timer: Option<SpawnHandle>,
     replica_timer: Option<SpawnHandle>,
+    feed_timer: Option<SpawnHandle>,
     pub(super) client: mpsc::Sender<GenEvent>,
     pub(super) journal: mpsc::Sender<JournalItem>,
     pub(super) replicator: Replicator,
-    /// Where steps go under the present epoch: to the first stage, and to those that feed others.
-    pub(super) ways: HashMap<usize, StageWay>,
+    /// Where steps go, by epoch and stage: to the first one, and to those that feed others.
+    pub(super) ways: HashMap<(u64, usize), StageWay>,
     pub(super) endpoints: HashMap<PeerId, PeerEndpoint>,
     pub(super) chronicle: Chronicle,
     pub(super) verdicts: Verdicts,
+    pub(super) mover: Mover,
+    /// The newest epoch that was begun to be computed in.
+    pub(super) begun: u64,
     pub(super) started: Instant,
     pub(super) placed: Option<Instant>,
     /// When the first token was emitted that was drawn here, and how many there were then.
@@ -162,6 +167,7 @@ impl SessionActor {
                 machine,
                 timer: None,
                 replica_timer: None,
+                feed_timer: None,
                 client,
                 journal,
                 replicator,
@@ -169,6 +175,8 @@ impl SessionActor {
                 endpoints,
                 chronicle: Chronicle::new(Instant::now()),
                 verdicts: Verdicts::default(),
+                mover: Mover::default(),
+                begun: 0,
                 started: Instant::now(),
                 placed: None,
                 first_token: None,
@@ -229,7 +237,7 @@ impl SessionActor {
                     until: until as u32,
                     input: StepInput::Tokens(tokens),
                 };
-                self.forward(0, frame, context);
+                self.forward(epoch, 0, frame, context);
             }
             Command::Replay {
                 epoch,
@@ -247,7 +255,7 @@ impl SessionActor {
                     rows,
                     until: until as u32,
                 };
-                self.forward(stage, frame, context);
+                self.forward(epoch, stage, frame, context);
             }
             Command::Copy {
                 epoch,
@@ -257,7 +265,7 @@ impl SessionActor {
                 position,
                 rows,
             } => {
-                if let Some(to) = self.stage(stage) {
+                if let Some(to) = self.stage(epoch, stage) {
                     let order = CopyOrder {
                         session: self.spec.id,
                         epoch,
@@ -266,10 +274,10 @@ impl SessionActor {
                         rows,
                         to: self.endpoint(to.peer),
                     };
-                    self.forward(donor, TensorFrame::Copy(order), context);
+                    self.forward(epoch, donor, TensorFrame::Copy(order), context);
                 }
             }
-            Command::Reconnect { .. } => self.ways.clear(),
+            Command::Reconnect { epoch } => self.ways.retain(|(of, _), _| *of != epoch),
             Command::Recovering {
                 fault,
                 strategy,
@@ -289,6 +297,9 @@ impl SessionActor {
                 replayed,
             } => self.rebuilding(way, &prices, replayed),
             Command::Recovered => self.recovered(),
+            Command::Switching => self.switching(),
+            Command::Moved => self.moved(),
+            Command::MoveDropped => self.move_dropped(),
             Command::JournalToken { index, drawn } => {
                 self.chronicle.moved(Instant::now());
                 let record = token_record(&drawn);
@@ -307,8 +318,15 @@ impl SessionActor {
     }
 
     /// Sends a step to a stage. The first of an epoch shows that its stages are ready.
-    fn forward(&mut self, stage: usize, frame: TensorFrame, context: &mut Context<Self>) {
-        if self.ways.is_empty() {
+    fn forward(
+        &mut self,
+        epoch: u64,
+        stage: usize,
+        frame: TensorFrame,
+        context: &mut Context<Self>,
+    ) {
+        if self.begun < epoch && epoch == self.machine.epoch() {
+            self.begun = epoch;
             let now = Instant::now();
             if self.placed.is_none() {
                 self.placed = Some(now);
@@ -317,17 +335,18 @@ impl SessionActor {
             self.chronicle.placed(now);
             self.warm_stand_ins();
         }
-        if !self.ways.contains_key(&stage) {
-            let Some(to) = self.machine.party(stage).cloned() else {
+        let name = (epoch, stage);
+        if !self.ways.contains_key(&name) {
+            let Some(to) = self.machine.party(epoch, stage) else {
                 return;
             };
-            let (endpoint, epoch) = (self.endpoint(to.peer), self.machine.epoch());
+            let endpoint = self.endpoint(to.peer);
             let link = self.deps.link.clone();
             let way = pump::to_stage(link, endpoint, epoch, context.address());
-            self.ways.insert(stage, way);
+            self.ways.insert(name, way);
         }
         // Whoever takes no more steps tells why by itself.
-        if !self.ways.get(&stage).is_some_and(|way| way.send(frame)) {
+        if !self.ways.get(&name).is_some_and(|way| way.send(frame)) {
             tracing::debug!(session = %self.spec.id, stage, "a step was not sent");
         }
     }
@@ -372,6 +391,7 @@ impl SessionActor {
             Timer::Memory { .. } => limits.memory_wait / WAITS,
             Timer::Peers { .. } | Timer::Replicas => limits.peer_wait / PEER_WAITS,
             Timer::Pause { after, .. } => after,
+            Timer::Feed { .. } => limits.step_timeout,
             Timer::Step { rows, .. } => {
                 let token_ns = self.spec.placement.token_ns;
                 let rows = u64::from(rows) * PATIENCE + ROWS_OF_OTHERS;
@@ -384,6 +404,7 @@ impl SessionActor {
         });
         let slot = match timer {
             Timer::Replicas => &mut self.replica_timer,
+            Timer::Feed { .. } => &mut self.feed_timer,
             _ => &mut self.timer,
         };
         if let Some(before) = slot.replace(handle) {
@@ -411,8 +432,10 @@ impl Handler<Frame> for SessionActor {
     type Result = ();
 
     fn handle(&mut self, Frame { from, frame }: Frame, context: &mut Context<Self>) {
-        let route: Vec<PeerId> = self.machine.route().map(|(stage, _)| stage.peer).collect();
-        let donors = self.machine.donors();
+        let peers = |stages: &[RouteStage]| stages.iter().map(|stage| stage.peer).collect();
+        let epoch = frame.epoch();
+        let route: Vec<PeerId> = peers(self.machine.route_of(epoch));
+        let donors: Vec<PeerId> = peers(&self.machine.donors_of(epoch));
         match incoming::event(&route, &donors, from, frame) {
             Some(event) => self.feed(event, context),
             None => {
@@ -435,6 +458,7 @@ impl Handler<Heard> for SessionActor {
 
     fn handle(&mut self, Heard(peer): Heard, context: &mut Context<Self>) {
         self.feed(Event::PeerHeard(peer), context);
+        self.consider_moving(context);
     }
 }
 

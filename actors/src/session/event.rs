@@ -39,6 +39,8 @@ pub(crate) enum Event {
     Opened,
     /// A route to replace the one of this epoch was found.
     Planned { epoch: u64, route: Vec<RouteStage> },
+    /// A route that is better than the present one, or without a peer that wants to leave.
+    MoveOffered { route: Vec<RouteStage> },
     /// There is no other route.
     NoPlan { epoch: u64, failure: Failure },
     /// A stage is reserved, fetched and loaded.
@@ -123,6 +125,8 @@ pub(crate) enum Timer {
     Peers { epoch: u64 },
     /// The answer to the oldest step under way, of this many positions.
     Step { epoch: u64, step: u64, rows: u32 },
+    /// What a stage was given that is to be moved to.
+    Feed { epoch: u64, step: u64 },
     /// Peers that can keep the journal.
     Replicas,
     /// The time before an attempt to go on.
@@ -208,6 +212,12 @@ pub(crate) enum Command {
     },
     /// The first token after a fault came.
     Recovered,
+    /// Between two tokens, the session goes over to the route that was got ready.
+    Switching,
+    /// The first token from there came.
+    Moved,
+    /// A route that was got ready is not gone over to.
+    MoveDropped,
     /// Make a token durable.
     JournalToken { index: u64, drawn: Drawn },
     /// Find peers that can keep the journal, without these.

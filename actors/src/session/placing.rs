@@ -44,11 +44,8 @@ impl SessionActor {
         context.spawn(done);
     }
 
-    pub(super) fn stage(&self, stage: usize) -> Option<RouteStage> {
-        self.machine
-            .route()
-            .nth(stage)
-            .map(|(stage, _)| stage.clone())
+    pub(super) fn stage(&self, epoch: u64, stage: usize) -> Option<RouteStage> {
+        self.machine.route_of(epoch).get(stage).cloned()
     }
 
     pub(super) fn prepare(
@@ -59,8 +56,9 @@ impl SessionActor {
         context: &mut Context<Self>,
     ) {
         // A new epoch forwards over connections of its own.
-        self.ways.clear();
-        let Some(RouteStage { peer, layers }) = self.machine.party(stage).cloned() else {
+        let present = self.machine.epoch();
+        self.ways.retain(|(of, _), _| *of >= present);
+        let Some(RouteStage { peer, layers }) = self.machine.party(epoch, stage) else {
             return;
         };
         self.deps.placer.health.placed(peer, Instant::now());
@@ -77,7 +75,7 @@ impl SessionActor {
             keep: Keep {
                 cache: keeps,
                 outputs: strategy(self.spec.opening.fault_tolerance).is_some(),
-                only: self.stage(stage).is_none(),
+                only: self.stage(epoch, stage).is_none(),
             },
         };
         let (link, silence) = (self.deps.link.clone(), self.deps.limits.prepare_silence);
@@ -98,13 +96,13 @@ impl SessionActor {
         donor: Option<PeerId>,
         context: &mut Context<Self>,
     ) {
-        let Some(RouteStage { peer, .. }) = self.stage(stage) else {
+        let Some(RouteStage { peer, .. }) = self.stage(epoch, stage) else {
             return;
         };
         let request = ControlRequest::Commit {
             session: self.spec.id,
             epoch,
-            route: self.hops(),
+            route: self.hops(epoch),
             coordinator: self.deps.link.peers.endpoint(),
             sampling: self.sampling(),
             length,
@@ -126,14 +124,14 @@ impl SessionActor {
         context.spawn(done);
     }
 
-    fn hops(&self) -> Vec<Hop> {
-        let stages = self.machine.route();
+    fn hops(&self, epoch: u64) -> Vec<Hop> {
+        let stages = self.machine.route_of(epoch).iter();
         let hop = |stage: &RouteStage| Hop {
             peer: stage.peer,
             tensor_addrs: self.endpoint(stage.peer).tensor_addrs,
             layers: (stage.layers.first, stage.layers.end),
         };
-        stages.map(|(stage, _)| hop(stage)).collect()
+        stages.map(hop).collect()
     }
 
     pub(super) fn endpoint(&self, peer: PeerId) -> PeerEndpoint {
@@ -158,17 +156,19 @@ impl SessionActor {
 
     /// Shows every stage that the coordinator lives.
     pub(super) fn renew(&mut self, context: &mut Context<Self>) {
-        let (session, epoch) = (self.spec.id, self.machine.epoch());
+        self.consider_moving(context);
+        let session = self.spec.id;
         let lease = self.deps.limits.lease;
         let is_held = self.machine.is_held();
-        for (stage, _) in self.machine.route().filter(|_| is_held) {
+        let leased = self.machine.leased().into_iter();
+        for (peer, epoch) in leased.filter(|_| is_held) {
             let lease_ms = lease.as_millis() as u64;
             let request = ControlRequest::Renew {
                 session,
                 epoch,
                 lease_ms,
             };
-            let (link, peer) = (self.deps.link.clone(), stage.peer);
+            let link = self.deps.link.clone();
             let asked = Instant::now();
             let call = async move { link.call(peer, request, lease).await };
             let done = call.into_actor(self).map(move |reply, actor, context| {

@@ -50,6 +50,8 @@ pub struct AdvertBody {
     pub numerics: String,
     /// The most layers that the user lets this node serve.
     pub max_layers: Option<u32>,
+    /// Whether it takes no more layers, because it wants to leave or was told so.
+    pub draining: bool,
     /// What it is busy with.
     pub load: LoadAdvert,
     /// What it holds and would serve.
@@ -137,6 +139,7 @@ wire_struct!(AdvertBody {
     measured_gb_s,
     numerics[limit::LABEL],
     max_layers,
+    draining,
     load,
     models[limit::MODELS],
     membership,

@@ -92,6 +92,11 @@ impl Recovery {
         self.lost.iter().chain(&self.suspects).copied()
     }
 
+    /// Stages have so many positions.
+    pub(super) fn was_given(&mut self, positions: u64) {
+        self.given = positions;
+    }
+
     /// Whether a peer is gone.
     pub(super) fn has_lost(&self, peer: PeerId) -> bool {
         self.lost.contains(&peer)
@@ -114,11 +119,12 @@ impl Recovery {
 impl Machine {
     pub(super) fn on_peer_lost(&mut self, peer: PeerId) {
         self.replica_gone(peer);
+        self.newcomer_lost(peer);
         let stage = self.route.iter().find(|stage| stage.peer == peer);
-        let Some(stage) = stage.or_else(|| self.giver_in_use(peer)) else {
+        let Some(stage) = stage.cloned().or_else(|| self.giver_in_use(peer)) else {
             return;
         };
-        let failure = left(stage);
+        let failure = left(&stage);
         self.recovery.lose(peer);
         match self.phase {
             Phase::Placing { .. } | Phase::Committing { .. } => {
@@ -140,12 +146,18 @@ impl Machine {
     }
 
     pub(super) fn on_unreachable(&mut self, epoch: u64, peer: PeerId, failure: Failure) {
+        if self.moves_to(epoch) {
+            return self.drop_move();
+        }
         if epoch == self.epoch && matches!(self.phase, Phase::Running) {
             self.fault(FaultKind::PeerLost, Some(peer), failure);
         }
     }
 
     pub(super) fn on_step_failed(&mut self, epoch: u64, culprit: Option<PeerId>, failure: Failure) {
+        if self.moves_to(epoch) {
+            return self.drop_move();
+        }
         if epoch == self.epoch && matches!(self.phase, Phase::Running) {
             self.fault(FaultKind::StepFailed, culprit, failure);
         }
@@ -210,6 +222,9 @@ impl Machine {
     }
 
     fn begin(&mut self, strategy: &'static str, fault: &Fault, then: Then) {
+        self.drop_move();
+        self.has_switched = false;
+        self.arrived.clear();
         self.recovery.attempts += 1;
         fault.failure.message.clone_into(&mut self.recovery.reason);
         if self.sent > 0 {
@@ -278,6 +293,7 @@ impl Machine {
     pub(super) fn made_progress(&mut self) {
         self.placements = 0;
         self.waits = 0;
+        self.moved();
         self.recovery.suspects.clear();
         if std::mem::take(&mut self.recovery.attempts) > 0 {
             self.out.push(Command::Recovered);

@@ -71,6 +71,7 @@ impl Machine {
         let stopped = machine.take_past(past.tokens);
         let tokens = machine.tokens();
         machine.epoch = past.claim << PLACEMENT_BITS;
+        machine.newest = machine.epoch;
         // The stages of coordinators before may hold something.
         machine.has_computed = true;
         machine.journaled = tokens;

@@ -13,6 +13,7 @@
 //! | `storm.rs` | faults |
 //! | `copies.rs` | peers that keep the journal |
 //! | `interruption.rs` | the coordinator crashes, the client is gone, and comes back |
+//! | `moves.rs` | routes that are offered to a session that runs |
 //! | `checks.rs` | the rules |
 
 mod checks;
@@ -20,6 +21,7 @@ mod coordinator;
 mod copies;
 mod interruption;
 mod messages;
+mod moves;
 mod peer;
 mod storm;
 pub(super) mod toy;
@@ -84,6 +86,8 @@ enum Happening {
     Lost(usize),
     Advert(usize),
     Interrupt(Interruption),
+    /// Another route is offered to the session.
+    Offer,
     /// The client comes back for the rest.
     ClientReturns,
     /// An advert, and the next one in its time.
@@ -129,6 +133,8 @@ struct Simulation {
 pub(super) enum Seen {
     Recovery(FaultKind, Remedy),
     Rebuild(&'static str),
+    Moved,
+    MoveDropped,
 }
 
 /// Plays one seed to its end; panics where a rule is broken. Gives the recoveries that it took.
@@ -276,6 +282,7 @@ impl Simulation {
             }
             Happening::Advert(peer) => self.hear_advert(peer),
             Happening::Interrupt(how) => self.interrupt(how),
+            Happening::Offer => self.offer(),
             Happening::ClientReturns => self.client_returns(),
             Happening::Renewal(peer) => {
                 self.hear_advert(peer);

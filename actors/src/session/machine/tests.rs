@@ -52,6 +52,7 @@ fn whatever_the_network_and_the_peers_do_the_answer_is_the_one_without_faults() 
     }
     assert!(seen.contains(&Seen::Recovery(PlacementFailed, Restart)));
     assert!(seen.contains(&Seen::Recovery(Interrupted, FailOver)));
+    assert!(seen.contains(&Seen::Moved) && seen.contains(&Seen::MoveDropped));
     for way in ["keep", "replay", "copy", "prefill"] {
         assert!(seen.contains(&Seen::Rebuild(way)), "never {way}");
     }

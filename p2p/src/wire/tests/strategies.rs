@@ -112,6 +112,7 @@ fn body() -> impl Strategy<Value = AdvertBody> {
                 measured_gb_s: texts.2,
                 numerics: texts.1,
                 max_layers: texts.3,
+                draining: load.0 % 2 == 1,
                 load: LoadAdvert {
                     sessions: load.0,
                     queued: load.1,
@@ -451,6 +452,7 @@ pub fn plain_advert(keypair: &Keypair) -> Advert {
         measured_gb_s: 10.0,
         numerics: "cpu-1".into(),
         max_layers: None,
+        draining: false,
         load: LoadAdvert::default(),
         models: Vec::new(),
         membership: None,
