@@ -65,6 +65,7 @@ impl Own {
             sessions: self.shelf.sessions() as u32,
             queued: self.admission.waiting() as u32,
             reserved_bytes: self.shelf.memory().1,
+            toil_percent: self.shelf.toil(),
         };
         body.clone()
     }

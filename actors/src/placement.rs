@@ -17,6 +17,9 @@ use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, better, plan, stan
 use crate::session::event::RouteStage;
 use crate::supervisor::ActorRef;
 
+/// Steps wander by this much, and long contexts cost something.
+const USUAL_PERCENT: u32 = 150;
+
 /// Finds placements.
 #[derive(Clone)]
 pub(crate) struct Placer {
@@ -206,6 +209,14 @@ fn others(providers: &[PeerId], peer: PeerId) -> Vec<PeerId> {
     others.take(limit::PROVIDERS).copied().collect()
 }
 
+/// By how much a peer is slower now than what it measured when it started; small differences are noise.
+fn toil(percent: u32) -> f32 {
+    match percent {
+        ..=USUAL_PERCENT => 1.0,
+        _ => percent as f32 / 100.0,
+    }
+}
+
 fn facts(record: &PeerRecord, model: &Cid) -> PeerFacts {
     let body = &record.body;
     PeerFacts {
@@ -213,7 +224,7 @@ fn facts(record: &PeerRecord, model: &Cid) -> PeerFacts {
         is_self: record.is_self,
         memory_bytes: body.hardware.memory_for_models,
         max_layers: body.max_layers,
-        gb_s: body.measured_gb_s,
+        gb_s: body.measured_gb_s / toil(body.load.toil_percent),
         numerics: body.numerics.clone(),
         present_bytes: record.present_bytes(model),
     }

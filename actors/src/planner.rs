@@ -34,7 +34,7 @@ use accel_p2p::PeerId;
 
 pub use shortfall::{PeerShortfall, PlanError};
 
-pub(crate) use better::better;
+pub(crate) use better::{Why, better};
 use cost::Costs;
 pub(crate) use stand_ins::stand_ins;
 

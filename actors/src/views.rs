@@ -29,6 +29,8 @@ pub struct PeerView {
     pub memory_for_models: u64,
     /// Memory for models that is taken.
     pub reserved_bytes: u64,
+    /// How long its stages take for a token now, in percent of what they take at best.
+    pub toil_percent: u32,
     /// Graphics adapters, as wgpu sees them.
     pub gpus: Vec<GpuView>,
     /// Speed of its engine in GB/s of weights; measured by the peer itself.

@@ -2,7 +2,9 @@
 //! than a newcomer give their layers away in mid-answer. Nothing fails, and the answer is the one that
 //! would have come anyway.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use accel_tests::{
     ChatRequest, Cluster, Listener, Node, NodeOptions, PATIENCE,
@@ -11,6 +13,7 @@ use accel_tests::{
 };
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 /// Layers that a node takes, of six.
 const LAYERS: u32 = 2;
@@ -168,6 +171,53 @@ async fn an_answer_moves_to_a_faster_newcomer_while_it_comes() -> Result<()> {
     let newcomer = running.others.nodes.last().context("the newcomer")?;
     assert!(has(&view, newcomer), "{view}");
     assert_eq!(view["route"].as_array().map(Vec::len), Some(1), "{view}");
+    let (text, view) = running.end().await?;
+    assert_eq!(text, expected);
+    assert_eq!(view["recoveries"], 0, "{view}");
+    Ok(())
+}
+
+/// Lets a process run for a quarter of the time, as if others took the rest.
+struct Brake(Arc<AtomicBool>);
+
+impl Brake {
+    fn on(node: Node) -> (Self, JoinHandle<Result<Node>>) {
+        let brake = Self(Arc::default());
+        let released = Arc::clone(&brake.0);
+        let braking = tokio::task::spawn_blocking(move || {
+            while !released.load(Ordering::Relaxed) {
+                node.process.pause()?;
+                std::thread::sleep(Duration::from_millis(30));
+                node.process.resume()?;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Ok(node)
+        });
+        (brake, braking)
+    }
+}
+
+impl Drop for Brake {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_moves_away_from_a_peer_that_became_slow() -> Result<()> {
+    let model = models::patient()?;
+    let expected = undisturbed(&model).await?;
+    let mut running = Running::start(4, &model).await?;
+    // So many that it is known how fast the peer is when nobody disturbs it.
+    running.heard.hear(&mut running.stream, 200).await?;
+    let slow = running.stage().await?;
+    let (brake, braking) = Brake::on(running.others.nodes.remove(slow));
+    let moved = running.hear_moves(1).await;
+    drop(brake);
+    let slow = braking.await??;
+    let view = moved?;
+    assert_eq!(view["moves"][0]["why"], "faster", "{view}");
+    assert!(!has(&view, &slow), "{view}");
     let (text, view) = running.end().await?;
     assert_eq!(text, expected);
     assert_eq!(view["recoveries"], 0, "{view}");

@@ -40,6 +40,7 @@ pub(super) fn peer(record: &PeerRecord, health: &Diagnosis) -> PeerView {
         memory_bytes: hardware.memory_bytes,
         memory_for_models: hardware.memory_for_models,
         reserved_bytes: body.load.reserved_bytes,
+        toil_percent: body.load.toil_percent,
         gpus: gpus.collect(),
         measured_gb_s: body.measured_gb_s,
         numerics: body.numerics.clone(),

@@ -297,7 +297,7 @@ impl SessionActor {
                 replayed,
             } => self.rebuilding(way, &prices, replayed),
             Command::Recovered => self.recovered(),
-            Command::Switching => self.switching(),
+            Command::Switching { before } => self.switching(before),
             Command::Moved => self.moved(),
             Command::MoveDropped => self.move_dropped(),
             Command::JournalToken { index, drawn } => {

@@ -213,7 +213,7 @@ pub(crate) enum Command {
     /// The first token after a fault came.
     Recovered,
     /// Between two tokens, the session goes over to the route that was got ready.
-    Switching,
+    Switching { before: Vec<PeerId> },
     /// The first token from there came.
     Moved,
     /// A route that was got ready is not gone over to.

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use accel_p2p::PeerId;
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 
 use super::actor::SessionActor;
 use super::event::Event;
 use crate::placement::{Better, Wanted};
+use crate::planner::Why;
 use crate::views::{Figure, MoveView};
 
 /// A session looks for a better route no more often than this.
@@ -24,6 +26,8 @@ pub(super) struct Mover {
     looks_again: bool,
     /// Why it moves, and since when somebody gets ready for it.
     under_way: Option<(&'static str, Instant)>,
+    /// Peers that it left because others were faster: idle, they would look fast again.
+    left: Vec<PeerId>,
     shown: Vec<MoveView>,
 }
 
@@ -56,10 +60,13 @@ impl SessionActor {
         let deps = Arc::clone(&self.deps);
         let (model, shape) = (self.spec.model.clone(), Arc::clone(&self.spec.shape));
         let (tokens, to_come) = (self.spec.max_tokens, self.machine.to_come());
+        let held = self.held();
+        let is_held = |peer: &PeerId| held.iter().any(|(known, _)| known == peer);
+        let left = self.mover.left.iter().copied();
         let wanted = Wanted {
             numerics: Some(self.spec.opening.numerics.clone()),
-            held: self.held(),
-            ..Wanted::default()
+            excluding: left.filter(|peer| !is_held(peer)).collect(),
+            held,
         };
         let looking = async move {
             let placer = &deps.placer;
@@ -101,10 +108,16 @@ impl SessionActor {
         self.feed(Event::MoveOffered { route }, context);
     }
 
-    pub(super) fn switching(&mut self) {
+    /// `before` is the route until now.
+    pub(super) fn switching(&mut self, before: Vec<PeerId>) {
         let Some((why, since)) = self.mover.under_way else {
             return;
         };
+        if why == Why::Faster.name() {
+            let stays = |peer: &PeerId| self.machine.route().any(|(stage, _)| stage.peer == *peer);
+            let left = before.into_iter().filter(|peer| !stays(peer));
+            self.mover.left.extend(left.collect::<Vec<_>>());
+        }
         if self.mover.shown.len() >= SHOWN {
             self.mover.shown.remove(0);
         }

@@ -159,6 +159,13 @@ impl Shelf {
         (inner.ledger.used(), inner.ledger.held())
     }
 
+    /// How long the slowest of the stages takes for a token now, in percent of what it takes at best.
+    pub(crate) fn toil(&self) -> u32 {
+        let inner = self.lock();
+        let engines = inner.cells.values().filter_map(|cell| cell.get());
+        engines.map(|engine| engine.toil()).max().unwrap_or(100)
+    }
+
     /// Sessions that hold memory.
     pub(crate) fn sessions(&self) -> usize {
         self.lock().ledger.sessions()

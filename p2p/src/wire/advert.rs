@@ -95,6 +95,8 @@ pub struct LoadAdvert {
     pub queued: u32,
     /// Memory for models that is taken.
     pub reserved_bytes: u64,
+    /// How long its stages take for a token now, in percent of what they take at best.
+    pub toil_percent: u32,
 }
 
 /// A model that a node can serve blocks of.
@@ -155,7 +157,8 @@ wire_struct!(GpuAdvert { name[limit::NAME], backend[limit::LABEL], kind[limit::L
 wire_struct!(LoadAdvert {
     sessions,
     queued,
-    reserved_bytes
+    reserved_bytes,
+    toil_percent
 });
 wire_struct!(ModelOffer { cid, name[limit::NAME], bytes, complete, present_bytes });
 wire_struct!(Goodbye {

@@ -280,7 +280,8 @@ impl Machine {
         };
         self.recovery.was_given(self.sent as u64);
         self.has_switched = true;
-        self.out.push(Command::Switching);
+        let before = self.route.iter().map(|stage| stage.peer).collect();
+        self.out.push(Command::Switching { before });
         (self.epoch, self.route) = (to.epoch, to.route);
         self.begin_epoch();
         let mut ready = vec![false; self.route.len()];

@@ -117,6 +117,7 @@ fn body() -> impl Strategy<Value = AdvertBody> {
                     sessions: load.0,
                     queued: load.1,
                     reserved_bytes: load.2,
+                    toil_percent: load.1,
                 },
                 models,
                 membership: certificate.map(certificate_for),

@@ -113,13 +113,17 @@ fn a_newcomer_gets_ready_while_tokens_come_and_then_the_others_follow() {
         commands = machine.on(Event::Applied { epoch, step, stage });
     }
     assert_eq!(commands, [], "a step of the present route is under way");
+    let before = vec![peer(200), peer(201)];
     let mut commands = token_of(&mut machine, 2);
     let prepare = Command::Prepare {
         epoch,
         stage: 0,
         keeps: true,
     };
-    assert_eq!(commands.split_off(1), [Command::Switching, prepare]);
+    assert_eq!(
+        commands.split_off(1),
+        [Command::Switching { before }, prepare]
+    );
     let commands = prepared(&mut machine, epoch, 0, 101);
     let commit = Command::Commit {
         epoch,

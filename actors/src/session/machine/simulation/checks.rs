@@ -180,7 +180,7 @@ impl Checks {
             | Command::Plan { .. }
             | Command::Reconnect { .. }
             | Command::Recovered
-            | Command::Switching
+            | Command::Switching { .. }
             | Command::FindReplicas { .. }
             | Command::OpenReplica { .. }
             | Command::DropReplica { .. }

@@ -184,7 +184,7 @@ impl Simulation {
             | Command::Recovering { .. }
             | Command::Rebuilding { .. }
             | Command::Recovered
-            | Command::Switching
+            | Command::Switching { .. }
             | Command::Moved
             | Command::MoveDropped => {}
         }
