@@ -198,7 +198,11 @@ impl SessionActor {
         match command {
             Command::JournalOpen => self.journal(JournalItem::Open(self.spec.opening.to_bytes())),
             Command::JournalClaim { claim } => self.journal(JournalItem::Claim(claim)),
-            Command::Plan { epoch, excluding } => self.plan(epoch, excluding, context),
+            Command::Plan {
+                epoch,
+                excluding,
+                anew,
+            } => self.plan(epoch, excluding, anew, context),
             Command::Prepare {
                 epoch,
                 stage,

@@ -140,8 +140,13 @@ pub(crate) enum Command {
     JournalOpen,
     /// Take over a session that is in the journal, above every claim before.
     JournalClaim { claim: u64 },
-    /// Find a route to replace the one of this epoch, without these peers.
-    Plan { epoch: u64, excluding: Vec<PeerId> },
+    /// Find a route to replace the one of this epoch, without these peers: one that keeps what is
+    /// loaded, or the best there is.
+    Plan {
+        epoch: u64,
+        excluding: Vec<PeerId>,
+        anew: bool,
+    },
     /// Phase one, to one stage, which may keep the KV cache that it has. Numbers behind the route
     /// are peers that only give theirs.
     Prepare {

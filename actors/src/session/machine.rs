@@ -18,6 +18,7 @@ mod fixtures;
 mod handing_over;
 mod moving;
 mod placement;
+mod racing;
 mod rebuilding;
 mod recovering;
 mod replicating;
@@ -103,6 +104,8 @@ pub(crate) struct Machine {
     newest: u64,
     /// A route that is got ready while the session runs.
     moving: Option<Move>,
+    /// Whether stand-ins are looked for that get ready beside the present route.
+    wants_race: bool,
     /// Whether the session moved behind the last token.
     has_switched: bool,
     /// Stages that are live before the others of their epoch, and the positions that they have.
@@ -151,6 +154,7 @@ impl Machine {
             epoch: 0,
             newest: 0,
             moving: None,
+            wants_race: false,
             has_switched: false,
             arrived: BTreeMap::new(),
             step: 0,
@@ -337,7 +341,7 @@ impl Machine {
             (Timer::Memory { epoch } | Timer::Peers { epoch }, Phase::Waiting)
                 if epoch == self.epoch =>
             {
-                self.place_again();
+                self.place_again(false);
             }
             (Timer::Step { epoch, step, .. }, Phase::Running) if epoch == self.epoch => {
                 self.on_step_timeout(step);

@@ -15,14 +15,23 @@ use crate::error::{Failure, SESSION_MOVED};
 use crate::placement::Wanted;
 
 impl SessionActor {
-    pub(super) fn plan(&mut self, epoch: u64, excluding: Vec<PeerId>, context: &mut Context<Self>) {
+    pub(super) fn plan(
+        &mut self,
+        epoch: u64,
+        excluding: Vec<PeerId>,
+        anew: bool,
+        context: &mut Context<Self>,
+    ) {
         let deps = Arc::clone(&self.deps);
         let (model, shape) = (self.spec.model.clone(), Arc::clone(&self.spec.shape));
         let tokens = self.spec.max_tokens;
         let wanted = Wanted {
             excluding,
             numerics: Some(self.spec.opening.numerics.clone()),
-            held: self.held(),
+            held: match anew {
+                true => Vec::new(),
+                false => self.held(),
+            },
         };
         let planning = async move { deps.placer.place(&model, &shape, tokens, &wanted).await };
         let done = planning

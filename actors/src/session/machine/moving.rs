@@ -28,13 +28,15 @@ pub(super) struct Move {
     newcomers: Vec<Newcomer>,
     /// Whether they are asked to go live, and then, whether they have what they need.
     committing: bool,
+    /// Whether the present route may not answer any more: then nobody waits for it.
+    race: bool,
     ready: bool,
     feeding: Option<InFlight>,
 }
 
 /// A stage of the new route whose peer is not in the present one.
 #[derive(Debug)]
-struct Newcomer {
+pub(super) struct Newcomer {
     stage: usize,
     /// The stage of the present route that has the same layers.
     giver: Option<usize>,
@@ -45,6 +47,10 @@ struct Newcomer {
 }
 
 impl Move {
+    pub(super) fn is_race(&self) -> bool {
+        self.race
+    }
+
     fn newcomer(&mut self, stage: usize) -> Option<&mut Newcomer> {
         let mut all = self.newcomers.iter_mut();
         all.find(|newcomer| newcomer.stage == stage)
@@ -82,9 +88,18 @@ impl Machine {
 
     pub(super) fn on_move_offered(&mut self, route: Vec<RouteStage>) {
         let newcomers = self.newcomers(&route).filter(|_| self.may_move());
-        let Some(newcomers) = newcomers.filter(|newcomers| !newcomers.is_empty()) else {
-            return;
-        };
+        if let Some(newcomers) = newcomers.filter(|newcomers| !newcomers.is_empty()) {
+            self.get_ready(route, newcomers, false);
+        }
+    }
+
+    /// Prepares the newcomers of a route under an epoch of their own.
+    pub(super) fn get_ready(
+        &mut self,
+        route: Vec<RouteStage>,
+        newcomers: Vec<Newcomer>,
+        race: bool,
+    ) {
         self.newest += 1;
         let epoch = self.newest;
         for newcomer in &newcomers {
@@ -103,6 +118,7 @@ impl Machine {
             route,
             newcomers,
             committing: false,
+            race,
             ready: false,
             feeding: None,
         });
@@ -110,7 +126,7 @@ impl Machine {
 
     /// Who is new in a route; none where somebody stays with other layers, who would have to stop
     /// for that.
-    fn newcomers(&self, route: &[RouteStage]) -> Option<Vec<Newcomer>> {
+    pub(super) fn newcomers(&self, route: &[RouteStage]) -> Option<Vec<Newcomer>> {
         let mut newcomers = Vec::new();
         for (stage, hop) in route.iter().enumerate() {
             if self.route.contains(hop) {
@@ -170,8 +186,15 @@ impl Machine {
         if let Some(newcomer) = to.newcomer(stage) {
             newcomer.live = true;
         }
-        if to.newcomers.iter().all(|newcomer| newcomer.live) {
-            self.feed_newcomers();
+        if !to.newcomers.iter().all(|newcomer| newcomer.live) {
+            return;
+        }
+        match to.race {
+            true => {
+                to.ready = true;
+                self.follow();
+            }
+            false => self.feed_newcomers(),
         }
     }
 
@@ -274,11 +297,15 @@ impl Machine {
 
     /// Between two tokens, when the newcomers are ready, the others follow. Whether they do now.
     pub(super) fn follow(&mut self) -> bool {
-        let is_between = matches!(self.phase, Phase::Running) && self.in_flight.is_empty();
-        let Some(to) = self.moving.take_if(|to| to.ready && is_between) else {
+        let runs = matches!(self.phase, Phase::Running);
+        let is_between = self.in_flight.is_empty();
+        let may = |to: &mut Move| to.ready && runs && (is_between || to.race);
+        let Some(to) = self.moving.take_if(may) else {
             return false;
         };
-        self.recovery.was_given(self.sent as u64);
+        if self.sent > 0 {
+            self.recovery.was_given(self.sent as u64);
+        }
         self.has_switched = true;
         let before = self.route.iter().map(|stage| stage.peer).collect();
         self.out.push(Command::Switching { before });

@@ -31,6 +31,9 @@ impl Machine {
     }
 
     pub(super) fn on_planned(&mut self, epoch: u64, route: Vec<RouteStage>) {
+        if self.wants_race(epoch) {
+            return self.begin_race(route);
+        }
         if matches!(self.phase, Phase::Planning) && epoch == self.epoch {
             self.route = route;
             self.place();
@@ -38,9 +41,12 @@ impl Machine {
     }
 
     pub(super) fn on_no_plan(&mut self, epoch: u64, failure: Failure) {
+        if self.wants_race(epoch) {
+            return self.give_race_up();
+        }
         if matches!(self.phase, Phase::Planning) && epoch == self.epoch {
             if self.pardons_suspects() {
-                return self.plan();
+                return self.plan(false);
             }
             let refusal = self.refusal.take().unwrap_or(failure);
             self.wait_or_fail(refusal);
@@ -82,10 +88,10 @@ impl Machine {
     }
 
     /// Everyone may be asked anew: what was refused before may be granted now.
-    pub(super) fn place_again(&mut self) {
+    pub(super) fn place_again(&mut self, anew: bool) {
         self.forget_refusals();
         self.phase = Phase::Planning;
-        self.plan();
+        self.plan(anew);
     }
 
     /// Over the same route once more.
@@ -100,13 +106,17 @@ impl Machine {
         self.refusal = None;
     }
 
-    fn plan(&mut self) {
+    pub(super) fn plan(&mut self, anew: bool) {
         let epoch = self.epoch;
         let refused = self.excluded.iter().copied();
         let mut excluding: Vec<PeerId> = refused.chain(self.recovery.excluded()).collect();
         excluding.sort();
         excluding.dedup();
-        self.out.push(Command::Plan { epoch, excluding });
+        self.out.push(Command::Plan {
+            epoch,
+            excluding,
+            anew,
+        });
     }
 
     /// Opens a new epoch over the route.
@@ -282,7 +292,7 @@ impl Machine {
             return self.wait_or_fail(refusal);
         }
         self.refusal = Some(refusal);
-        self.plan();
+        self.plan(false);
     }
 
     /// A request that was computed before is no bad one, and content that was there comes back.

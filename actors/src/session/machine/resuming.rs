@@ -147,7 +147,7 @@ impl Machine {
             replayed: positions,
             reason: REASON.to_owned(),
         });
-        self.place_again();
+        self.place_again(false);
     }
 
     /// The client is gone. What is complete is complete all the same.

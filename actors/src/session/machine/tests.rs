@@ -52,6 +52,8 @@ fn whatever_the_network_and_the_peers_do_the_answer_is_the_one_without_faults() 
     }
     assert!(seen.contains(&Seen::Recovery(PlacementFailed, Restart)));
     assert!(seen.contains(&Seen::Recovery(Interrupted, FailOver)));
+    assert!(seen.contains(&Seen::Recovery(StepTimeout, Race)));
+    assert!(seen.contains(&Seen::Recovery(PeerLost, Replan)));
     assert!(seen.contains(&Seen::Moved) && seen.contains(&Seen::MoveDropped));
     for way in ["keep", "replay", "copy", "prefill"] {
         assert!(seen.contains(&Seen::Rebuild(way)), "never {way}");
@@ -226,6 +228,7 @@ fn a_lost_peer_is_planned_without_until_it_is_heard_of_again() {
     let expected = (FaultKind::PeerLost, Remedy::FailOver, 5);
     assert_eq!(remedy(&commands), Some(expected));
     let plan = |excluding| Command::Plan {
+        anew: false,
         epoch: 1,
         excluding,
     };
@@ -332,7 +335,14 @@ fn a_peer_that_is_lost_before_the_first_placement_is_done_is_waited_for() {
         let plan = machine.on(Event::PeerLost(peer(201)));
         let excluding = vec![peer(201)];
         let epoch = 1;
-        assert_eq!(plan.last(), Some(&Command::Plan { epoch, excluding }));
+        assert_eq!(
+            plan.last(),
+            Some(&Command::Plan {
+                epoch,
+                excluding,
+                anew: false,
+            })
+        );
         let no_plan = || Event::NoPlan {
             epoch,
             failure: Failure::unavailable("no_peers", "too few peers", "wait"),
@@ -352,7 +362,14 @@ fn a_peer_that_is_lost_before_the_first_placement_is_done_is_waited_for() {
         machine.on(Event::PeerHeard(peer(201)));
         let excluding = Vec::new();
         let commands = machine.on(Event::Timeout(timer));
-        assert_eq!(commands, [Command::Plan { epoch, excluding }]);
+        assert_eq!(
+            commands,
+            [Command::Plan {
+                epoch,
+                excluding,
+                anew: false,
+            }]
+        );
     }
 }
 
@@ -400,6 +417,7 @@ fn a_refusal_before_the_first_token_tries_another_route_under_a_new_epoch() {
     assert_eq!(
         commands[2],
         Command::Plan {
+            anew: false,
             epoch: 1,
             excluding: vec![peer(201)]
         }
@@ -450,7 +468,14 @@ fn a_session_waits_for_memory_that_others_hold_and_holds_nothing_meanwhile() {
         assert_eq!(commands, [Command::Arm(timer)]);
         let excluding = Vec::new();
         let commands = machine.on(Event::Timeout(timer));
-        assert_eq!(commands, [Command::Plan { epoch, excluding }]);
+        assert_eq!(
+            commands,
+            [Command::Plan {
+                epoch,
+                excluding,
+                anew: false,
+            }]
+        );
         let route = route(&[200, 201]);
         machine.on(Event::Planned { epoch, route });
     }

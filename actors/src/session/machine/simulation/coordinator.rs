@@ -74,7 +74,9 @@ impl Simulation {
                 self.disk.claim(claim);
                 self.soon(Event::Opened);
             }
-            Command::Plan { epoch, excluding } => {
+            Command::Plan {
+                epoch, excluding, ..
+            } => {
                 let event = match self.route(&excluding) {
                     Some(route) => Event::Planned { epoch, route },
                     None => Event::NoPlan {
