@@ -7,11 +7,14 @@
 //! Until then a move may come to nothing at any time, and nobody notices; after that, what fails is
 //! a fault like any other.
 
+use std::ops::Range;
+
+use accel_p2p::PeerId;
+
 use super::steps::InFlight;
 use super::{Machine, Phase};
 use crate::session::event::{Command, RouteStage, StageReport, Timer};
 use crate::session::rebuild::Source;
-use accel_p2p::PeerId;
 
 /// Positions that a newcomer is given at once: so few that the others hardly wait for them.
 const ROWS: u64 = 64;
@@ -224,7 +227,7 @@ impl Machine {
     }
 
     /// What a newcomer is to be given next, by whom, and which stage is the last to take it.
-    fn next_feed(&self, settled: u64) -> Option<(Source, usize, std::ops::Range<usize>)> {
+    fn next_feed(&self, settled: u64) -> Option<(Source, usize, Range<usize>)> {
         let to = self.moving.as_ref()?;
         let lacks = |newcomer: &&Newcomer| newcomer.length + FEW < settled;
         let is_given =

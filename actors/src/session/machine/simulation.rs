@@ -15,6 +15,7 @@
 //! | `interruption.rs` | the coordinator crashes, the client is gone, and comes back |
 //! | `moves.rs` | routes that are offered to a session that runs |
 //! | `checks.rs` | the rules |
+//! | `tests.rs` | many seeds, or one that failed |
 
 mod checks;
 mod coordinator;
@@ -24,6 +25,7 @@ mod messages;
 mod moves;
 mod peer;
 mod storm;
+mod tests;
 pub(super) mod toy;
 mod weather;
 
