@@ -106,6 +106,9 @@ impl SessionActor {
         self.mover.under_way = Some((why, Instant::now()));
         tracing::info!(session = %self.spec.id, why, "another route is got ready");
         self.feed(Event::MoveOffered { route }, context);
+        if !self.machine.gets_ready() {
+            self.mover.under_way = None;
+        }
     }
 
     /// `before` is the route until now.

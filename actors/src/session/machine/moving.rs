@@ -150,6 +150,11 @@ impl Machine {
         Some(newcomers)
     }
 
+    /// Whether a move is got ready.
+    pub(crate) fn gets_ready(&self) -> bool {
+        self.moving.is_some()
+    }
+
     /// Whether an epoch is that of a move which is got ready.
     pub(super) fn moves_to(&self, epoch: u64) -> bool {
         self.moving.as_ref().is_some_and(|to| to.epoch == epoch)
