@@ -367,6 +367,11 @@ impl<D: Dot> Isa for Neon<D> {
     }
 
     #[inline(always)]
+    unsafe fn acc_begin(halves: i32) -> D::Acc {
+        D::begin(halves)
+    }
+
+    #[inline(always)]
     unsafe fn acc(acc: D::Acc, weights: Bytes, activations: i32) -> D::Acc {
         let activations = vreinterpretq_s8_s32(vdupq_n_s32(activations));
         D::add(acc, each!(vreinterpretq_s8_u8(weights)), activations)
@@ -396,6 +401,13 @@ impl<D: Dot> Isa for Neon<D> {
     #[inline(always)]
     unsafe fn sum_i(a: Ints) -> i32 {
         vaddvq_s32(vaddq_s32(vaddq_s32(a[0], a[1]), vaddq_s32(a[2], a[3])))
+    }
+
+    #[inline(always)]
+    unsafe fn sums_of_pairs(a: Ints) -> (i32, i32) {
+        let four = vaddq_s32(vaddq_s32(a[0], a[1]), vaddq_s32(a[2], a[3]));
+        let two = vpaddq_s32(four, four);
+        (vgetq_lane_s32::<0>(two), vgetq_lane_s32::<1>(two))
     }
 
     #[inline(always)]

@@ -258,6 +258,12 @@ impl Isa for Scalar {
         [0; LANES]
     }
 
+    #[inline(always)]
+    unsafe fn acc_begin(halves: i32) -> Ints {
+        let (low, high) = self::halves(halves);
+        [low + high; LANES]
+    }
+
     // A function of its own: a copy for each group of each kernel would be very large.
     #[inline(never)]
     unsafe fn acc(acc: Ints, weights: Self::B, activations: i32) -> Ints {
@@ -302,6 +308,14 @@ impl Isa for Scalar {
     #[inline(always)]
     unsafe fn sum_i(a: Ints) -> i32 {
         a.into_iter().fold(0, i32::wrapping_add)
+    }
+
+    #[inline(always)]
+    unsafe fn sums_of_pairs(a: Ints) -> (i32, i32) {
+        let sum = |sum: i32, pair: &[i32; 2]| sum.wrapping_add(pair[0]).wrapping_add(pair[1]);
+        let pairs = a.as_chunks::<2>().0;
+        let (first, second) = (pairs.iter().step_by(2), pairs.iter().skip(1).step_by(2));
+        (first.fold(0, sum), second.fold(0, sum))
     }
 
     #[inline(always)]

@@ -208,6 +208,8 @@ unsafe fn integers<I: Isa>(results: &mut Results) {
         }
         results.push(("highest_i", vec![I::highest_i(a) as u32]));
         results.push(("sum_i", vec![I::sum_i(a) as u32]));
+        let (first, second) = I::sums_of_pairs(a);
+        results.push(("sums_of_pairs", vec![first as u32, second as u32]));
         let mut stored = [0i8; LANES];
         let signed = I::sub_i(small, I::splat_i(128));
         I::store_i8(stored.as_mut_ptr(), signed);

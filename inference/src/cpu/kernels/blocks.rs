@@ -11,31 +11,44 @@ use super::layout::{Layout, Split, Unpack, ask_ahead, dot, dot_signed, dot_split
 use crate::cpu::activations::{BlockSide, Row};
 use crate::cpu::format::BlockFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
-use crate::cpu::pack::{Bytes, CHUNK, GROUPS, Pack};
+use crate::cpu::pack::{CHUNK, GROUPS, Pack};
 use std::marker::PhantomData;
 
-/// A nibble in each byte.
-type Nibbles = Bytes<4>;
-
-/// How the integers are multiplied.
+/// How the integers of a block are multiplied: exact sums of `weight · value`.
 trait Dot<F> {
-    /// What each weight counts too much.
-    fn offset<I: Isa>() -> i32;
-    /// The products of a chunk.
-    unsafe fn dot<I: Isa, const N: usize>(chunk: *const u8, values: *const i8) -> [I::I; N];
+    /// The products of a chunk with `N` rows. What unsigned weights count too much is taken off.
+    unsafe fn dot<I: Isa, const N: usize>(
+        chunk: *const u8,
+        values: *const i8,
+        side: *const BlockSide,
+    ) -> [I::I; N];
 }
 
 /// Unsigned values in the packing `P`.
 struct Unsigned<P>(PhantomData<P>);
 
 impl<F: BlockFormat, P: Pack> Dot<F> for Unsigned<P> {
-    fn offset<I: Isa>() -> i32 {
-        F::OFFSET
-    }
-
     #[inline(always)]
-    unsafe fn dot<I: Isa, const N: usize>(chunk: *const u8, values: *const i8) -> [I::I; N] {
-        dot::<I, P, 0, GROUPS, CHUNK, N>(chunk, values, |part| unsafe { I::acc_finish(part) })
+    unsafe fn dot<I: Isa, const N: usize>(
+        chunk: *const u8,
+        values: *const i8,
+        side: *const BlockSide,
+    ) -> [I::I; N] {
+        let limit = match F::OFFSET {
+            0 => I::groups(P::BITS),
+            _ => I::groups_around_zero(P::BITS),
+        };
+        let mut starts = [I::acc_zero(); N];
+        for n in 0..N {
+            match F::OFFSET {
+                0 => {}
+                8 => starts[n] = I::acc_begin((*side.add(n)).less8),
+                _ => starts[n] = I::acc_begin((*side.add(n)).less16),
+            }
+        }
+        dot::<I, P, 0, GROUPS, CHUNK, N>(chunk, values, starts, limit, |part| unsafe {
+            I::acc_finish(part)
+        })
     }
 }
 
@@ -43,27 +56,40 @@ impl<F: BlockFormat, P: Pack> Dot<F> for Unsigned<P> {
 struct Signed;
 
 impl<F: BlockFormat> Dot<F> for Signed {
-    fn offset<I: Isa>() -> i32 {
-        I::SIGNED_OFFSET
-    }
-
     #[inline(always)]
-    unsafe fn dot<I: Isa, const N: usize>(chunk: *const u8, values: *const i8) -> [I::I; N] {
-        dot_signed::<I, F::Packing, CHUNK, N>(chunk, values)
+    unsafe fn dot<I: Isa, const N: usize>(
+        chunk: *const u8,
+        values: *const i8,
+        side: *const BlockSide,
+    ) -> [I::I; N] {
+        let mut sums = dot_signed::<I, F::Packing, CHUNK, N>(chunk, values);
+        if I::SIGNED_OFFSET != 0 {
+            let sixteenth = I::SIGNED_OFFSET / 16;
+            let factor = I::splat_i(sixteenth << 16 | sixteenth);
+            for n in 0..N {
+                let less = I::madd16(I::splat_i((*side.add(n)).less16), factor);
+                sums[n] = I::add_i(sums[n], less);
+            }
+        }
+        sums
     }
 }
 
-/// Signed bytes in two planes of nibbles.
+/// Signed bytes in two planes.
 struct InPlanes;
 
 impl<F: BlockFormat> Dot<F> for InPlanes {
-    fn offset<I: Isa>() -> i32 {
-        128
-    }
-
     #[inline(always)]
-    unsafe fn dot<I: Isa, const N: usize>(chunk: *const u8, values: *const i8) -> [I::I; N] {
-        dot_split::<I, Nibbles, CHUNK, N>(chunk, values)
+    unsafe fn dot<I: Isa, const N: usize>(
+        chunk: *const u8,
+        values: *const i8,
+        side: *const BlockSide,
+    ) -> [I::I; N] {
+        let mut starts = [I::acc_zero(); N];
+        for n in 0..N {
+            starts[n] = I::acc_begin((*side.add(n)).less16);
+        }
+        dot_split::<I, CHUNK, N>(chunk, values, starts)
     }
 }
 
@@ -132,7 +158,6 @@ impl<F: BlockFormat, D: Dot<F>, const N: usize> Kernel for Blocks<F, D, N> {
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
         let Self(layout, row, out, _) = self;
-        let offset = D::offset::<I>();
         let mut results = [I::splat(0.0); N];
         if layout.first > 0 {
             for n in 0..N {
@@ -146,17 +171,12 @@ impl<F: BlockFormat, D: Dot<F>, const N: usize> Kernel for Blocks<F, D, N> {
             if N == 1 {
                 ask_ahead::<I>(meta, F::TILE_BLOCK);
             }
-            let sums = D::dot::<I, N>(chunk, values);
+            let sums = D::dot::<I, N>(chunk, values, side);
             let scales = I::load_f16(meta.cast());
             for n in 0..N {
                 let own = &*side.add(n);
-                let mut sum = sums[n];
-                if offset != 0 {
-                    let surplus = I::mul_i(I::splat_i(own.sum), I::splat_i(offset));
-                    sum = I::sub_i(sum, surplus);
-                }
                 let scale = I::mul(scales, I::splat(own.scale));
-                results[n] = I::fma(I::from_int(sum), scale, results[n]);
+                results[n] = I::fma(I::from_int(sums[n]), scale, results[n]);
                 if F::HAS_MIN {
                     let mins = I::load_f16(meta.add(2 * LANES).cast());
                     results[n] = I::fma(mins, I::splat(own.scaled_sum), results[n]);

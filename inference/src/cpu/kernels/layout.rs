@@ -9,12 +9,15 @@
 use super::unroll_groups;
 use crate::cpu::format::Format;
 use crate::cpu::isa::{Isa, Kernel};
-use crate::cpu::pack::{GROUP_BYTES, GROUPS, Pack};
+use crate::cpu::pack::{Bytes, GROUP_BYTES, GROUPS, Pack};
 use std::marker::PhantomData;
 
 /// Bytes of unpacked integers that are multiplied before the next are unpacked: half of the
 /// smallest cache that we know of.
 const UNPACKED: usize = 16 << 10;
+/// Bits of a signed byte that [`Split`] puts into the first plane, and into the second one.
+const LOWER: u32 = 3;
+const UPPER: u32 = 8 - LOWER;
 /// Bytes of an unpacked chunk.
 const CHUNK_BYTES: usize = GROUPS * GROUP_BYTES;
 /// How far ahead of the multiplication packed weights are asked for.
@@ -121,8 +124,8 @@ impl<F: Format> Kernel for Unpack<'_, F> {
     }
 }
 
-/// Splits a part of a tile of signed bytes into two planes of nibbles: the lower ones, and the
-/// upper ones plus eight.
+/// Splits a part of a tile of signed bytes into two planes: the [`LOWER`] bits, and the [`UPPER`]
+/// ones plus 16. So the sums of either fit into sixteen bits.
 pub(super) struct Split<'a, F>(pub Layout, pub &'a mut Vec<u8>, pub PhantomData<F>);
 
 impl<F: Format> Kernel for Split<'_, F> {
@@ -137,10 +140,10 @@ impl<F: Format> Kernel for Split<'_, F> {
             let from = packed.quants.add(block * packed.quants_step);
             unroll_groups!(G, {
                 let signed = F::Packing::group::<I>(from, G);
-                let upper = I::and_b(I::shr_b::<4>(signed), 0x0f);
+                let upper = I::and_b(I::shr_b::<3>(signed), 0x1f);
                 let at = to.add(G * GROUP_BYTES);
-                I::store_b(at, I::and_b(signed, 0x0f));
-                I::store_b(at.add(CHUNK_BYTES), I::xor_b(upper, 0x08));
+                I::store_b(at, I::and_b(signed, 0x07));
+                I::store_b(at.add(CHUNK_BYTES), I::xor_b(upper, 0x10));
             });
             to = to.add(2 * CHUNK_BYTES);
         }
@@ -155,8 +158,8 @@ unsafe fn four(values: *const i8) -> i32 {
 }
 
 /// The products of groups `FROM..TO` of a chunk with the values of `N` rows, which lie `BLOCK`
-/// bytes apart; `values` are those of the first row that go with the chunk. `finish` turns what
-/// was added up into whole numbers.
+/// bytes apart; `values` are those of the first row that go with the chunk. The sums begin with
+/// `starts`; after every `limit` groups `finish` turns what was added up into whole numbers.
 #[inline(always)]
 pub(super) unsafe fn dot<
     I: Isa,
@@ -168,11 +171,12 @@ pub(super) unsafe fn dot<
 >(
     chunk: *const u8,
     values: *const i8,
+    starts: [I::Acc; N],
+    limit: usize,
     finish: impl Fn(I::Acc) -> I::I,
 ) -> [I::I; N] {
-    let limit = I::groups(P::BITS);
     let mut sums = [I::splat_i(0); N];
-    let mut parts = [I::acc_zero(); N];
+    let mut parts = starts;
     unroll_groups!(G, {
         if (FROM..TO).contains(&G) {
             let weights = P::group::<I>(chunk, G);
@@ -211,20 +215,30 @@ pub(super) unsafe fn dot_signed<I: Isa, P: Pack, const BLOCK: usize, const N: us
     sums
 }
 
-/// The same for a whole chunk of signed bytes that was taken apart by [`Split`]. Every weight
-/// counts as `weight + 128`.
+/// The same for a whole chunk of signed bytes that was taken apart by [`Split`]. `starts` take off
+/// what the upper bits count too much.
 #[inline(always)]
-pub(super) unsafe fn dot_split<I: Isa, P: Pack, const BLOCK: usize, const N: usize>(
+pub(super) unsafe fn dot_split<I: Isa, const BLOCK: usize, const N: usize>(
     chunk: *const u8,
     values: *const i8,
+    starts: [I::Acc; N],
 ) -> [I::I; N] {
-    let sixteen = I::splat_i(16 << 16 | 16);
+    let eight = I::splat_i(8 << 16 | 8);
     let upper = chunk.add(CHUNK_BYTES);
-    let mut sums =
-        dot::<I, P, 0, 8, BLOCK, N>(chunk, values, |part| unsafe { I::acc_finish(part) });
-    let others = dot::<I, P, 0, 8, BLOCK, N>(upper, values, |part| unsafe {
-        I::acc_scaled(part, sixteen)
-    });
+    let mut sums = dot::<I, Bytes<LOWER>, 0, 8, BLOCK, N>(
+        chunk,
+        values,
+        [I::acc_zero(); N],
+        I::groups(LOWER),
+        |part| unsafe { I::acc_finish(part) },
+    );
+    let others = dot::<I, Bytes<UPPER>, 0, 8, BLOCK, N>(
+        upper,
+        values,
+        starts,
+        I::groups_around_zero(UPPER),
+        |part| unsafe { I::acc_scaled(part, eight) },
+    );
     for row in 0..N {
         sums[row] = I::add_i(sums[row], others[row]);
     }

@@ -85,7 +85,7 @@ impl<F: SuperFormat, P: Pack, const N: usize> Kernel for Supers<F, P, N> {
             for n in 0..N {
                 let own = (*side.add(n)).scale;
                 let mut sum = sums[n];
-                if F::OFFSET != 0 {
+                if F::OFFSET != 0 && !is_around_zero::<F>() {
                     let offset = I::mul_i(corrections[n], I::splat_i(F::OFFSET));
                     sum = I::sub_i(sum, offset);
                 }
@@ -101,6 +101,12 @@ impl<F: SuperFormat, P: Pack, const N: usize> Kernel for Supers<F, P, N> {
             I::store(out.add(n * LANES), results[n]);
         }
     }
+}
+
+/// Whether the sums of a format begin with what its offset takes off; otherwise the corrections of
+/// [`super_block`] do it.
+const fn is_around_zero<F: SuperFormat>() -> bool {
+    F::OFFSET == 32 && F::SUB16
 }
 
 /// The integer part of one super-block: scaled sums, and for formats with an offset or with
@@ -124,22 +130,25 @@ unsafe fn super_block<I: Isa, F: SuperFormat, P: Pack, const N: usize>(
         let high = |part| unsafe { I::acc_scaled(part, high) };
         let (first, second) = if F::SUB16 {
             let (chunk, values) = (chunks.add(pair * chunk_step), values.add(pair * CHUNK));
+            let a = starts::<I, F, P, N>(side, 2 * pair);
+            let b = starts::<I, F, P, N>(side, 2 * pair + 1);
             (
-                dot::<I, P, 0, 4, SUPER, N>(chunk, values, low),
-                dot::<I, P, 4, 8, SUPER, N>(chunk, values, high),
+                dot::<I, P, 0, 4, SUPER, N>(chunk, values, a.0, a.1, low),
+                dot::<I, P, 4, 8, SUPER, N>(chunk, values, b.0, b.1, high),
             )
         } else {
             let chunk = chunks.add(2 * pair * chunk_step);
-            let values = values.add(2 * pair * CHUNK);
+            let (next, values) = (chunk.add(chunk_step), values.add(2 * pair * CHUNK));
+            let (zeros, limit) = ([I::acc_zero(); N], I::groups(P::BITS));
             (
-                dot::<I, P, 0, 8, SUPER, N>(chunk, values, low),
-                dot::<I, P, 0, 8, SUPER, N>(chunk.add(chunk_step), values.add(CHUNK), high),
+                dot::<I, P, 0, 8, SUPER, N>(chunk, values, zeros, limit, low),
+                dot::<I, P, 0, 8, SUPER, N>(next, values.add(CHUNK), zeros, limit, high),
             )
         };
         for n in 0..N {
             sums[n] = I::add_i(sums[n], I::add_i(first[n], second[n]));
         }
-        if F::OFFSET != 0 || F::HAS_MIN {
+        if F::HAS_MIN || F::OFFSET != 0 && !is_around_zero::<F>() {
             let factors = if F::HAS_MIN {
                 F::mins::<I>(meta, pair)
             } else {
@@ -157,4 +166,20 @@ unsafe fn super_block<I: Isa, F: SuperFormat, P: Pack, const N: usize>(
         }
     }
     (sums, corrections)
+}
+
+/// What the sums of a sub-block of 16 begin with, and how many groups they may take.
+#[inline(always)]
+unsafe fn starts<I: Isa, F: SuperFormat, P: Pack, const N: usize>(
+    side: *const SuperSide,
+    sub: usize,
+) -> ([I::Acc; N], usize) {
+    let mut starts = [I::acc_zero(); N];
+    if !is_around_zero::<F>() {
+        return (starts, I::groups(P::BITS));
+    }
+    for n in 0..N {
+        starts[n] = I::acc_begin((*side.add(n)).less32[sub]);
+    }
+    (starts, I::groups_around_zero(P::BITS))
 }
