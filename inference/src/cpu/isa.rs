@@ -101,6 +101,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn scale_by_power_of_two(value: Self::F, exponent: Self::I) -> Self::F;
 
     unsafe fn splat_i(value: i32) -> Self::I;
+    unsafe fn load_i(from: *const i32) -> Self::I;
+    unsafe fn store_i(to: *mut i32, value: Self::I);
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn sub_i(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn max_i(a: Self::I, b: Self::I) -> Self::I;

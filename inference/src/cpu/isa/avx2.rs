@@ -208,6 +208,16 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i(from: *const i32) -> Ints {
+        Self::load_b(from.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn store_i(to: *mut i32, value: Ints) {
+        Self::store_b(to.cast(), value);
+    }
+
+    #[inline(always)]
     unsafe fn add_i(a: Ints, b: Ints) -> Ints {
         both!(_mm256_add_epi32(a, b))
     }

@@ -132,6 +132,16 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i(from: *const i32) -> __m512i {
+        _mm512_loadu_si512(from.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn store_i(to: *mut i32, value: __m512i) {
+        _mm512_storeu_si512(to.cast(), value);
+    }
+
+    #[inline(always)]
     unsafe fn add_i(a: __m512i, b: __m512i) -> __m512i {
         _mm512_add_epi32(a, b)
     }

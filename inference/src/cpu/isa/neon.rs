@@ -245,6 +245,16 @@ impl<D: Dot> Isa for Neon<D> {
     }
 
     #[inline(always)]
+    unsafe fn load_i(from: *const i32) -> Ints {
+        each!(vld1q_s32([from, from.add(4), from.add(8), from.add(12)]))
+    }
+
+    #[inline(always)]
+    unsafe fn store_i(to: *mut i32, value: Ints) {
+        each!(vst1q_s32([to, to.add(4), to.add(8), to.add(12)], value));
+    }
+
+    #[inline(always)]
     unsafe fn add_i(a: Ints, b: Ints) -> Ints {
         each!(vaddq_s32(a, b))
     }

@@ -153,6 +153,16 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_i(from: *const i32) -> Ints {
+        from.cast::<Ints>().read_unaligned()
+    }
+
+    #[inline(always)]
+    unsafe fn store_i(to: *mut i32, value: Ints) {
+        to.cast::<Ints>().write_unaligned(value);
+    }
+
+    #[inline(always)]
     unsafe fn add_i(a: Ints, b: Ints) -> Ints {
         from_fn(|lane| a[lane].wrapping_add(b[lane]))
     }

@@ -206,6 +206,10 @@ unsafe fn integers<I: Isa>(results: &mut Results) {
         ] {
             results.push((name, int_bits::<I>(value).to_vec()));
         }
+        let mut stored = [0; LANES];
+        I::store_i(stored.as_mut_ptr(), a);
+        let loaded = int_bits::<I>(I::load_i(stored.as_ptr()));
+        results.push(("load_i, store_i", loaded.to_vec()));
         results.push(("highest_i", vec![I::highest_i(a) as u32]));
         results.push(("sum_i", vec![I::sum_i(a) as u32]));
         let (first, second) = I::sums_of_pairs(a);

@@ -7,7 +7,7 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
 use super::Rows;
-use super::layout::{Layout, Split, Unpack, ask_ahead, dot, dot_signed, dot_split};
+use super::layout::{Layout, Scales, Split, Unpack, ask_ahead, dot, dot_signed, dot_split};
 use crate::cpu::activations::{BlockSide, Row};
 use crate::cpu::format::BlockFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
@@ -93,6 +93,31 @@ impl<F: BlockFormat> Dot<F> for InPlanes {
     }
 }
 
+/// The scales, and the minima if there are any, as `f32`.
+struct Wide;
+
+impl<F: BlockFormat> Scales<F> for Wide {
+    const BYTES: usize = F::SCALES * size_of::<[f32; LANES]>();
+
+    #[inline(always)]
+    unsafe fn widen<I: Isa>(meta: *const u8, to: *mut u8) {
+        for index in 0..F::SCALES {
+            let scales = numbers::<I, false>(meta, index);
+            I::store(to.cast::<f32>().add(index * LANES), scales);
+        }
+    }
+}
+
+/// The scales of a block, or the minima that come next: `f32` if they are wide, else `f16`.
+#[inline(always)]
+unsafe fn numbers<I: Isa, const WIDE: bool>(meta: *const u8, index: usize) -> I::F {
+    if WIDE {
+        I::load(meta.cast::<f32>().add(index * LANES))
+    } else {
+        I::load_f16(meta.cast::<u16>().add(index * LANES))
+    }
+}
+
 /// Multiplies a tile with rows.
 #[inline(always)]
 pub(super) unsafe fn multiply<I: Isa, F: BlockFormat>(
@@ -105,24 +130,24 @@ pub(super) unsafe fn multiply<I: Isa, F: BlockFormat>(
     if rows.count == 1 {
         let row = rows.activations.blocks(rows.first);
         if F::SIGNED {
-            I::call(Blocks::<F, Signed, 1>(packed, row, out, PhantomData));
+            I::call(Blocks::<F, Signed, 1, false>(packed, row, out, PhantomData));
         } else {
-            let work = Blocks::<F, Unsigned<F::Packing>, 1>(packed, row, out, PhantomData);
+            let work = Blocks::<F, Unsigned<F::Packing>, 1, false>(packed, row, out, PhantomData);
             I::call(work);
         }
     } else if F::SIGNED && I::SPLIT_SIGNED {
         for part in packed.parts::<F>(2) {
-            let layout = I::call(Split::<F>(part, scratch, PhantomData));
+            let layout = I::call(Split::<F, Wide>(part, scratch, PhantomData));
             pass::<I, F, InPlanes>(part, layout, rows, out);
         }
     } else if F::SIGNED {
         for part in packed.parts::<F>(1) {
-            let layout = I::call(Unpack::<F>(part, scratch, PhantomData));
+            let layout = I::call(Unpack::<F, Wide>(part, scratch, PhantomData));
             pass::<I, F, Signed>(part, layout, rows, out);
         }
     } else {
         for part in packed.parts::<F>(1) {
-            let layout = I::call(Unpack::<F>(part, scratch, PhantomData));
+            let layout = I::call(Unpack::<F, Wide>(part, scratch, PhantomData));
             pass::<I, F, Unsigned<<F::Packing as Pack>::Unpacked>>(part, layout, rows, out);
         }
     }
@@ -141,18 +166,23 @@ unsafe fn pass<I: Isa, F: BlockFormat, D: Dot<F>>(
         let row = rows.activations.blocks(rows.first + at);
         let out = out.add(at * LANES);
         match count {
-            1 => I::call(Blocks::<F, D, 1>(layout, row, out, PhantomData)),
-            2 => I::call(Blocks::<F, D, 2>(layout, row, out, PhantomData)),
-            _ => I::call(Blocks::<F, D, 4>(layout, row, out, PhantomData)),
+            1 => I::call(Blocks::<F, D, 1, true>(layout, row, out, PhantomData)),
+            2 => I::call(Blocks::<F, D, 2, true>(layout, row, out, PhantomData)),
+            _ => I::call(Blocks::<F, D, 4, true>(layout, row, out, PhantomData)),
         }
     });
 }
 
 /// `out[row][lane] (+)= Σ over blocks of scale · scale' · Σ q · q' (+ min · scaled sum)` for `N`
-/// rows that lie side by side.
-struct Blocks<F, D, const N: usize>(Layout, Row<BlockSide>, *mut f32, PhantomData<(F, D)>);
+/// rows that lie side by side; `WIDE` says in which form the scales are.
+struct Blocks<F, D, const N: usize, const WIDE: bool>(
+    Layout,
+    Row<BlockSide>,
+    *mut f32,
+    PhantomData<(F, D)>,
+);
 
-impl<F: BlockFormat, D: Dot<F>, const N: usize> Kernel for Blocks<F, D, N> {
+impl<F: BlockFormat, D: Dot<F>, const N: usize, const WIDE: bool> Kernel for Blocks<F, D, N, WIDE> {
     type Output = ();
 
     #[inline(always)]
@@ -172,13 +202,13 @@ impl<F: BlockFormat, D: Dot<F>, const N: usize> Kernel for Blocks<F, D, N> {
                 ask_ahead::<I>(meta, F::TILE_BLOCK);
             }
             let sums = D::dot::<I, N>(chunk, values, side);
-            let scales = I::load_f16(meta.cast());
+            let scales = numbers::<I, WIDE>(meta, 0);
             for n in 0..N {
                 let own = &*side.add(n);
                 let scale = I::mul(scales, I::splat(own.scale));
                 results[n] = I::fma(I::from_int(sums[n]), scale, results[n]);
                 if F::HAS_MIN {
-                    let mins = I::load_f16(meta.add(2 * LANES).cast());
+                    let mins = numbers::<I, WIDE>(meta, 1);
                     results[n] = I::fma(mins, I::splat(own.scaled_sum), results[n]);
                 }
             }

@@ -64,14 +64,18 @@ impl Layout {
         })
     }
 
-    /// The same, but with the integers, unpacked, in `scratch`.
-    fn in_scratch<F: Format>(self, planes: usize, scratch: &mut Vec<u8>) -> Self {
-        if scratch.len() < UNPACKED {
-            scratch.resize(UNPACKED, 0);
+    /// The same, but with the integers, unpacked, and the scales, wide, in `scratch`.
+    fn in_scratch<F: Format, S: Scales<F>>(self, planes: usize, scratch: &mut Vec<u8>) -> Self {
+        let integers = F::CHUNKS * planes * CHUNK_BYTES;
+        let step = integers + S::BYTES;
+        if scratch.len() < self.blocks * step {
+            scratch.resize(self.blocks * step, 0);
         }
         Self {
+            meta: scratch.as_ptr().wrapping_add(integers),
+            meta_step: step,
             quants: scratch.as_ptr(),
-            quants_step: F::CHUNKS * planes * CHUNK_BYTES,
+            quants_step: step,
             chunk_step: planes * CHUNK_BYTES,
             ..self
         }
@@ -98,16 +102,26 @@ pub(super) unsafe fn ask_ahead<I: Isa>(block: *const u8, bytes: usize) {
     }
 }
 
-/// Unpacks a part of a tile into bytes.
-pub(super) struct Unpack<'a, F>(pub Layout, pub &'a mut Vec<u8>, pub PhantomData<F>);
+/// How the scales of a format lie when several rows use them: as the multiplication takes them, so
+/// that they are made once and not for every few rows.
+pub(super) trait Scales<F> {
+    /// Bytes of the wide scales of a block.
+    const BYTES: usize;
 
-impl<F: Format> Kernel for Unpack<'_, F> {
+    /// Makes them from the scales of a packed block.
+    unsafe fn widen<I: Isa>(meta: *const u8, to: *mut u8);
+}
+
+/// Unpacks a part of a tile into bytes and wide scales.
+pub(super) struct Unpack<'a, F, S>(pub Layout, pub &'a mut Vec<u8>, pub PhantomData<(F, S)>);
+
+impl<F: Format, S: Scales<F>> Kernel for Unpack<'_, F, S> {
     type Output = Layout;
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) -> Layout {
         let Self(packed, scratch, _) = self;
-        let layout = packed.in_scratch::<F>(1, scratch);
+        let layout = packed.in_scratch::<F, S>(1, scratch);
         let mut to = scratch.as_mut_ptr();
         for block in 0..packed.blocks {
             for part in 0..F::CHUNKS {
@@ -119,6 +133,8 @@ impl<F: Format> Kernel for Unpack<'_, F> {
                 });
                 to = to.add(CHUNK_BYTES);
             }
+            S::widen::<I>(packed.meta.add(block * packed.meta_step), to);
+            to = to.add(S::BYTES);
         }
         layout
     }
@@ -126,15 +142,15 @@ impl<F: Format> Kernel for Unpack<'_, F> {
 
 /// Splits a part of a tile of signed bytes into two planes: the [`LOWER`] bits, and the [`UPPER`]
 /// ones plus 16. So the sums of either fit into sixteen bits.
-pub(super) struct Split<'a, F>(pub Layout, pub &'a mut Vec<u8>, pub PhantomData<F>);
+pub(super) struct Split<'a, F, S>(pub Layout, pub &'a mut Vec<u8>, pub PhantomData<(F, S)>);
 
-impl<F: Format> Kernel for Split<'_, F> {
+impl<F: Format, S: Scales<F>> Kernel for Split<'_, F, S> {
     type Output = Layout;
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) -> Layout {
         let Self(packed, scratch, _) = self;
-        let layout = packed.in_scratch::<F>(2, scratch);
+        let layout = packed.in_scratch::<F, S>(2, scratch);
         let mut to = scratch.as_mut_ptr();
         for block in 0..packed.blocks {
             let from = packed.quants.add(block * packed.quants_step);
@@ -146,6 +162,8 @@ impl<F: Format> Kernel for Split<'_, F> {
                 I::store_b(at.add(CHUNK_BYTES), I::xor_b(upper, 0x10));
             });
             to = to.add(2 * CHUNK_BYTES);
+            S::widen::<I>(packed.meta.add(block * packed.meta_step), to);
+            to = to.add(S::BYTES);
         }
         layout
     }

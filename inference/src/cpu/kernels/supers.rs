@@ -7,12 +7,106 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
 use super::Rows;
-use super::layout::{Layout, Unpack, ask_ahead, dot};
+use super::layout::{Layout, Scales, Unpack, ask_ahead, dot};
 use crate::cpu::activations::{Row, SUPER, SuperSide};
 use crate::cpu::format::SuperFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
 use crate::cpu::pack::{CHUNK, Pack};
 use std::marker::PhantomData;
+
+/// Bytes of a vector of `f32` or `i32`.
+const VECTOR: usize = size_of::<[f32; LANES]>();
+
+/// The scales as `f32`, then for each pair of sub-blocks the integer scales, each twice, and the
+/// factors of the corrections if there are any.
+struct Wide;
+
+impl Wide {
+    /// Where the integers of a pair lie.
+    #[inline(always)]
+    unsafe fn pair<F: SuperFormat>(meta: *const u8, pair: usize) -> *const i32 {
+        meta.add((F::SCALES + pair * vectors::<F>()) * VECTOR)
+            .cast()
+    }
+}
+
+impl<F: SuperFormat> Scales<F> for Wide {
+    const BYTES: usize = (F::SCALES + pairs::<F>() * vectors::<F>()) * VECTOR;
+
+    #[inline(always)]
+    unsafe fn widen<I: Isa>(meta: *const u8, to: *mut u8) {
+        for index in 0..F::SCALES {
+            let scales = numbers::<I, false>(meta, index);
+            I::store(to.cast::<f32>().add(index * LANES), scales);
+        }
+        for pair in 0..pairs::<F>() {
+            let own = integers::<I, F, false>(meta, pair);
+            let to = Self::pair::<F>(to, pair).cast_mut();
+            I::store_i(to, own.low);
+            I::store_i(to.add(LANES), own.high);
+            if is_corrected::<F>() {
+                I::store_i(to.add(2 * LANES), own.factors);
+            }
+        }
+    }
+}
+
+/// Vectors of integers of a pair.
+const fn vectors<F: SuperFormat>() -> usize {
+    if is_corrected::<F>() { 3 } else { 2 }
+}
+
+/// The scales of a super-block, or those of the minima that come next.
+#[inline(always)]
+unsafe fn numbers<I: Isa, const WIDE: bool>(meta: *const u8, index: usize) -> I::F {
+    if WIDE {
+        I::load(meta.cast::<f32>().add(index * LANES))
+    } else {
+        I::load_f16(meta.cast::<u16>().add(index * LANES))
+    }
+}
+
+/// The integers of two sub-blocks.
+struct Integers<I: Isa> {
+    /// The scale of the first in both halves of every word.
+    low: I::I,
+    /// That of the second, likewise.
+    high: I::I,
+    /// What the sums of the activations are multiplied with: minima, or the scales.
+    factors: I::I,
+}
+
+#[inline(always)]
+unsafe fn integers<I: Isa, F: SuperFormat, const WIDE: bool>(
+    meta: *const u8,
+    pair: usize,
+) -> Integers<I> {
+    if WIDE {
+        let from = Wide::pair::<F>(meta, pair);
+        let (low, high) = (I::load_i(from), I::load_i(from.add(LANES)));
+        let factors = if is_corrected::<F>() {
+            I::load_i(from.add(2 * LANES))
+        } else {
+            low
+        };
+        return Integers { low, high, factors };
+    }
+    let scales = F::scales::<I>(meta, pair);
+    Integers {
+        low: I::low_twice(scales),
+        high: I::high_twice(scales),
+        factors: if F::HAS_MIN {
+            F::mins::<I>(meta, pair)
+        } else {
+            scales
+        },
+    }
+}
+
+/// Pairs of sub-blocks.
+const fn pairs<F: SuperFormat>() -> usize {
+    if F::SUB16 { SUPER / 32 } else { SUPER / 64 }
+}
 
 /// Multiplies a tile with rows.
 #[inline(always)]
@@ -25,11 +119,16 @@ pub(super) unsafe fn multiply<I: Isa, F: SuperFormat>(
     let packed = Layout::packed::<F>(tile, rows.activations.columns());
     if rows.count == 1 {
         let row = rows.activations.supers(rows.first);
-        I::call(Supers::<F, F::Packing, 1>(packed, row, out, PhantomData));
+        I::call(Supers::<F, F::Packing, 1, false>(
+            packed,
+            row,
+            out,
+            PhantomData,
+        ));
         return;
     }
     for part in packed.parts::<F>(1) {
-        let layout = I::call(Unpack::<F>(part, scratch, PhantomData));
+        let layout = I::call(Unpack::<F, Wide>(part, scratch, PhantomData));
         pass::<I, F, <F::Packing as Pack>::Unpacked>(part, layout, rows, out);
     }
 }
@@ -47,19 +146,24 @@ unsafe fn pass<I: Isa, F: SuperFormat, P: Pack>(
         let row = rows.activations.supers(rows.first + at);
         let out = out.add(at * LANES);
         match count {
-            1 => I::call(Supers::<F, P, 1>(layout, row, out, PhantomData)),
-            2 => I::call(Supers::<F, P, 2>(layout, row, out, PhantomData)),
-            _ => I::call(Supers::<F, P, 4>(layout, row, out, PhantomData)),
+            1 => I::call(Supers::<F, P, 1, true>(layout, row, out, PhantomData)),
+            2 => I::call(Supers::<F, P, 2, true>(layout, row, out, PhantomData)),
+            _ => I::call(Supers::<F, P, 4, true>(layout, row, out, PhantomData)),
         }
     });
 }
 
 /// `out[row][lane] (+)= Σ over super-blocks of scale · scale' · Σ over sub-blocks of sub-scale ·
 /// Σ q · q' (- min · scale' · Σ over sub-blocks of sub-min · Σ q')` for `N` rows that lie side by
-/// side.
-struct Supers<F, P, const N: usize>(Layout, Row<SuperSide>, *mut f32, PhantomData<(F, P)>);
+/// side; `WIDE` says in which form the scales are.
+struct Supers<F, P, const N: usize, const WIDE: bool>(
+    Layout,
+    Row<SuperSide>,
+    *mut f32,
+    PhantomData<(F, P)>,
+);
 
-impl<F: SuperFormat, P: Pack, const N: usize> Kernel for Supers<F, P, N> {
+impl<F: SuperFormat, P: Pack, const N: usize, const WIDE: bool> Kernel for Supers<F, P, N, WIDE> {
     type Output = ();
 
     #[inline(always)]
@@ -80,8 +184,8 @@ impl<F: SuperFormat, P: Pack, const N: usize> Kernel for Supers<F, P, N> {
                 ask_ahead::<I>(meta, F::TILE_BLOCK);
             }
             let (sums, corrections) =
-                super_block::<I, F, P, N>(meta, chunks, layout.chunk_step, values, side);
-            let scales = I::load_f16(meta.cast());
+                super_block::<I, F, P, N, WIDE>(meta, chunks, layout.chunk_step, values, side);
+            let scales = numbers::<I, WIDE>(meta, 0);
             for n in 0..N {
                 let own = (*side.add(n)).scale;
                 let mut sum = sums[n];
@@ -92,7 +196,7 @@ impl<F: SuperFormat, P: Pack, const N: usize> Kernel for Supers<F, P, N> {
                 let scale = I::mul(scales, I::splat(own));
                 results[n] = I::fma(I::from_int(sum), scale, results[n]);
                 if F::HAS_MIN {
-                    let mins = I::mul(I::load_f16(meta.add(2 * LANES).cast()), I::splat(-own));
+                    let mins = I::mul(numbers::<I, WIDE>(meta, 1), I::splat(-own));
                     results[n] = I::fma(I::from_int(corrections[n]), mins, results[n]);
                 }
             }
@@ -103,16 +207,21 @@ impl<F: SuperFormat, P: Pack, const N: usize> Kernel for Supers<F, P, N> {
     }
 }
 
-/// Whether the sums of a format begin with what its offset takes off; otherwise the corrections of
-/// [`super_block`] do it.
+/// Whether the sums of a format begin with what its offset takes off.
 const fn is_around_zero<F: SuperFormat>() -> bool {
     F::OFFSET == 32 && F::SUB16
 }
 
-/// The integer part of one super-block: scaled sums, and for formats with an offset or with
-/// minima the sums of the activations scaled likewise.
+/// Whether the sums of the activations are needed, scaled like the weights: for minima, and for
+/// an offset that is not taken off beforehand.
+const fn is_corrected<F: SuperFormat>() -> bool {
+    F::HAS_MIN || F::OFFSET != 0 && !is_around_zero::<F>()
+}
+
+/// The integer part of one super-block: scaled sums, and where [`is_corrected`] says so the sums of
+/// the activations scaled likewise.
 #[inline(always)]
-unsafe fn super_block<I: Isa, F: SuperFormat, P: Pack, const N: usize>(
+unsafe fn super_block<I: Isa, F: SuperFormat, P: Pack, const N: usize, const WIDE: bool>(
     meta: *const u8,
     chunks: *const u8,
     chunk_step: usize,
@@ -122,12 +231,10 @@ unsafe fn super_block<I: Isa, F: SuperFormat, P: Pack, const N: usize>(
     let mut sums = [I::splat_i(0); N];
     let mut corrections = [I::splat_i(0); N];
     // Two sub-blocks at a time: they share a load of scales.
-    let pairs = if F::SUB16 { SUPER / 32 } else { SUPER / 64 };
-    for pair in 0..pairs {
-        let scales = F::scales::<I>(meta, pair);
-        let (low, high) = (I::low_twice(scales), I::high_twice(scales));
-        let low = |part| unsafe { I::acc_scaled(part, low) };
-        let high = |part| unsafe { I::acc_scaled(part, high) };
+    for pair in 0..pairs::<F>() {
+        let scales = integers::<I, F, WIDE>(meta, pair);
+        let low = |part| unsafe { I::acc_scaled(part, scales.low) };
+        let high = |part| unsafe { I::acc_scaled(part, scales.high) };
         let (first, second) = if F::SUB16 {
             let (chunk, values) = (chunks.add(pair * chunk_step), values.add(pair * CHUNK));
             let a = starts::<I, F, P, N>(side, 2 * pair);
@@ -148,19 +255,14 @@ unsafe fn super_block<I: Isa, F: SuperFormat, P: Pack, const N: usize>(
         for n in 0..N {
             sums[n] = I::add_i(sums[n], I::add_i(first[n], second[n]));
         }
-        if F::HAS_MIN || F::OFFSET != 0 && !is_around_zero::<F>() {
-            let factors = if F::HAS_MIN {
-                F::mins::<I>(meta, pair)
-            } else {
-                scales
-            };
+        if is_corrected::<F>() {
             for n in 0..N {
                 let side = &*side.add(n);
                 let own = match F::SUB16 {
                     true => side.sums16[pair],
                     false => side.sums32[pair],
                 };
-                let own = I::madd16(factors, I::splat_i(own));
+                let own = I::madd16(scales.factors, I::splat_i(own));
                 corrections[n] = I::add_i(corrections[n], own);
             }
         }
