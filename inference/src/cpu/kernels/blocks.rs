@@ -7,7 +7,10 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
 use super::Rows;
-use super::layout::{Layout, Scales, Split, Unpack, ask_ahead, dot, dot_signed, dot_split};
+use super::layout::{
+    Layout, Next, Scales, Split, Unpack, VECTOR, ask_ahead, dot, dot_signed, dot_split, numbers,
+    widen_numbers,
+};
 use crate::cpu::activations::{BlockSide, Row};
 use crate::cpu::format::BlockFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
@@ -97,24 +100,11 @@ impl<F: BlockFormat> Dot<F> for InPlanes {
 struct Wide;
 
 impl<F: BlockFormat> Scales<F> for Wide {
-    const BYTES: usize = F::SCALES * size_of::<[f32; LANES]>();
+    const BYTES: usize = F::SCALES * VECTOR;
 
     #[inline(always)]
     unsafe fn widen<I: Isa>(meta: *const u8, to: *mut u8) {
-        for index in 0..F::SCALES {
-            let scales = numbers::<I, false>(meta, index);
-            I::store(to.cast::<f32>().add(index * LANES), scales);
-        }
-    }
-}
-
-/// The scales of a block, or the minima that come next: `f32` if they are wide, else `f16`.
-#[inline(always)]
-unsafe fn numbers<I: Isa, const WIDE: bool>(meta: *const u8, index: usize) -> I::F {
-    if WIDE {
-        I::load(meta.cast::<f32>().add(index * LANES))
-    } else {
-        I::load_f16(meta.cast::<u16>().add(index * LANES))
+        widen_numbers::<I, F>(meta, to);
     }
 }
 
@@ -130,9 +120,16 @@ pub(super) unsafe fn multiply<I: Isa, F: BlockFormat>(
     if rows.count == 1 {
         let row = rows.activations.blocks(rows.first);
         if F::SIGNED {
-            I::call(Blocks::<F, Signed, 1, false>(packed, row, out, PhantomData));
+            let work = Blocks::<F, Signed, 1, false>(packed, row, out, Next::NOTHING, PhantomData);
+            I::call(work);
         } else {
-            let work = Blocks::<F, Unsigned<F::Packing>, 1, false>(packed, row, out, PhantomData);
+            let work = Blocks::<F, Unsigned<F::Packing>, 1, false>(
+                packed,
+                row,
+                out,
+                Next::NOTHING,
+                PhantomData,
+            );
             I::call(work);
         }
     } else if F::SIGNED && I::SPLIT_SIGNED {
@@ -162,13 +159,13 @@ unsafe fn pass<I: Isa, F: BlockFormat, D: Dot<F>>(
     out: *mut f32,
 ) {
     rows.steps(|at, count| unsafe {
-        packed.ask_for_next::<I>(at, at + count, rows.count);
+        let next = packed.next(at, at + count, rows.count, packed.blocks);
         let row = rows.activations.blocks(rows.first + at);
         let out = out.add(at * LANES);
         match count {
-            1 => I::call(Blocks::<F, D, 1, true>(layout, row, out, PhantomData)),
-            2 => I::call(Blocks::<F, D, 2, true>(layout, row, out, PhantomData)),
-            _ => I::call(Blocks::<F, D, 4, true>(layout, row, out, PhantomData)),
+            1 => I::call(Blocks::<F, D, 1, true>(layout, row, out, next, PhantomData)),
+            2 => I::call(Blocks::<F, D, 2, true>(layout, row, out, next, PhantomData)),
+            _ => I::call(Blocks::<F, D, 4, true>(layout, row, out, next, PhantomData)),
         }
     });
 }
@@ -179,6 +176,7 @@ struct Blocks<F, D, const N: usize, const WIDE: bool>(
     Layout,
     Row<BlockSide>,
     *mut f32,
+    Next,
     PhantomData<(F, D)>,
 );
 
@@ -187,7 +185,7 @@ impl<F: BlockFormat, D: Dot<F>, const N: usize, const WIDE: bool> Kernel for Blo
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let Self(layout, row, out, _) = self;
+        let Self(layout, row, out, mut next, _) = self;
         let mut results = [I::splat(0.0); N];
         if layout.first > 0 {
             for n in 0..N {
@@ -200,6 +198,8 @@ impl<F: BlockFormat, D: Dot<F>, const N: usize, const WIDE: bool> Kernel for Blo
         for _ in 0..layout.blocks {
             if N == 1 {
                 ask_ahead::<I>(meta, F::TILE_BLOCK);
+            } else {
+                next.ask::<I>();
             }
             let sums = D::dot::<I, N>(chunk, values, side);
             let scales = numbers::<I, WIDE>(meta, 0);

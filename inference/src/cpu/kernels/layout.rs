@@ -8,13 +8,15 @@
 
 use super::unroll_groups;
 use crate::cpu::format::Format;
-use crate::cpu::isa::{Isa, Kernel};
+use crate::cpu::isa::{Isa, Kernel, LANES};
 use crate::cpu::pack::{Bytes, GROUP_BYTES, GROUPS, Pack};
 use std::marker::PhantomData;
 
 /// Bytes of unpacked integers that are multiplied before the next are unpacked: half of the
 /// smallest cache that we know of.
 const UNPACKED: usize = 16 << 10;
+/// Bytes of a vector of `f32` or `i32`.
+pub(super) const VECTOR: usize = size_of::<[f32; LANES]>();
 /// Bits of a signed byte that [`Split`] puts into the first plane, and into the second one.
 const LOWER: u32 = 3;
 const UPPER: u32 = 8 - LOWER;
@@ -81,15 +83,50 @@ impl Layout {
         }
     }
 
-    /// Asks for a share of the packed bytes that follow this part: while rows `from..to` of `all`
-    /// pass, as much of them.
+    /// A share of the packed bytes that follow this part: while rows `from..to` of `all` pass, as
+    /// much of them, in `turns` turns.
     #[inline(always)]
-    pub(super) unsafe fn ask_for_next<I: Isa>(self, from: usize, to: usize, all: usize) {
+    pub(super) fn next(self, from: usize, to: usize, all: usize, turns: usize) -> Next {
         let bytes = self.blocks * self.meta_step;
-        let next = self.meta.wrapping_add(bytes);
         let lines = bytes.div_ceil(64);
-        for line in lines * from / all..lines * to / all {
-            I::prefetch_far(next.wrapping_add(64 * line));
+        let first = lines * from / all;
+        Next {
+            line: self.meta.wrapping_add(bytes + 64 * first),
+            lines: lines * to / all - first,
+            turns,
+            due: 0,
+        }
+    }
+}
+
+/// Lines of the memory that are asked for while others are multiplied, evenly: a processor that is
+/// asked for more than it can remember waits.
+#[derive(Clone, Copy)]
+pub(super) struct Next {
+    line: *const u8,
+    lines: usize,
+    turns: usize,
+    /// Lines that are due, in parts of `turns`.
+    due: usize,
+}
+
+impl Next {
+    /// None at all.
+    pub(super) const NOTHING: Self = Self {
+        line: std::ptr::null(),
+        lines: 0,
+        turns: 1,
+        due: 0,
+    };
+
+    /// Asks for those of one turn.
+    #[inline(always)]
+    pub(super) unsafe fn ask<I: Isa>(&mut self) {
+        self.due += self.lines;
+        while self.due >= self.turns {
+            I::prefetch_far(self.line);
+            self.line = self.line.wrapping_add(64);
+            self.due -= self.turns;
         }
     }
 }
@@ -110,6 +147,25 @@ pub(super) trait Scales<F> {
 
     /// Makes them from the scales of a packed block.
     unsafe fn widen<I: Isa>(meta: *const u8, to: *mut u8);
+}
+
+/// The scales of a block, or the minima that come next: `f32` if they are wide, else `f16`.
+#[inline(always)]
+pub(super) unsafe fn numbers<I: Isa, const WIDE: bool>(meta: *const u8, index: usize) -> I::F {
+    if WIDE {
+        I::load(meta.cast::<f32>().add(index * LANES))
+    } else {
+        I::load_f16(meta.cast::<u16>().add(index * LANES))
+    }
+}
+
+/// Makes the wide form of all that [`numbers`] reads.
+#[inline(always)]
+pub(super) unsafe fn widen_numbers<I: Isa, F: Format>(meta: *const u8, to: *mut u8) {
+    for index in 0..F::SCALES {
+        let scales = numbers::<I, false>(meta, index);
+        I::store(to.cast::<f32>().add(index * LANES), scales);
+    }
 }
 
 /// Unpacks a part of a tile into bytes and wide scales.

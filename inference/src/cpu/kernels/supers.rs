@@ -7,15 +7,12 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
 use super::Rows;
-use super::layout::{Layout, Scales, Unpack, ask_ahead, dot};
+use super::layout::{Layout, Next, Scales, Unpack, VECTOR, ask_ahead, dot, numbers, widen_numbers};
 use crate::cpu::activations::{Row, SUPER, SuperSide};
 use crate::cpu::format::SuperFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
 use crate::cpu::pack::{CHUNK, Pack};
 use std::marker::PhantomData;
-
-/// Bytes of a vector of `f32` or `i32`.
-const VECTOR: usize = size_of::<[f32; LANES]>();
 
 /// The scales as `f32`, then for each pair of sub-blocks the integer scales, each twice, and the
 /// factors of the corrections if there are any.
@@ -35,10 +32,7 @@ impl<F: SuperFormat> Scales<F> for Wide {
 
     #[inline(always)]
     unsafe fn widen<I: Isa>(meta: *const u8, to: *mut u8) {
-        for index in 0..F::SCALES {
-            let scales = numbers::<I, false>(meta, index);
-            I::store(to.cast::<f32>().add(index * LANES), scales);
-        }
+        widen_numbers::<I, F>(meta, to);
         for pair in 0..pairs::<F>() {
             let own = integers::<I, F, false>(meta, pair);
             let to = Self::pair::<F>(to, pair).cast_mut();
@@ -54,16 +48,6 @@ impl<F: SuperFormat> Scales<F> for Wide {
 /// Vectors of integers of a pair.
 const fn vectors<F: SuperFormat>() -> usize {
     if is_corrected::<F>() { 3 } else { 2 }
-}
-
-/// The scales of a super-block, or those of the minima that come next.
-#[inline(always)]
-unsafe fn numbers<I: Isa, const WIDE: bool>(meta: *const u8, index: usize) -> I::F {
-    if WIDE {
-        I::load(meta.cast::<f32>().add(index * LANES))
-    } else {
-        I::load_f16(meta.cast::<u16>().add(index * LANES))
-    }
 }
 
 /// The integers of two sub-blocks.
@@ -119,12 +103,8 @@ pub(super) unsafe fn multiply<I: Isa, F: SuperFormat>(
     let packed = Layout::packed::<F>(tile, rows.activations.columns());
     if rows.count == 1 {
         let row = rows.activations.supers(rows.first);
-        I::call(Supers::<F, F::Packing, 1, false>(
-            packed,
-            row,
-            out,
-            PhantomData,
-        ));
+        let work = Supers::<F, F::Packing, 1, false>(packed, row, out, Next::NOTHING, PhantomData);
+        I::call(work);
         return;
     }
     for part in packed.parts::<F>(1) {
@@ -142,13 +122,14 @@ unsafe fn pass<I: Isa, F: SuperFormat, P: Pack>(
     out: *mut f32,
 ) {
     rows.steps(|at, count| unsafe {
-        packed.ask_for_next::<I>(at, at + count, rows.count);
+        let turns = packed.blocks * pairs::<F>();
+        let next = packed.next(at, at + count, rows.count, turns);
         let row = rows.activations.supers(rows.first + at);
         let out = out.add(at * LANES);
         match count {
-            1 => I::call(Supers::<F, P, 1, true>(layout, row, out, PhantomData)),
-            2 => I::call(Supers::<F, P, 2, true>(layout, row, out, PhantomData)),
-            _ => I::call(Supers::<F, P, 4, true>(layout, row, out, PhantomData)),
+            1 => I::call(Supers::<F, P, 1, true>(layout, row, out, next, PhantomData)),
+            2 => I::call(Supers::<F, P, 2, true>(layout, row, out, next, PhantomData)),
+            _ => I::call(Supers::<F, P, 4, true>(layout, row, out, next, PhantomData)),
         }
     });
 }
@@ -160,6 +141,7 @@ struct Supers<F, P, const N: usize, const WIDE: bool>(
     Layout,
     Row<SuperSide>,
     *mut f32,
+    Next,
     PhantomData<(F, P)>,
 );
 
@@ -168,7 +150,7 @@ impl<F: SuperFormat, P: Pack, const N: usize, const WIDE: bool> Kernel for Super
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let Self(layout, row, out, _) = self;
+        let Self(layout, row, out, mut next, _) = self;
         let mut results = [I::splat(0.0); N];
         if layout.first > 0 {
             for n in 0..N {
@@ -183,8 +165,14 @@ impl<F: SuperFormat, P: Pack, const N: usize, const WIDE: bool> Kernel for Super
             if N == 1 {
                 ask_ahead::<I>(meta, F::TILE_BLOCK);
             }
-            let (sums, corrections) =
-                super_block::<I, F, P, N, WIDE>(meta, chunks, layout.chunk_step, values, side);
+            let (sums, corrections) = super_block::<I, F, P, N, WIDE>(
+                meta,
+                chunks,
+                layout.chunk_step,
+                values,
+                side,
+                &mut next,
+            );
             let scales = numbers::<I, WIDE>(meta, 0);
             for n in 0..N {
                 let own = (*side.add(n)).scale;
@@ -227,11 +215,15 @@ unsafe fn super_block<I: Isa, F: SuperFormat, P: Pack, const N: usize, const WID
     chunk_step: usize,
     values: *const i8,
     side: *const SuperSide,
+    next: &mut Next,
 ) -> ([I::I; N], [I::I; N]) {
     let mut sums = [I::splat_i(0); N];
     let mut corrections = [I::splat_i(0); N];
     // Two sub-blocks at a time: they share a load of scales.
     for pair in 0..pairs::<F>() {
+        if N > 1 {
+            next.ask::<I>();
+        }
         let scales = integers::<I, F, WIDE>(meta, pair);
         let low = |part| unsafe { I::acc_scaled(part, scales.low) };
         let high = |part| unsafe { I::acc_scaled(part, scales.high) };
