@@ -9,6 +9,9 @@ use accel_inference::KvFormat;
 use crate::health::BreakerLimits;
 use crate::tolerance::FaultTolerance;
 
+/// Of a hundred sessions, how many are audited unless it is said: it costs as much again.
+pub const DEFAULT_AUDIT_SHARE: u32 = 1;
+
 /// What a node is started with.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
@@ -39,6 +42,8 @@ pub struct NodeConfig {
     /// Whether stages are made ready for the loss of a peer: here for others, and elsewhere for
     /// the sessions of this node.
     pub warm_stand_ins: bool,
+    /// Of a hundred sessions of this node, how many others compute again to see whether a peer lied.
+    pub audit_share: u32,
     /// Bounds and times.
     pub limits: Limits,
 }
@@ -59,6 +64,7 @@ impl NodeConfig {
             max_layers: None,
             fault_tolerance: FaultTolerance::default(),
             warm_stand_ins: true,
+            audit_share: DEFAULT_AUDIT_SHARE,
             limits: Limits::default(),
         }
     }

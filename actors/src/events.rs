@@ -96,10 +96,14 @@ impl Pump {
             | TensorFrame::Rows { .. } => {
                 self.to_stage(from, frame).await;
             }
+            TensorFrame::Claimed { frame: inner, .. } if is_step(inner) => {
+                self.to_stage(from, frame).await;
+            }
             TensorFrame::Failed { session, .. } if !self.sessions.coordinates(*session) => {
                 self.to_stage(from, frame).await;
             }
             TensorFrame::Token { .. }
+            | TensorFrame::Claimed { .. }
             | TensorFrame::Applied { .. }
             | TensorFrame::Failed { .. } => self.sessions.deliver(from, frame).await,
         }
@@ -143,4 +147,8 @@ impl Pump {
             }
         });
     }
+}
+
+fn is_step(frame: &TensorFrame) -> bool {
+    matches!(frame, TensorFrame::Step { .. })
 }

@@ -16,8 +16,11 @@
 //! | `suspended` | | sessions that wait for their clients, until they are closed |
 //! | `directory` | actor | what the peers say of themselves, until it expires |
 //! | `health` | | how well they do their part, and whom to leave alone for a while |
+//! | [`evidence`] | | that a peer lied, in a form that anybody can check |
+//! | `quarantine` | | peers that lied, which get no more work |
 //! | `planner` | pure | who computes which layers |
 //! | `session` | pure machine + actor | one request: two-phase placement, steps, journal, emission, recovery |
+//! | `account` | pure | what a stage was given and made of it, as hashes that can be compared |
 //! | `stage` | actor + compute threads | the layers that this node computes, for itself and others |
 //! | `models` | | from a name, CID or path to header, tokenizer and template |
 //! | `supervisor` | | restarts units of actors that fail; handles that stay good |
@@ -26,10 +29,12 @@
 //! Decisions are pure functions; actors only carry them out. Mailboxes, queues, retries and waits
 //! are bounded everywhere; `clippy.toml` bans what is not.
 
+mod account;
 pub mod config;
 mod directory;
 pub mod error;
 mod events;
+pub mod evidence;
 mod health;
 pub mod models;
 pub mod node;
@@ -38,6 +43,7 @@ mod peers;
 mod placement;
 pub mod planner;
 mod prompt;
+mod quarantine;
 pub mod replica;
 mod request;
 mod resume;
@@ -53,8 +59,9 @@ mod testing;
 pub mod tolerance;
 pub mod views;
 
-pub use config::{Limits, NodeConfig};
+pub use config::{DEFAULT_AUDIT_SHARE, Limits, NodeConfig};
 pub use error::{ErrorKind, Failure, GenerateError, StartError};
+pub use evidence::{Evidence, EvidenceError};
 pub use health::BreakerLimits;
 pub use models::ModelsError;
 pub use node::{NodeHandle, Progress};
@@ -65,6 +72,7 @@ pub use request::{
 pub use swarm::DEFAULT_SWARM;
 pub use tolerance::{FaultTolerance, ToleranceError};
 pub use views::{
-    Figure, GpuView, ModelDetail, ModelView, OfferView, PeerView, PlanStageView, PlanView,
-    RecoveryView, ReplicaView, RouteView, SessionErrorView, SessionView, Tag,
+    CheckView, EvidenceView, Figure, GpuView, ModelDetail, ModelView, OfferView, PeerView,
+    PlanStageView, PlanView, RecoveryView, ReplicaView, RouteView, SessionErrorView, SessionView,
+    Tag,
 };

@@ -6,6 +6,7 @@
 //! token; the actors share one arbiter, because none of them ever blocks.
 
 mod cast;
+mod evidence;
 mod start;
 #[cfg(test)]
 mod tests;
@@ -34,7 +35,7 @@ use crate::request::{GenerateRequest, Generation, Resumption};
 use crate::resume::{Resume, Returns};
 use crate::router::{Admission, Generate, Router};
 use crate::session::table::SessionTable;
-use crate::stage::Shelf;
+use crate::stage::{Shelf, StageDeps};
 use crate::supervisor::{ActorRef, UnitState, UnitWatch};
 use crate::telemetry::{Observed, Telemetry};
 use crate::views::{ModelDetail, ModelView, PeerView, PlanView, SessionView};
@@ -75,6 +76,7 @@ struct Inner {
     admission: Arc<Admission>,
     tenures: Arc<Tenures>,
     shelf: Arc<Shelf>,
+    stage_deps: Arc<StageDeps>,
     own: Arc<Own>,
     telemetry: Telemetry,
     units: Vec<WatchedUnit>,
@@ -136,7 +138,11 @@ impl NodeHandle {
     pub async fn peers(&self) -> Result<Vec<PeerView>, Failure> {
         let records = snapshot(&self.inner.directory).await;
         let (health, now) = (&self.inner.placer.health, Instant::now());
-        let view = |record: &PeerRecord| views::peer(record, &health.diagnosis(record.peer, now));
+        let quarantine = &self.inner.placer.quarantine;
+        let view = |record: &PeerRecord| {
+            let diagnosis = health.diagnosis(record.peer, now);
+            views::peer(record, &diagnosis, quarantine.holds(record.peer))
+        };
         Ok(records.iter().map(view).collect())
     }
 
@@ -378,6 +384,7 @@ impl Inner {
         self.telemetry.observe(&Observed {
             sessions: self.sessions.running() as u64,
             kept: self.tenures.live() as u64,
+            quarantined: self.placer.quarantine.count() as u64,
             restarts: restarts.sum(),
             peers: self.network.connected().len() as u64,
             memory_used: self.shelf.memory().0,

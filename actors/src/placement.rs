@@ -13,18 +13,22 @@ use cid::Cid;
 use crate::directory::{Directory, PeerRecord, snapshot};
 use crate::health::Health;
 use crate::models::ModelRef;
-use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, better, plan, stand_ins};
+use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, along, better, plan, stand_ins};
+use crate::quarantine::Quarantine;
 use crate::session::event::RouteStage;
 use crate::supervisor::ActorRef;
 
 /// Steps wander by this much, and long contexts cost something.
 const USUAL_PERCENT: u32 = 150;
+/// First routes that are tried until there is room for a second one beside it.
+const LANE_ATTEMPTS: usize = 4;
 
 /// Finds placements.
 #[derive(Clone)]
 pub(crate) struct Placer {
     pub(crate) directory: ActorRef<Directory>,
     pub(crate) health: Arc<Health>,
+    pub(crate) quarantine: Arc<Quarantine>,
 }
 
 /// A plan with what is needed to carry it out.
@@ -70,6 +74,12 @@ pub(crate) struct Better {
     pub(crate) why: &'static str,
 }
 
+/// Where the first of two lanes goes; the second finds its own place beside it.
+#[derive(Debug, Clone)]
+pub(crate) struct Lanes {
+    pub(crate) first: Placement,
+}
+
 /// Which peers a placement may have.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Wanted {
@@ -104,7 +114,7 @@ impl Placer {
         let records = snapshot(&self.directory).await;
         let everyone: Vec<PeerFacts> = records
             .iter()
-            .filter(|record| wanted.has(record))
+            .filter(|record| self.may_have(record, wanted))
             .map(|record| facts(record, &model.cid))
             .collect();
         let plan_with = |peers: &[PeerFacts]| {
@@ -121,7 +131,7 @@ impl Placer {
             Err(_) if well.len() < everyone.len() => plan_with(&everyone)?,
             planned => planned?,
         };
-        Ok(placement(plan, &records, &model.cid))
+        Ok(placement(plan, &records, model))
     }
 
     /// Where a session should move that has so many tokens to come, if anywhere.
@@ -143,7 +153,7 @@ impl Placer {
         let now = Instant::now();
         let able = records.iter().filter(|record| {
             let is_well = record.is_self || self.health.admits(record.peer, now);
-            wanted.has(record) && (is_held(record.peer) || is_well)
+            self.may_have(record, wanted) && (is_held(record.peer) || is_well)
         });
         let peers: Vec<PeerFacts> = able.map(|record| facts(record, &model.cid)).collect();
         let request = PlanRequest {
@@ -155,9 +165,79 @@ impl Placer {
         };
         let (plan, why) = better(&request, to_come)?;
         Some(Better {
-            placement: placement(plan, &records, &model.cid),
+            placement: placement(plan, &records, model),
             why: why.name(),
         })
+    }
+
+    /// The same along given cuts: a route beside another one.
+    pub(crate) async fn place_along(
+        &self,
+        model: &ModelRef,
+        shape: &ModelShape,
+        tokens: u32,
+        wanted: &Wanted,
+        cuts: &[LayerRange],
+    ) -> Result<Placement, PlanError> {
+        let records = snapshot(&self.directory).await;
+        let able = records
+            .iter()
+            .filter(|record| self.may_have(record, wanted));
+        let everyone: Vec<PeerFacts> = able.map(|record| facts(record, &model.cid)).collect();
+        let plan_with = |peers: &[PeerFacts]| {
+            let request = PlanRequest {
+                shape,
+                model_bytes: model.bytes,
+                tokens,
+                peers,
+                held: &wanted.held,
+            };
+            along(&request, cuts)
+        };
+        let plan = plan_with(&self.well(&everyone)).or_else(|| plan_with(&everyone));
+        let plan = plan.ok_or(PlanError::TooFewPeers { stages: cuts.len() })?;
+        Ok(placement(plan, &records, model))
+    }
+
+    /// Two routes with the same cuts and no peer in common. Where the best route leaves no room for
+    /// a second one, the next best may.
+    pub(crate) async fn place_lanes(
+        &self,
+        model: &ModelRef,
+        shape: &ModelShape,
+        tokens: u32,
+        wanted: &Wanted,
+    ) -> Result<Lanes, PlanError> {
+        let mut left_out = Vec::new();
+        let mut stages = None;
+        for _ in 0..LANE_ATTEMPTS {
+            let mut first = wanted.clone();
+            first.excluding.extend(&left_out);
+            let first = match (self.place(model, shape, tokens, &first).await, stages) {
+                (Ok(first), _) => first,
+                (Err(error), None) => return Err(error),
+                (Err(_), Some(stages)) => return Err(PlanError::TooFewPeers { stages }),
+            };
+            let cuts: Vec<LayerRange> = first.route.iter().map(|stage| stage.layers).collect();
+            let peers = first.route.iter().map(|stage| stage.peer);
+            let mut second = wanted.clone();
+            second.numerics = Some(first.plan.numerics.clone());
+            second.excluding.extend(peers.clone());
+            let second = self.place_along(model, shape, tokens, &second, &cuts).await;
+            if second.is_ok() && cuts.len() <= limit::CLAIMS {
+                return Ok(Lanes { first });
+            }
+            stages = stages.or(Some(cuts.len()));
+            left_out.extend(peers);
+        }
+        Err(PlanError::TooFewPeers {
+            stages: stages.unwrap_or(1),
+        })
+    }
+
+    /// Whether a placement may have the peer: whoever lied has no part in any.
+    fn may_have(&self, record: &PeerRecord, wanted: &Wanted) -> bool {
+        wanted.has(record) && !self.quarantine.holds(record.peer)
     }
 
     /// Who would take over which layers, were a peer of the route that is held lost, and where
@@ -170,7 +250,9 @@ impl Placer {
         wanted: &Wanted,
     ) -> Vec<(PeerId, LayerRange, Vec<PeerId>)> {
         let records = snapshot(&self.directory).await;
-        let able = records.iter().filter(|record| wanted.has(record));
+        let able = records
+            .iter()
+            .filter(|record| self.may_have(record, wanted));
         let able: Vec<PeerFacts> = able.map(|record| facts(record, &model.cid)).collect();
         let peers = self.well(&able);
         let stages = stand_ins(&PlanRequest {
@@ -193,12 +275,12 @@ impl Placer {
     }
 }
 
-fn placement(plan: Plan, records: &[PeerRecord], model: &Cid) -> Placement {
+fn placement(plan: Plan, records: &[PeerRecord], model: &ModelRef) -> Placement {
     Placement {
         route: route(&plan),
         endpoints: records.iter().map(endpoint).collect(),
         token_ns: plan.token_ns,
-        providers: providers(records, model),
+        providers: providers(records, &model.cid),
         plan,
     }
 }

@@ -11,11 +11,13 @@
 //! | `cost.rs` | bytes and predicted times of ranges of layers |
 //! | `single.rs` | the choice among peers that hold everything |
 //! | `split.rs` | the choice of ranges |
+//! | `along.rs` | the same cuts again, on other peers |
 //! | `stay.rs` | what is kept of a route when peers of it are lost |
 //! | `stand_ins.rs` | who would take over, were a peer lost |
 //! | `better.rs` | whether a running session should move |
 //! | `shortfall.rs` | why nothing fits, with numbers |
 
+mod along;
 mod better;
 mod cost;
 mod shortfall;
@@ -34,6 +36,7 @@ use accel_p2p::PeerId;
 
 pub use shortfall::{PeerShortfall, PlanError};
 
+pub(crate) use along::along;
 pub(crate) use better::{Why, better};
 use cost::Costs;
 pub(crate) use stand_ins::stand_ins;

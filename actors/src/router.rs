@@ -20,12 +20,15 @@ use crate::replica::choose::candidates;
 use crate::request::{GenerateRequest, Generation, Resumption};
 use crate::resume::{self, Resume};
 use crate::session::actor::{SessionActor, SessionDeps, SessionSpec};
+use crate::session::bench::{Bench, Case};
+use crate::session::jury::Lane;
 use crate::session::machine::{Machine, Opening, REPLICAS, Tolerance};
-use crate::session::record::OpeningRecord;
+use crate::session::record::{OpeningRecord, read_token};
 use crate::session::recovery::strategy;
 use crate::session::text::AnswerText;
 use crate::supervisor::supervised;
 use crate::telemetry::Telemetry;
+use crate::tolerance::FaultTolerance;
 
 /// Messages that may wait; requests wait elsewhere.
 const MAILBOX: usize = 256;
@@ -173,11 +176,19 @@ async fn take_on(deps: &RouterDeps, message: Generate) -> Result<Generation, Gen
     let max_new = prompt::room(&prompt, shape.context, request.max_tokens, default_answer)?;
     let max_tokens = prompt.len() as u32 + max_new;
     let placer = &deps.session.placer;
-    let placement = placer
-        .place(&card.model, &shape, max_tokens, &Wanted::default())
-        .await?;
-
     let level = request.fault_tolerance;
+    let level = level.unwrap_or(deps.session.fault_tolerance);
+    let (model, wanted) = (&card.model, Wanted::default());
+    let placement = match level == FaultTolerance::Critical {
+        true => {
+            placer
+                .place_lanes(model, &shape, max_tokens, &wanted)
+                .await?
+                .first
+        }
+        false => placer.place(model, &shape, max_tokens, &wanted).await?,
+    };
+
     let record = OpeningRecord {
         version: OpeningRecord::version(),
         model: card.model.cid.to_string(),
@@ -187,7 +198,7 @@ async fn take_on(deps: &RouterDeps, message: Generate) -> Result<Generation, Gen
         max_new: u64::from(max_new),
         stop: request.stop,
         numerics: placement.plan.numerics.clone(),
-        fault_tolerance: level.unwrap_or(deps.session.fault_tolerance),
+        fault_tolerance: level,
         form: request.form,
     };
     let text = AnswerText::new(Arc::clone(&card.tokenizer), stop);
@@ -247,6 +258,7 @@ pub(crate) fn tolerance(deps: &RouterDeps, id: SessionId, record: &OpeningRecord
         resumable: record.is_resumable(),
         replicas: if record.is_replicated() { REPLICAS } else { 0 },
         rebuild: deps.session.rebuild,
+        witnessed: is_witnessed(deps, id, record),
     }
 }
 
@@ -273,6 +285,12 @@ pub(crate) fn begin(deps: &RouterDeps, card: Card, begun: Begun, machine: Machin
         is_over,
         permit,
     } = begun;
+    let bench = bench(deps, id, &record, &card, &records).map(|bench| {
+        if !placement.route.is_empty() {
+            bench.begin_over(&placement.route);
+        }
+        (bench, Lane::Primary)
+    });
     let generation = Generation {
         id: id.to_string(),
         cid: record.model.clone(),
@@ -292,10 +310,52 @@ pub(crate) fn begin(deps: &RouterDeps, card: Card, begun: Begun, machine: Machin
         records,
         is_over,
         events,
-        _permit: permit,
+        _permit: Some(permit),
+        bench,
     };
     SessionActor::launch(Arc::clone(&deps.session), spec, machine);
     generation
+}
+
+/// Whether its stages sign what they compute.
+fn is_witnessed(deps: &RouterDeps, id: SessionId, record: &OpeningRecord) -> bool {
+    record.fault_tolerance == FaultTolerance::Critical || deps.session.audits.has(id)
+}
+
+/// What the lanes of a session that is computed twice have in common.
+fn bench(
+    deps: &RouterDeps,
+    id: SessionId,
+    record: &OpeningRecord,
+    card: &Card,
+    records: &[Vec<u8>],
+) -> Option<Arc<Bench>> {
+    if !is_witnessed(deps, id, record) {
+        return None;
+    }
+    let opening = opening(record, card);
+    let drawn = records
+        .iter()
+        .filter_map(|bytes| read_token(bytes, opening.vocab).ok());
+    let mut tokens = record.prompt.clone();
+    tokens.extend(drawn.map(|drawn| drawn.token));
+    let case = Case {
+        nonce: nonce(),
+        model: card.model.clone(),
+        shape: Arc::clone(&card.header.shape),
+        tokenizer: Arc::clone(&card.tokenizer),
+        record: record.clone(),
+        opening,
+    };
+    Some(Bench::new(Arc::clone(&deps.session), case, tokens))
+}
+
+/// Bits that nobody can foretell.
+fn nonce() -> [u8; 32] {
+    let halves = [(); 2].map(|()| SessionId::random().bytes());
+    let mut nonce = [0; 32];
+    nonce.copy_from_slice(&halves.concat());
+    nonce
 }
 
 /// Some bits of the session's id, which is random.

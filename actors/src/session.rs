@@ -19,6 +19,7 @@
 //! | `machine/recovering.rs` | going on after a fault |
 //! | `machine/replicating.rs` | which peers keep the journal, and what may be emitted |
 //! | `machine/rebuilding.rs` | getting the stages of a new epoch the KV caches that they lack |
+//! | `machine/distrusting.rs` | going on without those who are not believed |
 //! | `machine/resuming.rs` | going on with what is in the journal |
 //! | `event.rs` | its vocabulary: events, commands, outcomes |
 //! | `text.rs` | from tokens to clean text, with stop texts |
@@ -35,11 +36,16 @@
 //! | `rebuild.rs` | how KV caches are rebuilt: ways, one file each, and their prices |
 //! | `record.rs` | what the journal holds of a session |
 //! | `verdicts.rs` | what its events say about the peers' health |
+//! | `jury.rs` | of a witnessed session: who is right when two lanes differ; pure |
+//! | `bench.rs` | its lanes, and what becomes of what the jury rules |
+//! | `testifying.rs` | the actor's part in that |
 //! | `table.rs` | all sessions of this node, for views and for incoming frames |
 
 pub(crate) mod actor;
+pub(crate) mod bench;
 pub(crate) mod event;
 mod incoming;
+pub(crate) mod jury;
 pub(crate) mod link;
 pub(crate) mod machine;
 mod moving;
@@ -53,5 +59,7 @@ pub(crate) mod show;
 pub(crate) mod stand_ins;
 pub(crate) mod table;
 mod telling;
+mod testifying;
 pub(crate) mod text;
+mod timing;
 mod verdicts;

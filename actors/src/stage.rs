@@ -23,6 +23,8 @@
 //! | `batch.rs` | which steps of which sessions are computed together; pure |
 //! | `complaints.rs` | answers to steps for sessions that are not here |
 //! | `outputs.rs` | outputs that are kept to be sent again |
+//! | `recompute.rs` | computing again what a peer signed, to see whether it lied |
+//! | `scribe.rs` | of witnessed sessions: what was given and made of it, signed |
 //! | `outlet.rs` | where the results of a session's steps go, and what is kept for repeats |
 
 mod batch;
@@ -35,6 +37,8 @@ mod outlet;
 pub(crate) mod outputs;
 mod prepare;
 mod queue;
+mod recompute;
+mod scribe;
 mod seat;
 mod server;
 mod shelf;
@@ -44,5 +48,7 @@ mod warmer;
 mod tests;
 
 pub(crate) use outlet::NEXT_STAGE_LOST;
+pub(crate) use recompute::recompute;
+pub(crate) use scribe::{BOUNDARY_DISPUTED, are_theirs};
 pub(crate) use server::{Control, NextLost, StageDeps, StageServer, Step};
 pub(crate) use shelf::Shelf;

@@ -29,11 +29,10 @@ pub(crate) struct Standing {
     pub(crate) join: Vec<JoinTarget>,
 }
 
-/// The peer id behind an identity.
-pub(crate) fn peer_of(seed: [u8; 32]) -> Result<PeerId, StartError> {
+/// The key of an identity.
+pub(crate) fn keypair_of(seed: [u8; 32]) -> Result<Keypair, StartError> {
     let keypair = Keypair::ed25519_from_bytes(seed);
-    let keypair = keypair.map_err(|error| StartError::Conflict(error.to_string()))?;
-    Ok(keypair.public().to_peer_id())
+    keypair.map_err(|error| StartError::Conflict(error.to_string()))
 }
 
 pub(crate) fn standing(

@@ -35,6 +35,10 @@ pub(crate) struct Telemetry {
     breakers_opened: IntCounter,
     replicas_lost: IntCounter,
     sessions_kept: IntGauge,
+    audits: IntCounterVec,
+    lies: IntCounter,
+    third_opinions: IntCounter,
+    quarantined: IntGauge,
 }
 
 const FAST: [f64; 12] = [
@@ -160,6 +164,23 @@ impl Telemetry {
                 "accel_sessions_kept",
                 "Sessions of other nodes whose journals this node keeps now",
             ),
+            audits: labelled(
+                "accel_audits_total",
+                "Sessions of this node that others computed again, by what came of it",
+                &["result"],
+            ),
+            lies: counter(
+                "accel_lies_total",
+                "Times that a peer was shown to have computed something else than it should",
+            ),
+            third_opinions: counter(
+                "accel_third_opinions_total",
+                "Times that a third opinion was asked for because two routes differed",
+            ),
+            quarantined: gauge(
+                "accel_peers_quarantined",
+                "Peers that get no work from this node because they lied",
+            ),
             registry,
         }
     }
@@ -213,6 +234,18 @@ impl Telemetry {
         self.replicas_lost.inc();
     }
 
+    pub(crate) fn audited(&self, result: &str) {
+        self.audits.with_label_values(&[result]).inc();
+    }
+
+    pub(crate) fn lie(&self) {
+        self.lies.inc();
+    }
+
+    pub(crate) fn third_opinion(&self) {
+        self.third_opinions.inc();
+    }
+
     pub(crate) fn batch_computed(&self, rows: usize, sessions: usize, took: Duration) {
         self.rows.inc_by(rows as u64);
         self.batch_rows.observe(rows as f64);
@@ -234,6 +267,7 @@ impl Telemetry {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.sessions_running.set(gauge(now.sessions));
         self.sessions_kept.set(gauge(now.kept));
+        self.quarantined.set(gauge(now.quarantined));
         self.restarts.set(gauge(now.restarts));
         self.peers.set(gauge(now.peers));
         self.memory_used.set(gauge(now.memory_used));
@@ -257,6 +291,7 @@ impl Telemetry {
 pub(crate) struct Observed {
     pub(crate) sessions: u64,
     pub(crate) kept: u64,
+    pub(crate) quarantined: u64,
     pub(crate) restarts: u64,
     pub(crate) peers: u64,
     pub(crate) memory_used: u64,

@@ -11,7 +11,7 @@ use accel_inference::synthetic::{SyntheticArch, SyntheticSpec, generate};
 use accel_p2p::wire::{
     ControlReply, ControlRequest, HardwareAdvert, LoadAdvert, PeerEndpoint, TensorFrame,
 };
-use accel_p2p::{AdvertBody, PeerId};
+use accel_p2p::{AdvertBody, Keypair, PeerId};
 use accel_storage::{BlockSource, BlockSourceError, DataDir, Store};
 use actix::Actor;
 use async_trait::async_trait;
@@ -161,7 +161,8 @@ impl TestNode {
     ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&DataDir::open(dir.path()).unwrap()).unwrap();
-        let peer = PeerId::random();
+        let identity = Keypair::generate_ed25519();
+        let peer = identity.public().to_peer_id();
         let peers = peers_of(hub, peer);
         let (shelf, telemetry) = (Arc::new(Shelf::new(memory)), Telemetry::new());
 
@@ -186,6 +187,7 @@ impl TestNode {
             threads: Some(1),
             warm_stand_ins: true,
             kv,
+            identity,
             telemetry,
         });
         let stage = unit.member("stage server", move || {

@@ -19,16 +19,17 @@ pub enum FaultTolerance {
     Medium,
     /// The loss of the coordinator as well: other peers keep the journal of a stream too.
     High,
+    /// A peer that lies: everything is computed twice, on different peers, and compared.
+    Critical,
 }
 
 /// Why a text names no level that this build has.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ToleranceError {
-    /// A level that is planned.
-    #[error("the fault-tolerance level `{0}` is not built yet")]
-    NotBuilt(String),
     /// No level at all.
-    #[error("`{0}` is not a fault-tolerance level; the levels are none, low, medium and high")]
+    #[error(
+        "`{0}` is not a fault-tolerance level; the levels are none, low, medium, high and critical"
+    )]
     Unknown(String),
 }
 
@@ -36,7 +37,6 @@ impl ToleranceError {
     /// For programs, stable.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::NotBuilt(_) => "fault_tolerance_not_built",
             Self::Unknown(_) => "invalid_value",
         }
     }
@@ -44,8 +44,9 @@ impl ToleranceError {
     /// What to do next.
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::NotBuilt(_) => "use `high`, the highest level that this version has",
-            Self::Unknown(_) => "use `none`, `low`, `medium` or `high`, or leave it out",
+            Self::Unknown(_) => {
+                "use `none`, `low`, `medium`, `high` or `critical`, or leave it out"
+            }
         }
     }
 }
@@ -58,6 +59,7 @@ impl FaultTolerance {
             Self::Low => "low",
             Self::Medium => "medium",
             Self::High => "high",
+            Self::Critical => "critical",
         }
     }
 }
@@ -77,7 +79,7 @@ impl FromStr for FaultTolerance {
             "low" => Ok(Self::Low),
             "medium" => Ok(Self::Medium),
             "high" => Ok(Self::High),
-            "critical" => Err(ToleranceError::NotBuilt(text.to_owned())),
+            "critical" => Ok(Self::Critical),
             _ => Err(ToleranceError::Unknown(text.chars().take(32).collect())),
         }
     }
@@ -102,17 +104,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_are_read_as_they_are_written_and_those_not_built_are_told_apart_from_nonsense() {
+    fn levels_are_read_as_they_are_written_and_nonsense_is_none() {
         for level in [
             FaultTolerance::None,
             FaultTolerance::Low,
             FaultTolerance::Medium,
             FaultTolerance::High,
+            FaultTolerance::Critical,
         ] {
             assert_eq!(level.name().parse(), Ok(level));
         }
         let cases = [
-            ("critical", "fault_tolerance_not_built"),
+            ("Critical", "invalid_value"),
             ("Medium", "invalid_value"),
             ("", "invalid_value"),
         ];

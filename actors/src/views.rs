@@ -50,6 +50,8 @@ pub struct PeerView {
     /// Whether this node places sessions on it: `closed` yes, `open` only where nobody else can,
     /// `half_open` a few to see.
     pub breaker: String,
+    /// Whether it gets no work from this node because it lied.
+    pub quarantined: bool,
     /// How long it takes to answer a small request, once one was made.
     pub ping_ms: Option<Figure>,
     /// Age of its newest advert.
@@ -351,4 +353,38 @@ impl SessionView {
         let replicas: Vec<String> = self.replicas.iter().map(replica).collect();
         replicas.join(",")
     }
+}
+
+/// A piece of evidence that a peer lied.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EvidenceView {
+    /// Names it.
+    pub id: String,
+    /// Who lied.
+    pub peer_id: String,
+    /// What was computed.
+    pub model: String,
+    /// The first layer that the peer computed.
+    pub first_layer: u32,
+    /// The last one.
+    pub last_layer: u32,
+    /// Positions that are to be computed again.
+    pub tokens: usize,
+    /// When it was found out.
+    pub found_unix_ms: u64,
+    /// Whether the peer gets no work from this node.
+    pub quarantined: bool,
+}
+
+/// What came of checking evidence.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CheckView {
+    /// Names the evidence.
+    pub id: String,
+    /// Who is said to have lied.
+    pub peer_id: String,
+    /// `confirmed`, `refuted`, or `not_proven` where the peer was given something else already.
+    pub verdict: String,
+    /// Whether the peer gets no work from this node.
+    pub quarantined: bool,
 }

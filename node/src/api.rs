@@ -12,6 +12,7 @@ mod answer;
 mod chat;
 mod completions;
 mod error;
+mod evidence;
 mod form;
 mod health;
 mod key;
@@ -63,6 +64,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .configure(sessions::routes)
         .configure(store::routes)
         .configure(swarm::routes)
+        .configure(evidence::routes)
         .configure(health::routes);
 }
 

@@ -5,6 +5,7 @@ mod chat;
 mod demo;
 mod drain;
 mod eval;
+mod evidence;
 mod generation;
 mod key;
 mod local;
@@ -83,6 +84,7 @@ commands! {
     Chat(chat::Chat),
     Peers(peers::Peers),
     Drain(drain::Drain),
+    Evidence(evidence::Evidence),
     Plan(plan::Plan),
     Swarm(swarm::Swarm),
     Key(key::Key),

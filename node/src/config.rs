@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use accel_actors::FaultTolerance;
+use accel_actors::{DEFAULT_AUDIT_SHARE, FaultTolerance};
 use accel_inference::{KvFormat, MAX_THREADS};
 use clap::Args;
 use directories::ProjectDirs;
@@ -25,7 +25,7 @@ pub const DEFAULT_API: &str = "127.0.0.1:8420";
 const DEFAULT_LISTEN: &str = "/ip4/0.0.0.0/tcp/0";
 
 /// Every key of the settings, in the order in which `accel up --help` shows them.
-const KEYS: [&str; 19] = [
+const KEYS: [&str; 20] = [
     "data",
     "api",
     "listen",
@@ -39,6 +39,7 @@ const KEYS: [&str; 19] = [
     "max_layers",
     "fault_tolerance",
     "warm_stand_ins",
+    "audit_share",
     "resume_window",
     "breaker_failures",
     "breaker_seconds",
@@ -47,9 +48,10 @@ const KEYS: [&str; 19] = [
     "ready_file",
 ];
 /// The keys whose value in the environment is a number.
-const NUMBERS: [&str; 7] = [
+const NUMBERS: [&str; 8] = [
     "threads",
     "max_layers",
+    "audit_share",
     "resume_window",
     "breaker_failures",
     "breaker_seconds",
@@ -145,7 +147,7 @@ pub struct Flags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_layers: Option<u32>,
-    /// What requests survive that do not say so: none, low, medium or high [default: medium]
+    /// What requests survive that do not say so: none, low, medium, high or critical [default: medium]
     #[arg(long, value_name = "LEVEL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault_tolerance: Option<String>,
@@ -153,6 +155,10 @@ pub struct Flags {
     #[arg(long, value_name = "BOOL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warm_stand_ins: Option<bool>,
+    /// Of a hundred answers, how many other peers compute again to see whether one lied [default: 1]
+    #[arg(long, value_name = "PERCENT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit_share: Option<u32>,
     /// Seconds that a session which was interrupted waits for its client [default: 600]
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -216,6 +222,8 @@ pub struct Settings {
     pub fault_tolerance: FaultTolerance,
     /// Whether layers are made ready for when a peer is lost.
     pub warm_stand_ins: bool,
+    /// Of a hundred answers, how many other peers compute again.
+    pub audit_share: u32,
     /// Seconds that a session which was interrupted waits for its client.
     #[serde(default)]
     pub resume_window: Option<u32>,
@@ -246,7 +254,8 @@ impl Settings {
         let mut figment = Figment::from(Serialized::default("api", DEFAULT_API))
             .merge(Serialized::default("listen", [DEFAULT_LISTEN]))
             .merge(Serialized::default("device", "auto"))
-            .merge(Serialized::default("warm_stand_ins", true));
+            .merge(Serialized::default("warm_stand_ins", true))
+            .merge(Serialized::default("audit_share", DEFAULT_AUDIT_SHARE));
         if let Some(path) = &flags.config {
             check_readable(path)?;
             figment = figment.merge(Toml::file_exact(path));
@@ -270,6 +279,12 @@ impl Settings {
         check_range("breaker_seconds", self.breaker_seconds, LONGEST_WINDOW)?;
         check_range("breaker_trials", self.breaker_trials, MOST_TRIES)?;
         check_range("breaker_successes", self.breaker_successes, MOST_TRIES)?;
+        if self.audit_share > 100 {
+            return Err(ConfigError::Value {
+                key: "audit_share",
+                problem: format!("{} of a hundred answers", self.audit_share),
+            });
+        }
         if self.swarm.is_some() && self.swarm_key.is_some() {
             return Err(ConfigError::Value {
                 key: "swarm",

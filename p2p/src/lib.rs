@@ -52,9 +52,9 @@ pub use network::{
 pub use replica::{IncomingReplica, ReplicaCall, ReplicaStream};
 pub use tensor::{PeerLoss, TensorError, TensorPlane, TensorSender, Traffic};
 pub use wire::{
-    Advert, AdvertBody, ControlReply, ControlRequest, GpuAdvert, HardwareAdvert, Hop, LoadAdvert,
-    ModelOffer, PeerEndpoint, Record, ReplicaReply, ReplicaRequest, SamplingWire, SessionId,
-    StepInput, TensorFrame,
+    Advert, AdvertBody, Claim, ControlReply, ControlRequest, GpuAdvert, HardwareAdvert, Hop, Link,
+    LoadAdvert, ModelOffer, PeerEndpoint, Record, ReplicaReply, ReplicaRequest, SamplingWire,
+    SessionId, SignedClaim, StepInput, TensorFrame,
 };
 
 pub use libp2p::identity::Keypair;

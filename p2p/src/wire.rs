@@ -15,10 +15,12 @@
 //! | [`join`] | an invite for a certificate | `/accel/join/1` |
 //! | [`replica`] | the journal of a session, kept on other nodes | `/accel/replica/1` |
 //! | [`step`] | activations and tokens | the tensor plane |
+//! | [`claim`] | what stages sign about their work; part of the tensor frames | the tensor plane |
 //! | [`kv`] | rows of KV caches; part of the tensor frames | the tensor plane |
 //! | [`framed`] | length-prefixed messages on a stream | |
 
 pub mod advert;
+pub mod claim;
 mod codec;
 pub mod control;
 pub mod framed;
@@ -33,6 +35,7 @@ pub use advert::{
     Advert, AdvertBody, AdvertError, Goodbye, Gossip, GpuAdvert, HardwareAdvert, LoadAdvert,
     ModelOffer,
 };
+pub use claim::{Claim, Link, SignedClaim};
 pub(crate) use codec::{Bounded, Wire, put_field, take_field, unknown_tag, wire_enum, wire_struct};
 pub use control::{ControlReply, ControlRequest, HeldWire, Hop, Keep, PeerEndpoint, SamplingWire};
 pub use framed::{FrameError, read_message, write_message};
@@ -95,6 +98,8 @@ pub mod tag {
     pub const REPLICA_REQUEST: u8 = 0x50;
     /// [`ReplicaReply`](super::ReplicaReply), version 1.
     pub const REPLICA_REPLY: u8 = 0x51;
+    /// What the signature of a [`Claim`](super::Claim) covers, version 1; never sent as it is.
+    pub const CLAIM: u8 = 0x60;
 }
 
 /// Size limits, in bytes unless the name says otherwise.
@@ -156,6 +161,10 @@ pub mod limit {
     pub const PROVIDERS: usize = 64;
     /// Stages of one route (count).
     pub const HOPS: usize = 64;
+    /// A claim of a stage, as it is signed.
+    pub const CLAIM: usize = 512;
+    /// Claims in one frame (count): stages of a route that is witnessed.
+    pub const CLAIMS: usize = 24;
     /// Token ids in one step (count).
     pub const STEP_TOKENS: usize = 16 * 1024;
     /// Alternatives reported with a token (count).

@@ -15,7 +15,7 @@
 //! | `keys/` | identity and other small files, each written whole or not at all |
 //! | `models/<cid>` | one sparse file per model |
 //! | `tmp/` | files in the making, cleared on start |
-//! | `db/` | sled: block index, presence, catalogue, journal |
+//! | `db/` | sled: block index, presence, catalogue, journal, small records |
 //!
 //! A range counts as present only after its bytes are synced to disk; the index, the presence and
 //! the catalogue then change in one atomic batch. A crash in between costs a repeated download,
@@ -33,6 +33,7 @@ pub mod error;
 pub mod journal;
 mod positioned;
 pub mod ranges;
+mod records;
 pub mod store;
 pub mod types;
 
@@ -41,5 +42,6 @@ pub use error::{BlockSourceError, DagError, JournalError, Result, StorageError};
 pub use journal::{
     Damage, Journal, JournalEntry, JournalStats, SessionKey, SessionSummary, Writer,
 };
+pub use records::{RecordKind, Records};
 pub use store::{Store, canonical};
 pub use types::{BlockSource, FetchProgress, FetchReport, ModelRecord, Want};

@@ -27,6 +27,7 @@ use crate::durable::Durable;
 use crate::error::{Result, StorageError, io_error};
 use crate::journal::Journal;
 use crate::ranges::RangeSet;
+use crate::records::Records;
 use crate::types::ModelRecord;
 
 /// Content by CID and the catalogue of models. Cheap to clone.
@@ -39,6 +40,7 @@ pub struct Store {
 // on the directory is given back.
 struct Inner {
     journal: Journal,
+    records: Records,
     content: sled::Tree,
     durable: Durable,
     catalogue: Catalogue,
@@ -58,6 +60,11 @@ impl Store {
     /// The journal of sessions.
     pub fn journal(&self) -> Journal {
         self.inner.journal.clone()
+    }
+
+    /// Small records.
+    pub fn records(&self) -> Records {
+        self.inner.records.clone()
     }
 
     /// The file that holds a model's bytes; sparse where they are not present.

@@ -1,5 +1,5 @@
 //! Measures what the levels of fault tolerance cost while nothing fails: tokens per second with
-//! `none`, `medium` and `high`, one after the other and again, so that whatever else the machine does
+//! `none`, `medium`, `high` and `critical`, one after the other and again, so that whatever else the machine does
 //! meets all of them alike.
 //!
 //! ```text
@@ -7,8 +7,8 @@
 //! cargo run --release -p accel-tests --example tolerance -- --rounds 10 --split
 //! ```
 //!
-//! Real processes on loopback: four nodes, of which one is asked and, unless the model is split,
-//! computes all of it. All of them share one disk, which is worse than nodes of their own.
+//! Real processes on loopback: four nodes (seven with a split), of which one is asked and, unless
+//! the model is split, computes all of it; with `critical` another one does, too. All of them share one disk, which is worse than nodes of their own.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -20,8 +20,10 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use serde_json::{Value, json};
 
-const LEVELS: [&str; 3] = ["none", "medium", "high"];
+const LEVELS: [&str; 4] = ["none", "medium", "high", "critical"];
+/// Enough for a second route and for two replicas; with a split, for two routes of three stages.
 const NODES: usize = 4;
+const NODES_SPLIT: usize = 7;
 const PROMPT: &str = "Tell me everything.";
 
 /// Measures what fault tolerance costs while nothing fails
@@ -66,15 +68,18 @@ async fn main() -> Result<()> {
         false => models::smollm2()?.context("no SmolLM2 here; --synthetic does without")?,
     };
     let layers = options.split.then(|| model.layers.div_ceil(3) as u32);
-    let cluster = Cluster::start(NODES, layers).await?;
+    let nodes = if options.split { NODES_SPLIT } else { NODES };
+    let cluster = Cluster::start(nodes, layers).await?;
     let asked = cluster.nodes.last().context("a node")?;
     asked.add_model(&model.path)?;
     let mut speeds = LEVELS.map(|level| Speeds {
         level,
         all: Vec::new(),
     });
-    // The first answer fetches and loads the layers.
-    measure(asked, &model, &options, "none", 0).await?;
+    // The first answers fetch and load the layers.
+    for level in ["none", "critical"] {
+        measure(asked, &model, &options, level, 0).await?;
+    }
     for round in 0..options.rounds {
         for level in &mut speeds {
             let speed = measure(asked, &model, &options, level.level, round).await?;

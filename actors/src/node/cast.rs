@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use accel_p2p::{Network, NetworkEvent};
+use accel_p2p::{Keypair, Network, NetworkEvent};
 use accel_storage::{Journal, Store};
 use actix::Actor;
 use tokio::sync::mpsc;
@@ -18,11 +18,13 @@ use crate::models::Models;
 use crate::own::Own;
 use crate::peers::{NetworkPeers, Peers};
 use crate::placement::Placer;
+use crate::quarantine::Quarantine;
 use crate::replica::NetworkReplicas;
 use crate::replica::keeper::Keeper;
 use crate::replica::tenure::Tenures;
 use crate::router::{Admission, Router, RouterDeps};
 use crate::session::actor::SessionDeps;
+use crate::session::bench::audit::Audits;
 use crate::session::link::Link;
 use crate::session::rebuild;
 use crate::session::stand_ins::StandIns;
@@ -44,6 +46,7 @@ pub(super) struct Raised {
     pub(super) router: ActorRef<Router>,
     pub(super) models: Arc<Models>,
     pub(super) placer: Placer,
+    pub(super) stage_deps: Arc<StageDeps>,
 }
 
 /// What the actors share with the handle.
@@ -56,11 +59,13 @@ pub(super) struct Shared {
     pub(super) telemetry: Telemetry,
     pub(super) health: Arc<Health>,
     pub(super) tenures: Arc<Tenures>,
+    pub(super) quarantine: Arc<Quarantine>,
 }
 
 /// What the actors are made of.
 pub(super) struct Cast {
     pub(super) config: NodeConfig,
+    pub(super) identity: Keypair,
     pub(super) network: Network,
     pub(super) store: Store,
     pub(super) shared: Shared,
@@ -82,10 +87,17 @@ impl Cast {
             limits.header_timeout,
             self.shared.telemetry.clone(),
         ));
-        let stage = self.stage_server(&mut stages, &models, &peers);
+        let stage_deps = self.stage_deps(&models, &peers);
+        let stage = {
+            let deps = Arc::clone(&stage_deps);
+            stages.member("stage server", move || {
+                StageServer::new(Arc::clone(&deps)).start()
+            })
+        };
         let placer = Placer {
             directory: directory.clone(),
             health: Arc::clone(&self.shared.health),
+            quarantine: Arc::clone(&self.shared.quarantine),
         };
         let link = Link {
             peers,
@@ -121,6 +133,7 @@ impl Cast {
             router,
             models,
             placer,
+            stage_deps,
         }
     }
 
@@ -140,13 +153,8 @@ impl Cast {
         })
     }
 
-    fn stage_server(
-        &self,
-        unit: &mut Unit,
-        models: &Arc<Models>,
-        peers: &Arc<dyn Peers>,
-    ) -> ActorRef<StageServer> {
-        let deps = Arc::new(StageDeps {
+    fn stage_deps(&self, models: &Arc<Models>, peers: &Arc<dyn Peers>) -> Arc<StageDeps> {
+        Arc::new(StageDeps {
             store: self.store.clone(),
             models: Arc::clone(models),
             peers: Arc::clone(peers),
@@ -156,10 +164,8 @@ impl Cast {
             threads: self.config.threads,
             warm_stand_ins: self.config.warm_stand_ins,
             kv: self.config.kv,
+            identity: self.identity.clone(),
             telemetry: self.shared.telemetry.clone(),
-        });
-        unit.member("stage server", move || {
-            StageServer::new(Arc::clone(&deps)).start()
         })
     }
 
@@ -181,6 +187,7 @@ impl Cast {
             limits: self.config.limits.clone(),
             fault_tolerance: self.config.fault_tolerance,
             telemetry: self.shared.telemetry.clone(),
+            audits: Audits::new(self.config.audit_share),
             stand_ins,
         };
         let deps = Arc::new(RouterDeps {

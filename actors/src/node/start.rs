@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use accel_inference::hardware::{self, Hardware, Measured};
-use accel_p2p::{BlockStore, Multiaddr, Network, NetworkConfig, NetworkEvent};
+use accel_p2p::{BlockStore, Keypair, Multiaddr, Network, NetworkConfig, NetworkEvent};
 use accel_storage::{DataDir, Store};
 use actix::Arbiter;
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use crate::config::NodeConfig;
 use crate::error::StartError;
 use crate::health::Health;
 use crate::own::{Own, fixed_body, memory_for_models};
+use crate::quarantine::Quarantine;
 use crate::router::Admission;
 use crate::session::table::SessionTable;
 use crate::stage::Shelf;
@@ -91,6 +92,7 @@ impl BlockStore for ServedBlocks {
 /// What the actors stand on.
 struct Ground {
     config: NodeConfig,
+    identity: Keypair,
     network: Network,
     store: Store,
     hardware: Hardware,
@@ -109,7 +111,9 @@ pub(super) async fn start(config: NodeConfig) -> Result<Inner, StartError> {
     let probing = blocking(move || (hardware::probe(), hardware::measure(threads)));
 
     let seed = data.identity_seed()?;
-    let standing = swarm::standing(&config, &data, swarm::peer_of(seed)?)?;
+    let identity = swarm::keypair_of(seed)?;
+    let own = identity.public().to_peer_id();
+    let standing = swarm::standing(&config, &data, own)?;
     let listen = config
         .listen
         .iter()
@@ -133,6 +137,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Inner, StartError> {
     let (hardware, measured) = probing.await?;
     let ground = Ground {
         config,
+        identity,
         network,
         store,
         hardware,
@@ -166,7 +171,7 @@ fn tensor_listen(listen: &[Multiaddr]) -> SocketAddr {
 }
 
 /// What the actors share with the handle.
-fn share(ground: &Ground) -> Shared {
+fn share(ground: &Ground, quarantine: Quarantine) -> Shared {
     let config = &ground.config;
     let memory = memory_for_models(config, &ground.hardware);
     let shelf = Arc::new(Shelf::new(memory));
@@ -186,6 +191,7 @@ fn share(ground: &Ground) -> Shared {
         telemetry: Telemetry::new(),
         health: Arc::new(Health::new(config.limits.breaker)),
         tenures: Arc::default(),
+        quarantine: Arc::new(quarantine),
     }
 }
 
@@ -194,7 +200,9 @@ async fn raise(
     events: mpsc::Receiver<NetworkEvent>,
     io: IoThreads,
 ) -> Result<Inner, StartError> {
-    let shared = share(&ground);
+    let records = ground.store.records();
+    let quarantine = blocking(move || Quarantine::open(records)).await??;
+    let shared = share(&ground, quarantine);
     let suspended = Suspended {
         journal: ground.store.journal(),
         table: Arc::clone(&shared.sessions),
@@ -204,6 +212,7 @@ async fn raise(
     suspended.at_start().await.map_err(StartError::Storage)?;
     let Ground {
         config,
+        identity,
         network,
         store,
         ..
@@ -214,6 +223,7 @@ async fn raise(
     let (sender, raised) = oneshot::channel();
     let cast = Cast {
         config,
+        identity,
         network: network.clone(),
         store,
         shared: shared.clone(),
@@ -234,6 +244,7 @@ async fn raise(
         admission: shared.admission,
         tenures: shared.tenures,
         shelf: shared.shelf,
+        stage_deps: raised.stage_deps,
         own: shared.own,
         telemetry: shared.telemetry,
         units: raised.units.into_iter().map(watched).collect(),

@@ -13,7 +13,7 @@ use crate::views::{
     Figure, GpuView, ModelDetail, ModelView, OfferView, PeerView, PlanStageView, PlanView,
 };
 
-pub(super) fn peer(record: &PeerRecord, health: &Diagnosis) -> PeerView {
+pub(super) fn peer(record: &PeerRecord, health: &Diagnosis, quarantined: bool) -> PeerView {
     let body = &record.body;
     let hardware = &body.hardware;
     let gpus = hardware.gpus.iter().map(|gpu| GpuView {
@@ -53,6 +53,7 @@ pub(super) fn peer(record: &PeerRecord, health: &Diagnosis) -> PeerView {
         ping_ms: health
             .ping
             .map(|ping| Figure::measured(ping.as_secs_f64() * 1000.0)),
+        quarantined,
         seen_ms_ago: record.seen.elapsed().as_millis() as u64,
     }
 }

@@ -51,6 +51,15 @@ pub enum PlanError {
         /// What each peer gives.
         peers: Vec<PeerShortfall>,
     },
+    /// There is a route, and no second one beside it.
+    #[error(
+        "fault_tolerance `critical` computes everything twice, on different peers, and no {stages} \
+         other peers can take the stages of a second route"
+    )]
+    TooFewPeers {
+        /// Stages of a route.
+        stages: usize,
+    },
     /// The model has no layers.
     #[error("the model has no layers")]
     EmptyModel,
@@ -102,6 +111,7 @@ impl PlanError {
             Self::TooLittleMemory { .. } => "insufficient_memory",
             Self::LayerLimits { .. } => "layer_limits",
             Self::MixedNumerics { .. } => "mixed_numerics",
+            Self::TooFewPeers { .. } => "too_few_peers",
             Self::EmptyModel => "empty_model",
         }
     }
@@ -119,6 +129,11 @@ impl PlanError {
             }
             Self::MixedNumerics { .. } => {
                 "join a node of the same class as the strongest one, or start all with the same --kv"
+                    .to_owned()
+            }
+            Self::TooFewPeers { .. } => {
+                "start more nodes of the same numerics class, or nodes that take more layers, or ask \
+                 for `high`"
                     .to_owned()
             }
             Self::EmptyModel => "choose another model".to_owned(),

@@ -7,7 +7,7 @@ use super::*;
 
 const MIB: u64 = 1 << 20;
 
-fn shape(layers: u32) -> ModelShape {
+pub(super) fn shape(layers: u32) -> ModelShape {
     ModelShape {
         architecture: "llama".into(),
         name: None,
@@ -36,7 +36,7 @@ fn id(n: u8) -> PeerId {
     PeerId::from_bytes(&bytes).expect("an identity multihash of an ed25519 key")
 }
 
-fn peer(n: u8, memory_mib: u64, gb_s: f32) -> PeerFacts {
+pub(super) fn peer(n: u8, memory_mib: u64, gb_s: f32) -> PeerFacts {
     PeerFacts {
         peer: id(n),
         is_self: n == 0,

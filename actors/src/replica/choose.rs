@@ -30,6 +30,8 @@ pub(crate) async fn candidates(
     let records = snapshot(&placer.directory).await;
     let now = Instant::now();
     let admits = |peer| placer.health.admits(peer, now);
+    let trusts = |record: &PeerRecord| !placer.quarantine.holds(record.peer);
+    let records: Vec<PeerRecord> = records.iter().filter(|r| trusts(r)).cloned().collect();
     choose(&records, session, stages, admits)
 }
 

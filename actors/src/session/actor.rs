@@ -13,10 +13,13 @@ use accel_storage::Journal;
 use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::event::{Command, Event, RouteStage, Timer};
+use super::bench::Bench;
+use super::bench::audit::Audits;
+use super::event::{Command, Event, RouteStage};
 use super::incoming;
+use super::jury::Lane;
 use super::link::Link;
-use super::machine::{CHUNK, Machine, PEER_WAITS, WAITS, stopping};
+use super::machine::{Machine, stopping};
 use super::moving::Mover;
 use super::pump::{self, JournalItem, StageWay};
 use super::rebuild::Way;
@@ -38,13 +41,6 @@ use crate::tolerance::FaultTolerance;
 
 /// Messages that may wait: more than a session can have under way.
 const MAILBOX: usize = 128;
-/// A step may take this many times what was predicted, beyond the step timeout: other sessions
-/// share the stages.
-const PATIENCE: u64 = 20;
-/// And at every stage a step may find one chunk of another session under way, and share the batch
-/// with one more.
-const ROWS_OF_OTHERS: u64 = 2 * CHUNK as u64;
-
 /// What every session works with.
 pub(crate) struct SessionDeps {
     pub(crate) link: Link,
@@ -56,6 +52,8 @@ pub(crate) struct SessionDeps {
     /// How much a request survives that does not say so itself.
     pub(crate) fault_tolerance: FaultTolerance,
     pub(crate) telemetry: Telemetry,
+    /// Which sessions are computed again by others.
+    pub(crate) audits: Audits,
     /// How KV caches are to be rebuilt, instead of the cheapest way: for measurements.
     pub(crate) rebuild: Option<&'static dyn Way>,
     /// Whom this node asked to get ready; absent where it asks nobody.
@@ -79,7 +77,9 @@ pub(crate) struct SessionSpec {
     pub(crate) is_over: bool,
     pub(crate) events: mpsc::Sender<GenEvent>,
     /// The session's place among those that may run.
-    pub(crate) _permit: OwnedSemaphorePermit,
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
+    /// Of a witnessed session: what its lanes have in common, and which of them it is.
+    pub(crate) bench: Option<(Arc<Bench>, Lane)>,
 }
 
 /// See the module.
@@ -87,9 +87,9 @@ pub(crate) struct SessionActor {
     pub(super) deps: Arc<SessionDeps>,
     pub(super) spec: SessionSpec,
     pub(super) machine: Machine,
-    timer: Option<SpawnHandle>,
-    replica_timer: Option<SpawnHandle>,
-    feed_timer: Option<SpawnHandle>,
+    pub(super) timer: Option<SpawnHandle>,
+    pub(super) replica_timer: Option<SpawnHandle>,
+    pub(super) feed_timer: Option<SpawnHandle>,
     pub(super) client: mpsc::Sender<GenEvent>,
     pub(super) journal: mpsc::Sender<JournalItem>,
     pub(super) replicator: Replicator,
@@ -143,9 +143,11 @@ pub(super) struct Happened(pub(super) Event);
 impl SessionActor {
     /// Starts a session on the current arbiter.
     pub(crate) fn launch(deps: Arc<SessionDeps>, mut spec: SessionSpec, machine: Machine) {
-        let session = spec.id;
+        let (session, bench) = (spec.id, spec.bench.clone());
+        let is_beside = matches!(bench, Some((_, Lane::Shadow | Lane::Third)));
         // A session that is over and shown still shows how it was computed.
-        if !spec.is_over || deps.table.view(session).is_none() {
+        let is_shown = spec.is_over && deps.table.view(session).is_some();
+        if !is_shown && !is_beside {
             deps.table
                 .enter(session, first_view(&spec, machine.tokens_before()));
         }
@@ -155,7 +157,10 @@ impl SessionActor {
             let addr = context.address();
             let events = spec.events.clone();
             let client = pump::to_client(events, addr.clone(), deps.limits.client_timeout);
-            let journal = pump::to_journal(deps.journal.clone(), session, addr);
+            let journal = match is_beside {
+                true => pump::to_nowhere(addr),
+                false => pump::to_journal(deps.journal.clone(), session, addr),
+            };
             let endpoints = spec.placement.endpoints.clone();
             let opening = spec.opening.to_bytes();
             let records = std::mem::take(&mut spec.records);
@@ -182,10 +187,16 @@ impl SessionActor {
                 first_token: None,
             }
         });
-        table.attach(session, addr);
+        table.attach(session, addr.clone());
+        if let Some((bench, lane)) = bench {
+            bench.enter(session, lane, addr);
+        }
     }
 
     pub(super) fn feed(&mut self, event: Event, context: &mut Context<Self>) {
+        if let Some(timer) = self.adjourned(&event) {
+            return self.arm(timer, context);
+        }
         self.judge(&event);
         let commands = self.machine.on(event);
         for command in commands {
@@ -362,7 +373,9 @@ impl SessionActor {
         replayed: u64,
     ) {
         tracing::info!(session = %self.spec.id, way, ?prices, replayed, "rebuilding KV caches");
-        self.deps.telemetry.rebuilding(way);
+        if !self.is_beside() {
+            self.deps.telemetry.rebuilding(way);
+        }
         self.chronicle.rebuild(way, prices, replayed);
     }
 
@@ -376,8 +389,10 @@ impl SessionActor {
             reason = begun.reason,
             "going on after a fault"
         );
-        let telemetry = &self.deps.telemetry;
-        telemetry.recovering(begun.fault.name(), begun.strategy);
+        if !self.is_beside() {
+            let telemetry = &self.deps.telemetry;
+            telemetry.recovering(begun.fault.name(), begun.strategy);
+        }
         self.chronicle
             .begin(begun, self.machine.tokens(), Instant::now());
     }
@@ -385,34 +400,8 @@ impl SessionActor {
     fn recovered(&mut self) {
         let stall = self.chronicle.end(Instant::now());
         tracing::info!(session = %self.spec.id, ?stall, "the answer goes on");
-        self.deps.telemetry.recovered(stall);
-    }
-
-    fn arm(&mut self, timer: Timer, context: &mut Context<Self>) {
-        let limits = &self.deps.limits;
-        let within = match timer {
-            Timer::Commit { .. } => limits.commit_timeout,
-            Timer::Memory { .. } => limits.memory_wait / WAITS,
-            Timer::Peers { .. } | Timer::Replicas => limits.peer_wait / PEER_WAITS,
-            Timer::Pause { after, .. } => after,
-            Timer::Feed { .. } => limits.step_timeout,
-            Timer::Step { rows, .. } => {
-                let token_ns = self.spec.placement.token_ns;
-                let rows = u64::from(rows) * PATIENCE + ROWS_OF_OTHERS;
-                let expected = token_ns.saturating_mul(rows);
-                limits.step_timeout + Duration::from_nanos(expected)
-            }
-        };
-        let handle = context.run_later(within, move |session, context| {
-            session.feed(Event::Timeout(timer), context);
-        });
-        let slot = match timer {
-            Timer::Replicas => &mut self.replica_timer,
-            Timer::Feed { .. } => &mut self.feed_timer,
-            _ => &mut self.timer,
-        };
-        if let Some(before) = slot.replace(handle) {
-            context.cancel_future(before);
+        if !self.is_beside() {
+            self.deps.telemetry.recovered(stall);
         }
     }
 }
@@ -436,12 +425,16 @@ impl Handler<Frame> for SessionActor {
     type Result = ();
 
     fn handle(&mut self, Frame { from, frame }: Frame, context: &mut Context<Self>) {
+        let (frame, claims) = match frame {
+            TensorFrame::Claimed { frame, claims } => (*frame, Some(claims)),
+            frame => (frame, None),
+        };
         let peers = |stages: &[RouteStage]| stages.iter().map(|stage| stage.peer).collect();
         let epoch = frame.epoch();
         let route: Vec<PeerId> = peers(self.machine.route_of(epoch));
         let donors: Vec<PeerId> = peers(&self.machine.donors_of(epoch));
         match incoming::event(&route, &donors, from, frame) {
-            Some(event) => self.feed(event, context),
+            Some(event) => self.hear(event, claims, context),
             None => {
                 tracing::debug!(session = %self.spec.id, peer = %from, "a frame out of place");
             }

@@ -78,6 +78,16 @@ pub(crate) enum Event {
         peer: PeerId,
         failure: Failure,
     },
+    /// Peers of the route are not to be believed: one of them lied, or two of them say different things
+    /// of what went from one to the other.
+    Distrusted {
+        epoch: u64,
+        peers: Vec<PeerId>,
+        kind: FaultKind,
+        failure: Failure,
+    },
+    /// The session cannot go on here, for this reason.
+    GiveUp(Failure),
     /// The token of this index is durable.
     Journaled { index: u64 },
     /// Peers that may keep the journal, the best first.

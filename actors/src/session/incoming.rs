@@ -5,7 +5,8 @@ use accel_p2p::wire::TensorFrame;
 
 use super::event::{Drawn, Event};
 use crate::error::Failure;
-use crate::stage::NEXT_STAGE_LOST;
+use crate::session::recovery::FaultKind;
+use crate::stage::{BOUNDARY_DISPUTED, NEXT_STAGE_LOST};
 
 /// The event that a frame brings; none when its sender may not say that.
 /// Donors only give what they have, and may say that they cannot.
@@ -81,7 +82,18 @@ fn failed(route: &[PeerId], at: usize, epoch: u64, code: String, message: &str) 
     let message = format!("peer {who} could not go on: {message}");
     let next = route.get(at + 1).copied();
     let lost = next.filter(|_| code == NEXT_STAGE_LOST);
+    let before = at.checked_sub(1).and_then(|before| route.get(before));
+    let disputed = before.filter(|_| code == BOUNDARY_DISPUTED);
     let failure = Failure::unavailable(code, message, "send the request again");
+    if let (Some(before), Some(from)) = (disputed, from) {
+        // One of the two: nobody else was there.
+        return Event::Distrusted {
+            epoch,
+            peers: vec![*before, from],
+            kind: FaultKind::BoundaryDisputed,
+            failure,
+        };
+    }
     match lost {
         Some(peer) => Event::Unreachable {
             epoch,

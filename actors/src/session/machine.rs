@@ -13,8 +13,9 @@
 //! sent. A new epoch starts at what all of them keep, at zero if that is nothing; before, some may be
 //! fed what only they lack (`rebuilding.rs`).
 
+mod distrusting;
 #[cfg(test)]
-mod fixtures;
+pub(super) mod fixtures;
 mod handing_over;
 mod moving;
 mod placement;
@@ -95,6 +96,8 @@ pub(crate) struct Machine {
     /// Peers that refused, until everyone may be asked anew.
     excluded: Vec<PeerId>,
     recovery: Recovery,
+    /// Whether somebody lied: what stages keep may come of it, until the next token.
+    distrusts: bool,
     replication: Replication,
     placements: u32,
     waits: u32,
@@ -147,6 +150,7 @@ impl Machine {
             reports: BTreeMap::new(),
             excluded: Vec::new(),
             recovery: Recovery::default(),
+            distrusts: false,
             replication: Replication::new(tolerance.replicas),
             placements: 0,
             waits: 0,
@@ -226,6 +230,13 @@ impl Machine {
                 peer,
                 failure,
             } => self.on_unreachable(epoch, peer, failure),
+            Event::Distrusted {
+                epoch,
+                peers,
+                kind,
+                failure,
+            } => self.on_distrusted(epoch, &peers, kind, failure),
+            Event::GiveUp(failure) => self.give_up(failure),
             Event::Journaled { index } => self.on_journaled(index),
             Event::ReplicasFound { peers } => self.on_replicas_found(peers),
             Event::Replicated { peer, tokens } => self.on_replicated(peer, tokens),

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use accel_p2p::PeerId;
-use accel_p2p::wire::{ControlReply, ControlRequest, Hop, Keep, PeerEndpoint, SamplingWire};
+use accel_p2p::wire::{ControlReply, ControlRequest, Hop, Keep, PeerEndpoint};
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 
 use super::actor::SessionActor;
 use super::event::{Event, RouteStage, StageReport};
 use super::recovery::strategy;
 use crate::error::{Failure, SESSION_MOVED};
+use crate::evidence::sampling_wire;
 use crate::placement::Wanted;
 
 impl SessionActor {
@@ -33,7 +34,13 @@ impl SessionActor {
                 false => self.held(),
             },
         };
-        let planning = async move { deps.placer.place(&model, &shape, tokens, &wanted).await };
+        let bench = self.spec.bench.clone();
+        let planning = async move {
+            match bench {
+                Some((bench, lane)) => bench.place(lane, tokens, wanted).await,
+                None => deps.placer.place(&model, &shape, tokens, &wanted).await,
+            }
+        };
         let done = planning
             .into_actor(self)
             .map(move |placed, session, context| match placed {
@@ -113,12 +120,24 @@ impl SessionActor {
             epoch,
             route: self.hops(epoch),
             coordinator: self.deps.link.peers.endpoint(),
-            sampling: self.sampling(),
+            sampling: sampling_wire(&self.spec.sampling),
             length,
             donor,
         };
+        let session = self.spec.id;
+        let nonce = self.spec.bench.as_ref().map(|(bench, _)| bench.nonce());
         let (link, silence) = (self.deps.link.clone(), self.deps.limits.commit_timeout);
-        let call = async move { link.call(peer, request, silence).await };
+        let call = async move {
+            if let Some(nonce) = nonce {
+                let witness = ControlRequest::Witness {
+                    session,
+                    epoch,
+                    nonce,
+                };
+                link.call(peer, witness, silence).await?;
+            }
+            link.call(peer, request, silence).await
+        };
         let done = call.into_actor(self).map(move |reply, session, context| {
             let event = match reply {
                 Ok(_) => Event::Committed { epoch, stage },
@@ -149,18 +168,6 @@ impl SessionActor {
             peer,
             tensor_addrs: Vec::new(),
         })
-    }
-
-    fn sampling(&self) -> SamplingWire {
-        let params = &self.spec.sampling;
-        SamplingWire {
-            temperature: params.temperature,
-            top_p: params.top_p,
-            min_p: params.min_p,
-            top_k: params.top_k,
-            seed: params.seed,
-            top_logprobs: params.top_logprobs,
-        }
     }
 
     /// Shows every stage that the coordinator lives.

@@ -49,6 +49,10 @@ pub(crate) enum FaultKind {
     PlacementFailed,
     /// The session stood still: its coordinator crashed, or its client was gone.
     Interrupted,
+    /// A peer of the route said what is not so.
+    PeerLied,
+    /// Two stages say different things of what went from one to the other.
+    BoundaryDisputed,
 }
 
 impl FaultKind {
@@ -59,6 +63,8 @@ impl FaultKind {
             Self::StepTimeout => "step_timeout",
             Self::PlacementFailed => "placement_failed",
             Self::Interrupted => "interrupted",
+            Self::PeerLied => "peer_lied",
+            Self::BoundaryDisputed => "boundary_disputed",
         }
     }
 }
@@ -125,7 +131,7 @@ pub(crate) fn strategy(level: FaultTolerance) -> Option<&'static dyn Strategy> {
     match level {
         FaultTolerance::None => None,
         FaultTolerance::Low => Some(&simple::Simple),
-        FaultTolerance::Medium => Some(&progressive::Progressive),
+        FaultTolerance::Medium | FaultTolerance::Critical => Some(&progressive::Progressive),
         FaultTolerance::High => Some(&parallel::Parallel),
     }
 }

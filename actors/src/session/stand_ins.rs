@@ -13,6 +13,7 @@ use cid::Cid;
 use super::actor::SessionActor;
 use super::recovery::strategy;
 use crate::placement::Wanted;
+use crate::tolerance::FaultTolerance;
 
 /// Nobody is asked for the same within this time: what was ready then is ready still, or there was
 /// no room for it.
@@ -68,6 +69,10 @@ impl SessionActor {
         let Some(stand_ins) = self.deps.stand_ins.clone() else {
             return;
         };
+        if self.spec.opening.fault_tolerance == FaultTolerance::Critical {
+            // Its stand-ins are planned along the cuts of the other lane.
+            return;
+        }
         let strategy = strategy(self.spec.opening.fault_tolerance);
         if strategy.is_none_or(|strategy| strategy.keeps_peers()) {
             return;

@@ -35,7 +35,9 @@ impl SessionActor {
             let first = || (Instant::now(), index + 1);
             self.first_token.get_or_insert_with(first);
         }
-        self.deps.telemetry.token();
+        if !self.is_beside() {
+            self.deps.telemetry.token();
+        }
         let bytes = bytes_of(tokenizer, token);
         self.tell(GenEvent::Token {
             index,
@@ -110,8 +112,11 @@ impl SessionActor {
                 view.error = error;
             }
         });
-        if !self.spec.is_over {
+        if !self.spec.is_over && !self.is_beside() {
             self.deps.telemetry.session_ended(state);
+        }
+        if let Some((bench, lane)) = &self.spec.bench {
+            bench.closed(self.spec.id, *lane, &outcome);
         }
         self.deps.table.detach(self.spec.id);
         context.stop();

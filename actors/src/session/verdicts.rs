@@ -32,6 +32,16 @@ impl SessionActor {
                 peer,
                 failure,
             } => self.blame(*epoch, *peer, failure, now),
+            Event::Distrusted {
+                epoch,
+                peers,
+                failure,
+                ..
+            } => {
+                for peer in peers {
+                    self.blame(*epoch, *peer, failure, now);
+                }
+            }
             Event::Refused {
                 epoch,
                 stage,

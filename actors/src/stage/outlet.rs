@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use accel_inference::{SamplingParams, StageError, StageOutput};
 use accel_p2p::PeerId;
-use accel_p2p::wire::{PeerEndpoint, SessionId, StepInput, TensorFrame};
+use accel_p2p::wire::{PeerEndpoint, SessionId, SignedClaim, StepInput, TensorFrame};
 use tokio::sync::mpsc;
 
 use super::fence::MOST_ROWS;
 use super::outputs::Outputs;
+use super::scribe::{NO_ACCOUNT, Scribe};
 use super::server::COPY_FAILED;
 use crate::peers::Peers;
 use crate::session::table::SessionTable;
@@ -58,6 +59,7 @@ pub(super) struct Outlet {
     place: Place,
     next: Next,
     outputs: Option<Arc<Outputs>>,
+    scribe: Option<Scribe>,
     queue: mpsc::Sender<TensorFrame>,
     kept: Mutex<VecDeque<(u64, TensorFrame)>>,
 }
@@ -69,6 +71,7 @@ impl Outlet {
         place: Place,
         next: Next,
         outputs: Option<Arc<Outputs>>,
+        scribe: Option<Scribe>,
         coordinator: PeerEndpoint,
         peers: Arc<dyn Peers>,
         sessions: Arc<SessionTable>,
@@ -90,6 +93,7 @@ impl Outlet {
             place,
             next,
             outputs,
+            scribe,
             queue,
             kept: Mutex::default(),
         })
@@ -98,10 +102,41 @@ impl Outlet {
     /// Passes on the result of a step.
     pub(super) fn deliver(&self, name: StepName, output: Result<StageOutput, StageError>) {
         let frame = match output {
-            Ok(output) => self.frame(name, output),
+            Ok(output) => self.claimed(name, self.frame(name, output)),
             Err(error) => self.failed(name.step, "step_failed", &error.to_string()),
         };
         self.answer(name.step, frame);
+    }
+
+    /// A step is about to be computed: of a witnessed session, what it brings goes to the account,
+    /// unless it is not what the stages before say.
+    pub(super) fn given(
+        &self,
+        name: StepName,
+        input: &StepInput,
+        claims: Vec<SignedClaim>,
+    ) -> Result<(), &'static str> {
+        match &self.scribe {
+            Some(scribe) => scribe.given(name, input, claims),
+            None => Ok(()),
+        }
+    }
+
+    /// A result that a token depends on, with what the stages up to here say about it.
+    fn claimed(&self, name: StepName, frame: TensorFrame) -> TensorFrame {
+        let Some(scribe) = &self.scribe else {
+            return frame;
+        };
+        let Some(claims) = scribe.claims(name, &frame) else {
+            return frame;
+        };
+        match claims {
+            Ok(claims) => TensorFrame::Claimed {
+                frame: Box::new(frame),
+                claims,
+            },
+            Err(reason) => self.failed(name.step, NO_ACCOUNT, reason),
+        }
     }
 
     /// Tells the coordinator what became of rows for the KV cache.
@@ -256,9 +291,24 @@ impl Outlet {
     }
 
     fn keep(&self, position: u64, input: &StepInput) {
-        if let (Some(outputs), StepInput::Hidden { data, .. }) = (&self.outputs, input) {
+        let StepInput::Hidden { rows, data } = input else {
+            return;
+        };
+        if let Some(outputs) = &self.outputs {
             outputs.push(position, data);
         }
+        if let Some(scribe) = &self.scribe {
+            scribe.made(position, *rows, data);
+        }
+    }
+}
+
+/// The step that a frame for another stage is.
+fn step_of(frame: &TensorFrame) -> Option<u64> {
+    match frame {
+        TensorFrame::Step { step, .. } => Some(*step),
+        TensorFrame::Claimed { frame, .. } => step_of(frame),
+        _ => None,
     }
 }
 
@@ -274,9 +324,8 @@ struct Mailer {
 impl Mailer {
     async fn run(self, mut frames: mpsc::Receiver<TensorFrame>) {
         while let Some(frame) = frames.recv().await {
-            match (&frame, &self.onward) {
-                (TensorFrame::Step { step, .. }, Some(next)) => {
-                    let step = *step;
+            match (step_of(&frame), &self.onward) {
+                (Some(step), Some(next)) => {
                     if let Err(failure) = self.peers.send(next, frame).await {
                         let (code, message) = (NEXT_STAGE_LOST, failure.message);
                         let Place { session, epoch, .. } = self.place;

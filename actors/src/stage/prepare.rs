@@ -150,6 +150,7 @@ async fn prepare(
         engine,
         seq,
         outputs: outputs(deps, order, &header),
+        account: None,
     };
     Ok(ready(deps, cache, 0, &fetched))
 }
@@ -169,7 +170,7 @@ fn outputs(deps: &StageDeps, order: &Order, header: &Header) -> Option<Arc<Outpu
 }
 
 /// Memory that sessions hold comes free; memory that the node does not give at all never does.
-fn short_of_memory(shortage: Shortage) -> Failure {
+pub(super) fn short_of_memory(shortage: Shortage) -> Failure {
     let (needed, free) = (human_bytes(shortage.needed), human_bytes(shortage.free));
     let message = format!("a node needs {needed} more for the stage and has {free} free");
     if shortage.passing {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use accel_inference::{SamplingParams, SeqId, StageInput};
 use accel_p2p::PeerId;
-use accel_p2p::wire::{ControlReply, Hop, PeerEndpoint, SamplingWire, StepInput};
+use accel_p2p::wire::{ControlReply, Hop, PeerEndpoint, SamplingWire, SignedClaim, StepInput};
 use actix::SpawnHandle;
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -15,6 +15,8 @@ use super::fence::{Admission, Fence, MOST_ROWS};
 use super::ledger::StageKey;
 use super::outlet::{Outlet, StepName};
 use super::outputs::Outputs;
+use super::scribe::BOUNDARY_DISPUTED;
+use crate::account::Account;
 use crate::error::{Failure, SESSION_MOVED};
 use crate::session::machine::claim_of;
 
@@ -26,6 +28,8 @@ pub(super) struct Seat {
     pub(super) max_tokens: u64,
     pub(super) expires: Instant,
     pub(super) lease: Duration,
+    /// What the account begins with, of a witnessed session.
+    pub(super) nonce: Option<[u8; 32]>,
     pub(super) state: SeatState,
 }
 
@@ -51,6 +55,8 @@ pub(super) struct Cache {
     pub(super) engine: Arc<Engine>,
     pub(super) seq: SeqId,
     pub(super) outputs: Option<Arc<Outputs>>,
+    /// What is in it, as hashes, if the session is witnessed.
+    pub(super) account: Option<Arc<Account>>,
 }
 
 pub(super) struct Live {
@@ -92,6 +98,9 @@ impl Cache {
         if let Some(outputs) = &self.outputs {
             outputs.truncate(length);
         }
+        if let Some(account) = &self.account {
+            account.truncate(length);
+        }
         if length == have {
             return Ok(());
         }
@@ -100,12 +109,34 @@ impl Cache {
             .cut(self.seq, length as usize, max_tokens as usize);
         cut.map_err(|reason| Failure::unavailable("stage_unavailable", reason, "try again"))
     }
+
+    /// The same with the account that a session of this nonce has of so many positions.
+    pub(super) fn witnessed(
+        mut self,
+        nonce: Option<[u8; 32]>,
+        layers: (u32, u32),
+        length: u64,
+    ) -> Result<Self, Failure> {
+        let Some(nonce) = nonce else {
+            self.account = None;
+            return Ok(self);
+        };
+        let is_its = |account: &Arc<Account>| account.is_of(&nonce);
+        if length == 0 && !self.account.as_ref().is_some_and(is_its) {
+            self.account = Some(Arc::new(Account::new(nonce, layers)));
+        }
+        match self.account.as_ref().is_some_and(is_its) {
+            true => Ok(self),
+            // Nobody knows any more what is in the cache.
+            false => Err(not_ready()),
+        }
+    }
 }
 
 /// What is to be applied.
 pub(super) enum Work {
     /// Rows go through the layers.
-    Step(StepInput),
+    Step(StepInput, Vec<SignedClaim>),
     /// Keys and values come as they are.
     Rows(Bytes),
 }
@@ -148,12 +179,18 @@ fn queue(live: &Live, name: StepName, work: Work) -> Result<(), &'static str> {
     let Cache { engine, seq, .. } = &live.cache;
     let (seq, outlet) = (*seq, Arc::clone(&live.outlet));
     match work {
-        Work::Step(input) => engine.step(StepWork {
-            seq,
-            name,
-            input: stage_input(input),
-            outlet,
-        }),
+        Work::Step(input, claims) => {
+            if let Err(reason) = outlet.given(name, &input, claims) {
+                outlet.refuse(name.step, BOUNDARY_DISPUTED, reason);
+                return Ok(());
+            }
+            engine.step(StepWork {
+                seq,
+                name,
+                input: stage_input(input),
+                outlet,
+            })
+        }
         Work::Rows(data) => engine.import(ImportWork {
             seq,
             name,

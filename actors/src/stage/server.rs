@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use accel_inference::KvFormat;
+use accel_p2p::Keypair;
 use accel_p2p::PeerId;
-use accel_p2p::wire::{ControlReply, ControlRequest, SessionId, TensorFrame};
+use accel_p2p::wire::{ControlReply, ControlRequest, SessionId, SignedClaim, TensorFrame};
 use accel_storage::Store;
 use actix::{Actor, AsyncContext, Context, Handler, Message};
 use tokio::sync::mpsc;
@@ -50,6 +51,8 @@ pub(crate) struct StageDeps {
     /// Whether layers are made ready for sessions that may need them.
     pub(crate) warm_stand_ins: bool,
     pub(crate) kv: KvFormat,
+    /// What this node signs with.
+    pub(crate) identity: Keypair,
     pub(crate) telemetry: Telemetry,
 }
 
@@ -143,7 +146,8 @@ impl StageServer {
 
     fn frame(&mut self, from: PeerId, frame: TensorFrame) {
         match frame {
-            TensorFrame::Step { .. } => self.step(from, frame),
+            TensorFrame::Step { .. } => self.step(from, frame, Vec::new()),
+            TensorFrame::Claimed { frame, claims } => self.step(from, *frame, claims),
             TensorFrame::Replay { .. } => self.replay(from, &frame),
             TensorFrame::Copy(order) => self.copy(from, order),
             TensorFrame::Rows { rows, data } => self.take_rows(from, rows, data),
@@ -184,7 +188,7 @@ impl StageServer {
         });
     }
 
-    fn step(&mut self, from: PeerId, frame: TensorFrame) {
+    fn step(&mut self, from: PeerId, frame: TensorFrame, claims: Vec<SignedClaim>) {
         let TensorFrame::Step {
             session,
             epoch,
@@ -215,7 +219,7 @@ impl StageServer {
             sample,
             until,
         };
-        apply(live, epoch, name, Work::Step(input));
+        apply(live, epoch, name, Work::Step(input, claims));
     }
 }
 
@@ -252,6 +256,11 @@ impl Handler<Control> for StageServer {
                 epoch,
                 lease_ms,
             } => self.renew(from, session, epoch, lease_ms),
+            ControlRequest::Witness {
+                session,
+                epoch,
+                nonce,
+            } => self.witness(from, session, epoch, nonce),
             ControlRequest::Warm { order } => self.warmer.take(order),
         };
         let reply = match done {

@@ -219,7 +219,7 @@ fn what_a_request_survives_is_said_in_the_body_or_in_a_header_and_shown_in_its_s
         }
         let body = json!({"model": model, "prompt": "hi", "stream": true});
         let cases = [
-            ("critical", 400, "fault_tolerance_not_built"),
+            ("critical", 503, "too_few_peers"),
             ("high", 503, "too_few_replicas"),
         ];
         for (level, status, code) in cases {

@@ -22,5 +22,5 @@ pub fn from_header(http: &HttpRequest, options: &mut Options) -> Result<(), ApiE
 fn not_text() -> ApiError {
     let message = format!("the header `{HEADER}` is not plain text");
     ApiError::new(StatusCode::BAD_REQUEST, "invalid_value", message)
-        .with_hint("use `none`, `low`, `medium` or `high`, or leave it out")
+        .with_hint("use `none`, `low`, `medium`, `high` or `critical`, or leave it out")
 }

@@ -30,7 +30,8 @@ pub struct Sampling {
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// What the answer survives: none, low (broken connections), medium (lost peers, and a restart
-    /// of the node) or high (the loss of the node, with its disk)
+    /// of the node), high (the loss of the node, with its disk) or critical (a peer that computes
+    /// something else)
     /// [default: the node's]
     #[arg(long, value_name = "LEVEL")]
     fault_tolerance: Option<String>,

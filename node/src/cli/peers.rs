@@ -71,6 +71,9 @@ fn row(peer: &Value) -> Vec<String> {
 
 /// The score, and whether the peer is left alone.
 fn health(peer: &Value) -> String {
+    if peer.get("quarantined").and_then(Value::as_bool) == Some(true) {
+        return "quarantined".to_owned();
+    }
     let score = peer.get("health").and_then(Value::as_u64);
     let breaker = peer.get("breaker").and_then(Value::as_str);
     match (score, breaker) {

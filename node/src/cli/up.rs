@@ -162,6 +162,7 @@ fn node_config(settings: &Settings, data_dir: PathBuf) -> NodeConfig {
         max_layers: settings.max_layers,
         fault_tolerance: settings.fault_tolerance,
         warm_stand_ins: settings.warm_stand_ins,
+        audit_share: settings.audit_share,
         ..NodeConfig::loopback(data_dir)
     }
 }

@@ -23,6 +23,7 @@ fn without_any_source_the_defaults_hold() {
     assert!(settings.join.is_empty() && settings.threads.is_none());
     assert_eq!(settings.fault_tolerance, FaultTolerance::Medium);
     assert!(settings.warm_stand_ins);
+    assert_eq!(settings.audit_share, 1);
 }
 
 #[test]
@@ -33,6 +34,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
         "ACCEL_MAX_LAYERS" => Some("2".to_owned()),
         "ACCEL_FAULT_TOLERANCE" => Some("low".to_owned()),
         "ACCEL_WARM_STAND_INS" => Some("false".to_owned()),
+        "ACCEL_AUDIT_SHARE" => Some("7".to_owned()),
         "ACCEL_RESUME_WINDOW" => Some("60".to_owned()),
         "ACCEL_BREAKER_SECONDS" => Some("7".to_owned()),
         _ => None,
@@ -52,6 +54,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     assert_eq!(settings.max_layers, Some(3), "the flag wins over both");
     assert_eq!(settings.fault_tolerance, FaultTolerance::Low);
     assert!(!settings.warm_stand_ins);
+    assert_eq!(settings.audit_share, 7);
     assert_eq!(settings.resume_window, Some(60));
     assert_eq!(settings.breaker_seconds, Some(7));
 }
@@ -126,6 +129,7 @@ fn values_out_of_range_name_their_key() {
         ("threads = 0", "threads"),
         ("threads = 100000", "threads"),
         ("max_layers = 0", "max_layers"),
+        ("audit_share = 101", "audit_share"),
         ("resume_window = 0", "resume_window"),
         ("breaker_failures = 0", "breaker_failures"),
         ("breaker_trials = -1", "breaker_trials"),
@@ -136,8 +140,10 @@ fn values_out_of_range_name_their_key() {
         ("threads = \"four\"", "threads"),
         ("device = \"cuda\"", "CPU for now"),
         ("device = \"abacus\"", "not one of"),
-        ("fault_tolerance = \"critical\"", "not built yet"),
-        ("fault_tolerance = \"some\"", "none, low, medium and high"),
+        (
+            "fault_tolerance = \"some\"",
+            "none, low, medium, high and critical",
+        ),
         ("kv = \"q4\"", "kv"),
         ("swarm = \"a\"\nswarm_key = \"b\"", "not both"),
     ];

@@ -79,6 +79,16 @@ pub enum ControlRequest {
         /// How long the reservation holds from now.
         lease_ms: u64,
     },
+    /// Between the phases: the stage is to keep account of what it is given and makes of it, and to
+    /// sign that. No rows of anybody's KV cache go into such a stage.
+    Witness {
+        /// Whose stage this is.
+        session: SessionId,
+        /// The plan that is prepared.
+        epoch: u64,
+        /// What the account begins with, so that nobody else can tell a prompt from its hashes.
+        nonce: [u8; 32],
+    },
     /// Of no session: layers that a stand-in may need soon. Answered at once; what becomes of it
     /// is the peer's own business.
     Warm {
@@ -199,6 +209,7 @@ wire_enum!(ControlRequest {
     4 => Release { session, epoch },
     5 => Renew { session, epoch, lease_ms },
     6 => Warm { order },
+    7 => Witness { session, epoch, nonce },
 });
 wire_enum!(ControlReply {
     1 => Progress { done, total },
@@ -236,6 +247,7 @@ impl ControlRequest {
             | Self::Commit { session, .. }
             | Self::Abort { session, .. }
             | Self::Release { session, .. }
+            | Self::Witness { session, .. }
             | Self::Renew { session, .. } => Some(*session),
             Self::Warm { .. } => None,
         }
@@ -248,6 +260,7 @@ impl ControlRequest {
             | Self::Commit { epoch, .. }
             | Self::Abort { epoch, .. }
             | Self::Release { epoch, .. }
+            | Self::Witness { epoch, .. }
             | Self::Renew { epoch, .. } => Some(*epoch),
             Self::Warm { .. } => None,
         }
@@ -289,7 +302,10 @@ impl Message for ControlRequest {
                 sampling.check()
             }
             Self::Warm { order } => order.check(),
-            Self::Abort { .. } | Self::Release { .. } | Self::Renew { .. } => Ok(()),
+            Self::Abort { .. }
+            | Self::Release { .. }
+            | Self::Renew { .. }
+            | Self::Witness { .. } => Ok(()),
         }
     }
 }

@@ -8,7 +8,7 @@ mod header;
 
 use bytes::Bytes;
 
-use super::{CopyOrder, KvRows, SessionId, WireError, clip, encode, limit};
+use super::{CopyOrder, KvRows, SessionId, SignedClaim, WireError, clip, encode, limit};
 use header::check_payload;
 
 /// One message of the tensor plane.
@@ -85,6 +85,14 @@ pub enum TensorFrame {
         /// Length of the stage's KV cache after the step.
         length: u64,
     },
+    /// A step with hidden rows, or a token, with what the stages say about it: of all that the step
+    /// went through, in their order.
+    Claimed {
+        /// The step, or the token.
+        frame: Box<TensorFrame>,
+        /// One of each stage before.
+        claims: Vec<SignedClaim>,
+    },
     /// A stage could not carry out a step.
     Failed {
         /// Whose step failed.
@@ -160,6 +168,7 @@ impl TensorFrame {
         match self {
             Self::Copy(order) => order.session,
             Self::Rows { rows, .. } => rows.session,
+            Self::Claimed { frame, .. } => frame.session(),
             Self::Step { session, .. }
             | Self::Replay { session, .. }
             | Self::Token { session, .. }
@@ -173,6 +182,7 @@ impl TensorFrame {
         match self {
             Self::Copy(order) => order.epoch,
             Self::Rows { rows, .. } => rows.epoch,
+            Self::Claimed { frame, .. } => frame.epoch(),
             Self::Step { epoch, .. }
             | Self::Replay { epoch, .. }
             | Self::Token { epoch, .. }
@@ -183,7 +193,7 @@ impl TensorFrame {
 
     /// Header and payload, ready to be written one after the other.
     pub(crate) fn into_parts(self) -> Result<(Vec<u8>, Bytes), WireError> {
-        let (header, payload) = self.split();
+        let (header, payload) = self.split()?;
         check_payload(&header, &payload)?;
         Ok((encode(&header)?, payload))
     }

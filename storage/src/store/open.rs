@@ -18,6 +18,7 @@ use crate::durable::Durable;
 use crate::error::{Result, StorageError, io_error};
 use crate::journal::Journal;
 use crate::ranges::{RangeChange, RangeSet};
+use crate::records::Records;
 
 /// Memory for sled's page cache. The index of a 5 GB model takes about 3 MB.
 const DATABASE_CACHE: u64 = 64 << 20;
@@ -37,6 +38,7 @@ impl Inner {
         durable.flush(&content)?;
         Ok(Self {
             journal: Journal::start(journal, durable.clone(), data.clone())?,
+            records: Records::new(db.open_tree("records")?, durable.clone()),
             content,
             durable,
             catalogue,

@@ -38,7 +38,7 @@ impl TextPipe for Numbers {
     }
 }
 
-pub(super) fn peer(n: u8) -> PeerId {
+pub(crate) fn peer(n: u8) -> PeerId {
     let mut bytes = vec![0, 36, 8, 1, 18, 32];
     bytes.extend([n; 32]);
     PeerId::from_bytes(&bytes).expect("an identity multihash of an ed25519 key")
@@ -77,6 +77,7 @@ pub(super) fn machine(level: FaultTolerance, prompt: usize, stages: usize) -> Ma
         resumable: false,
         replicas: 0,
         rebuild: None,
+        witnessed: false,
     };
     let text = Box::new(Numbers { stop: None });
     Machine::new(opening, route(&first_peers(stages)), text, tolerance)

@@ -81,7 +81,8 @@ impl Machine {
             && !self.has_switched
             && !self.recovery.is_under_way();
         let is_worth_it = self.tokens() > 0 && self.to_come() >= WORTHWHILE;
-        is_at_rest && is_worth_it && self.survives_a_loss()
+        // Lanes are kept apart by whoever places them, and what others filled has no account.
+        is_at_rest && is_worth_it && self.survives_a_loss() && !self.tolerance.witnessed
     }
 
     /// Tokens that are to come, at most.

@@ -16,7 +16,8 @@ const COPIED_BYTES: u64 = 16 << 20;
 impl Machine {
     /// Whether stages may go on from what they kept.
     pub(super) fn may_keep(&self) -> bool {
-        self.tolerance.strategy.is_some() && self.recovery.attempts() <= KEEPING_ATTEMPTS
+        let trusts = self.recovery.attempts() <= KEEPING_ATTEMPTS && !self.distrusts;
+        self.tolerance.strategy.is_some() && trusts
     }
 
     /// Decides, and gives the positions that each stage goes on from.
@@ -70,7 +71,7 @@ impl Machine {
     /// cache to it.
     pub(super) fn find_givers(&mut self) {
         self.givers.clear();
-        if !self.may_keep() {
+        if !self.may_keep() || self.tolerance.witnessed {
             return;
         }
         let is_in = |peer| self.route.iter().any(|stage| stage.peer == peer);

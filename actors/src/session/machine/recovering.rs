@@ -27,6 +27,9 @@ pub(crate) struct Tolerance {
     /// The way in which KV caches are to be rebuilt where that is possible, instead of the
     /// cheapest: for measurements.
     pub(crate) rebuild: Option<&'static dyn Way>,
+    /// Whether stages sign what they compute: then each computes all of it, and none is given rows of
+    /// a KV cache.
+    pub(crate) witnessed: bool,
 }
 
 /// What follows a pause.
@@ -320,6 +323,7 @@ impl Machine {
         self.moved();
         self.end_race();
         self.recovery.suspects.clear();
+        self.distrusts = false;
         if std::mem::take(&mut self.recovery.attempts) > 0 {
             self.out.push(Command::Recovered);
         }

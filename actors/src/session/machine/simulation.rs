@@ -16,11 +16,13 @@
 //! | `moves.rs` | routes that are offered to a session that runs |
 //! | `checks.rs` | the rules |
 //! | `tests.rs` | many seeds, or one that failed |
+//! | `lanes.rs` | witnessed sessions, and peers that lie |
 
 mod checks;
 mod coordinator;
 mod copies;
 mod interruption;
+pub(super) mod lanes;
 mod messages;
 mod moves;
 mod peer;
@@ -177,6 +179,7 @@ impl Simulation {
                 0
             },
             rebuild: weather.rebuild.and_then(named),
+            witnessed: false,
         };
         let text = Box::new(Numbers { stop: weather.stop });
         let mut simulation = Self {

@@ -170,6 +170,13 @@ impl Machine {
         self.in_flight.clear();
     }
 
+    /// Whether this step is under way and draws a token.
+    pub(crate) fn expects_token(&self, epoch: u64, step: u64) -> bool {
+        let is_it = |sent: &InFlight| sent.step == step && sent.sample;
+        let runs = epoch == self.epoch && matches!(self.phase, Phase::Running);
+        runs && self.in_flight.iter().any(is_it)
+    }
+
     /// Whether this step is the one that has to be answered next.
     pub(super) fn waits_for(&self, step: u64) -> bool {
         let oldest = self.in_flight.front();

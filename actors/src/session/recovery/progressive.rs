@@ -29,6 +29,7 @@ impl Strategy for Progressive {
             (FaultKind::PeerLost | FaultKind::PlacementFailed | FaultKind::Interrupted, _) => {
                 Remedy::FailOver
             }
+            (FaultKind::PeerLied | FaultKind::BoundaryDisputed, _) => Remedy::FailOver,
             (FaultKind::StepTimeout, 0) => Remedy::Resume,
             (FaultKind::StepTimeout, 1) | (FaultKind::StepFailed, 0) => Remedy::Restart,
             _ => Remedy::FailOver,

@@ -111,7 +111,7 @@ impl Theatre {
                 epoch: 1,
                 at: 0,
             };
-            Outlet::open(place, next, None, endpoint, peers, table)
+            Outlet::open(place, next, None, None, endpoint, peers, table)
         };
         let (batches, seen) = mpsc::channel(1);
         let (go, told) = mpsc::channel(1);

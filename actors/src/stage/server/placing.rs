@@ -15,6 +15,7 @@ use super::super::ledger::StageKey;
 use super::super::obtain::Layers;
 use super::super::outlet::{Next, Outlet, Place};
 use super::super::prepare::{self, Order, Prepared};
+use super::super::scribe::Scribe;
 use super::super::seat::{
     Cache, Live, Seat, SeatState, answer, endpoint_of, not_ready, params_of, refused, stale,
 };
@@ -95,6 +96,7 @@ impl StageServer {
             max_tokens: u64::from(max_tokens),
             expires: Instant::now() + lease,
             lease,
+            nonce: None,
             state: SeatState::Preparing {
                 task: context.spawn(task),
                 kept,
@@ -210,6 +212,11 @@ impl StageServer {
         let own = self.deps.peers.endpoint().peer;
         let deps = Arc::clone(&self.deps);
         let seat = self.seat(session, epoch, from)?;
+        let nonce = seat.nonce;
+        if nonce.is_some() && donor.is_some() {
+            // What it signs, it has computed.
+            return Err(not_ready());
+        }
         let SeatState::Ready {
             cache,
             length: have,
@@ -233,7 +240,22 @@ impl StageServer {
             Some(hop) => Next::Stage(endpoint_of(hop)),
             None => Next::Sample(params_of(&sampling)),
         };
+        let cache = cache.clone();
+        let cache = cache.witnessed(nonce, (layers.first, layers.end), length)?;
         cache.cut(*have, length, seat.max_tokens)?;
+        let scribe = cache.account.as_ref().map(|account| {
+            let account = Arc::clone(account);
+            let numerics = cache.engine.numerics();
+            Scribe::new(
+                &deps,
+                &seat.key,
+                account,
+                &route,
+                at,
+                sampling.clone(),
+                numerics,
+            )
+        });
         let (peers, sessions) = (Arc::clone(&deps.peers), Arc::clone(&deps.sessions));
         let place = Place {
             session,
@@ -242,11 +264,11 @@ impl StageServer {
         };
         let outputs = cache.outputs.clone();
         seat.state = SeatState::Live(Live {
-            cache: cache.clone(),
+            cache,
             upstream: upstream.map_or(from, |hop| hop.peer),
             donor,
             fence: Fence::new(epoch, length, seat.max_tokens),
-            outlet: Outlet::open(place, next, outputs, coordinator, peers, sessions),
+            outlet: Outlet::open(place, next, outputs, scribe, coordinator, peers, sessions),
         });
         seat.expires = Instant::now() + seat.lease;
         Ok(())
@@ -263,6 +285,24 @@ impl StageServer {
                 "this node has nothing prepared for the session under this epoch",
                 "the reservation may have expired; send the request again",
             )),
+        }
+    }
+
+    /// The stage is to keep account, from its next plan on.
+    pub(super) fn witness(
+        &mut self,
+        from: PeerId,
+        session: SessionId,
+        epoch: u64,
+        nonce: [u8; 32],
+    ) -> Result<(), Failure> {
+        let seat = self.seat(session, epoch, from)?;
+        match seat.state {
+            SeatState::Ready { .. } => {
+                seat.nonce = Some(nonce);
+                Ok(())
+            }
+            _ => Err(not_ready()),
         }
     }
 

@@ -227,11 +227,12 @@ fn a_body_that_is_no_object_is_refused() {
 }
 
 #[test]
-fn a_level_of_fault_tolerance_is_taken_and_one_that_is_not_built_is_refused_as_such() {
-    let taken = completion(json!({"fault_tolerance": "low"})).unwrap();
-    assert_eq!(taken.options.fault_tolerance, Some(FaultTolerance::Low));
+fn a_level_of_fault_tolerance_is_taken_and_what_is_none_is_refused() {
+    for level in [FaultTolerance::Low, FaultTolerance::Critical] {
+        let taken = completion(json!({"fault_tolerance": level.name()})).unwrap();
+        assert_eq!(taken.options.fault_tolerance, Some(level));
+    }
     let cases = [
-        (json!("critical"), "fault_tolerance_not_built"),
         (json!("some"), "invalid_value"),
         (json!(2), "invalid_value"),
     ];

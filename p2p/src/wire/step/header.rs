@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::super::{
-    CopyOrder, KvRows, Message, SessionId, WireError, decode, limit, tag, wire_enum,
+    CopyOrder, KvRows, Message, SessionId, SignedClaim, WireError, decode, limit, tag, wire_enum,
 };
 use super::{StepInput, TensorFrame, words};
 
@@ -62,6 +62,26 @@ pub(super) enum Header {
     Rows {
         rows: KvRows,
     },
+    ClaimedHidden {
+        session: SessionId,
+        epoch: u64,
+        step: u64,
+        position: u64,
+        sample: bool,
+        until: u32,
+        rows: u32,
+        claims: Vec<SignedClaim>,
+    },
+    ClaimedToken {
+        session: SessionId,
+        epoch: u64,
+        step: u64,
+        position: u64,
+        token: u32,
+        logprob: f32,
+        top: Vec<(u32, f32)>,
+        claims: Vec<SignedClaim>,
+    },
 }
 
 // 1 and 2 are retired: rows that went through the whole route, always.
@@ -74,6 +94,13 @@ wire_enum!(Header {
     5 => Applied { session, epoch, step, length },
     14 => Copy { order },
     15 => Rows { rows },
+    16 => ClaimedHidden {
+        session, epoch, step, position, sample, until, rows, claims[limit::CLAIMS]
+    },
+    17 => ClaimedToken {
+        session, epoch, step, position, token, logprob, top[limit::TOP_LOGPROBS],
+        claims[limit::CLAIMS]
+    },
 });
 
 impl Message for Header {
@@ -84,8 +111,12 @@ impl Message for Header {
 
 impl TensorFrame {
     /// What is laid out, and what goes behind it as it is.
-    pub(super) fn split(self) -> (Header, Bytes) {
-        match self {
+    pub(super) fn split(self) -> Result<(Header, Bytes), WireError> {
+        Ok(match self {
+            Self::Claimed { frame, claims } => {
+                let (header, payload) = frame.split()?;
+                (header.claimed(claims)?, payload)
+            }
             Self::Step {
                 session,
                 epoch,
@@ -192,14 +223,23 @@ impl TensorFrame {
                 },
                 Bytes::new(),
             ),
-        }
+        })
     }
 
     /// Puts a frame together again; the payload is kept as it is.
     pub(crate) fn from_parts(header: &[u8], payload: Bytes) -> Result<Self, WireError> {
         let header: Header = decode(header)?;
         check_payload(&header, &payload)?;
-        Ok(match header {
+        Ok(Self::plain(header, payload))
+    }
+
+    fn plain(header: Header, payload: Bytes) -> Self {
+        match header {
+            claimed @ (Header::ClaimedHidden { .. } | Header::ClaimedToken { .. }) => {
+                let (header, claims) = claimed.unclaimed();
+                let frame = Box::new(Self::plain(header, payload));
+                Self::Claimed { frame, claims }
+            }
             Header::Tokens {
                 session,
                 epoch,
@@ -303,7 +343,104 @@ impl TensorFrame {
                 code,
                 message,
             },
-        })
+        }
+    }
+}
+
+impl Header {
+    /// The same with claims; only of steps with hidden rows, and of tokens.
+    fn claimed(self, claims: Vec<SignedClaim>) -> Result<Self, WireError> {
+        match self {
+            Self::Hidden {
+                session,
+                epoch,
+                step,
+                position,
+                sample,
+                until,
+                rows,
+            } => Ok(Self::ClaimedHidden {
+                session,
+                epoch,
+                step,
+                position,
+                sample,
+                until,
+                rows,
+                claims,
+            }),
+            Self::Token {
+                session,
+                epoch,
+                step,
+                position,
+                token,
+                logprob,
+                top,
+            } => Ok(Self::ClaimedToken {
+                session,
+                epoch,
+                step,
+                position,
+                token,
+                logprob,
+                top,
+                claims,
+            }),
+            _ => Err(WireError::Malformed {
+                message: Self::NAME,
+                reason: "claims go with hidden rows and tokens only".into(),
+            }),
+        }
+    }
+
+    /// The same without claims, and they.
+    fn unclaimed(self) -> (Self, Vec<SignedClaim>) {
+        match self {
+            Self::ClaimedHidden {
+                session,
+                epoch,
+                step,
+                position,
+                sample,
+                until,
+                rows,
+                claims,
+            } => {
+                let header = Self::Hidden {
+                    session,
+                    epoch,
+                    step,
+                    position,
+                    sample,
+                    until,
+                    rows,
+                };
+                (header, claims)
+            }
+            Self::ClaimedToken {
+                session,
+                epoch,
+                step,
+                position,
+                token,
+                logprob,
+                top,
+                claims,
+            } => {
+                let header = Self::Token {
+                    session,
+                    epoch,
+                    step,
+                    position,
+                    token,
+                    logprob,
+                    top,
+                };
+                (header, claims)
+            }
+            plain => (plain, Vec::new()),
+        }
     }
 }
 
@@ -314,14 +451,17 @@ pub(super) fn check_payload(header: &Header, payload: &Bytes) -> Result<(), Wire
         Header::Tokens { .. } => {
             size > 0 && size.is_multiple_of(4) && size / 4 <= limit::STEP_TOKENS
         }
-        Header::Hidden { rows, .. } => {
+        Header::Hidden { rows, .. } | Header::ClaimedHidden { rows, .. } => {
             let row_words = (*rows as usize).saturating_mul(4);
             row_words > 0 && size > 0 && size.is_multiple_of(row_words)
         }
         Header::Replay { rows, .. } => size == 0 && *rows > 0,
         Header::Copy { order } => size == 0 && order.rows > 0,
         Header::Rows { rows } => size > 0 && rows.rows > 0,
-        Header::Token { .. } | Header::Applied { .. } | Header::Failed { .. } => size == 0,
+        Header::Token { .. }
+        | Header::ClaimedToken { .. }
+        | Header::Applied { .. }
+        | Header::Failed { .. } => size == 0,
     };
     if fits {
         return Ok(());

@@ -260,9 +260,14 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
                 donor,
             }
         });
-    let short = (session(), any::<(u64, u64)>(), 0..3).prop_map(|(session, numbers, which)| {
+    let short = (session(), any::<(u64, u64)>(), 0..4).prop_map(|(session, numbers, which)| {
         let (epoch, lease_ms) = numbers;
         match which {
+            3 => ControlRequest::Witness {
+                session,
+                epoch,
+                nonce: [lease_ms as u8; 32],
+            },
             0 => ControlRequest::Abort { session, epoch },
             1 => ControlRequest::Release { session, epoch },
             _ => ControlRequest::Renew {
@@ -439,7 +444,33 @@ pub fn frame() -> impl Strategy<Value = TensorFrame> {
             message,
         }
     });
-    prop_oneof![step, replay, copy, rows, token, applied, failed]
+    let claimed = (
+        prop_oneof![step.clone(), token.clone()],
+        vec(claim(), 0..=limit::CLAIMS),
+    );
+    let claimed = claimed.prop_map(|(frame, claims)| match &frame {
+        TensorFrame::Step {
+            input: StepInput::Tokens(_),
+            ..
+        } => frame,
+        _ => TensorFrame::Claimed {
+            frame: Box::new(frame),
+            claims,
+        },
+    });
+    prop_oneof![step, replay, copy, rows, token, claimed, applied, failed]
+}
+
+fn claim() -> impl Strategy<Value = SignedClaim> {
+    any::<[[u8; 32]; 3]>().prop_map(|[input, output, half]| {
+        let mut signature = [0; 64];
+        signature[..32].copy_from_slice(&half);
+        SignedClaim {
+            input,
+            output,
+            signature,
+        }
+    })
 }
 
 /// An advert with nothing special in it.

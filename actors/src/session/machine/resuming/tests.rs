@@ -41,6 +41,7 @@ fn resumed(tokens: &[u32], seen: u64, ended: Option<Ended>) -> Machine {
         resumable: true,
         replicas: 0,
         rebuild: None,
+        witnessed: false,
     };
     let text = Box::new(Numbers { stop: Some(99) });
     Machine::resumed(opening, past, text, tolerance)

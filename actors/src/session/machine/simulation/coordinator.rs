@@ -117,6 +117,7 @@ impl Simulation {
                     sample,
                     until,
                     rows,
+                    claims: Vec::new(),
                 };
                 self.send(0, first, Message::Step(step));
             }
@@ -403,6 +404,7 @@ fn frame(report: Report) -> TensorFrame {
             step,
             position,
             token,
+            ..
         } => TensorFrame::Token {
             session,
             epoch,

@@ -240,6 +240,7 @@ impl Simulation {
             resumable: true,
             replicas: self.replicas(),
             rebuild: self.weather.rebuild.and_then(named),
+            witnessed: false,
         };
         let text = Box::new(Numbers {
             stop: self.weather.stop,

@@ -1,6 +1,7 @@
 //! What peers say to each other, and what comes of it.
 
 use accel_inference::LayerRange;
+use accel_p2p::SignedClaim;
 
 /// What a stage is told.
 #[derive(Debug, Clone)]
@@ -50,6 +51,8 @@ pub(super) struct Step {
     pub(super) sample: bool,
     pub(super) until: usize,
     pub(super) rows: Vec<u64>,
+    /// Of a witnessed session, what the stages before say about it.
+    pub(super) claims: Vec<SignedClaim>,
 }
 
 /// Outputs that are to be sent again.
@@ -88,6 +91,7 @@ pub(super) enum Report {
         step: u64,
         position: u64,
         token: u32,
+        claims: Vec<SignedClaim>,
     },
     Applied {
         epoch: u64,

@@ -4,6 +4,7 @@
 //! carry out.
 
 mod giving;
+mod witnessing;
 
 use std::collections::VecDeque;
 
@@ -12,8 +13,11 @@ use accel_inference::LayerRange;
 use super::messages::{Effect, Finished, Held, Message, Onward, Report, Step};
 use super::toy::{self, Layers};
 use super::weather::Millis;
+use crate::account::Account;
+use crate::stage::BOUNDARY_DISPUTED;
 use crate::stage::fence::{Admission, Fence};
 use crate::stage::outputs::Outputs;
+pub(super) use witnessing::Lie;
 
 /// A reservation without a sign of life of its coordinator expires after this.
 const LEASE: Millis = 15_000;
@@ -34,6 +38,8 @@ struct Seat {
 struct Cache {
     layers: Layers,
     outputs: Option<Outputs>,
+    /// What is in it, as hashes, of a witnessed session.
+    account: Option<Account>,
 }
 
 struct Live {
@@ -59,6 +65,12 @@ pub(super) struct Peer {
     limit: u64,
     /// Whether it has memory for outputs.
     remembers: bool,
+    /// Of a witnessed session: what accounts begin with.
+    pub(super) nonce: Option<[u8; 32]>,
+    /// What it does instead of its part, and how often, of a hundred.
+    pub(super) lie: Option<(Lie, u32)>,
+    /// What decides when it lies.
+    pub(super) dice: u64,
     seat: Option<Seat>,
     past: u64,
     /// The newest epoch that wrote here.
@@ -76,6 +88,9 @@ impl Peer {
             index,
             limit,
             remembers,
+            nonce: None,
+            lie: None,
+            dice: index as u64,
             seat: None,
             past: 0,
             wrote: 0,
@@ -209,7 +224,7 @@ impl Peer {
 
     /// The weights are there.
     pub(super) fn prepared(&mut self, call: u64, epoch: u64) -> Vec<Effect> {
-        let (limit, remembers) = (self.limit, self.remembers);
+        let (limit, remembers, nonce) = (self.limit, self.remembers, self.nonce);
         let Some(seat) = self.seat(epoch) else {
             return Vec::new();
         };
@@ -218,6 +233,7 @@ impl Peer {
         let cache = seat.cache.get_or_insert_with(|| Cache {
             layers: Layers::new(layers),
             outputs: remembers.then(|| Outputs::new(ROW, limit)),
+            account: nonce.map(|nonce| Account::new(nonce, (layers.first, layers.end))),
         });
         let held = Held {
             cached: cache.layers.len(),
@@ -246,6 +262,9 @@ impl Peer {
         cache.layers.truncate(length);
         if let Some(outputs) = &cache.outputs {
             outputs.truncate(length);
+        }
+        if let Some(account) = &cache.account {
+            account.truncate(length);
         }
         seat.live = Some(Live {
             at,
@@ -289,6 +308,7 @@ impl Peer {
 
     fn step(&mut self, from: usize, step: Step, now: Millis, ill: bool) -> Vec<Effect> {
         let (life, epoch) = (self.life, step.epoch);
+        let lie = self.lies();
         let Some(seat) = &mut self.seat else {
             let code = "unknown_session";
             let to_coordinator = Effect::Report(Report::Failed { epoch, code });
@@ -310,7 +330,14 @@ impl Peer {
                 self.wrote = epoch;
                 live.broken |= ill;
                 let cache = seat.cache.as_mut().expect("a live stage has one");
-                vec![Effect::Compute(live.compute(cache, life, step))]
+                match live.given(cache, &step, lie) {
+                    true => vec![Effect::Compute(live.compute(cache, life, step, lie))],
+                    false => {
+                        live.broken = true;
+                        let code = BOUNDARY_DISPUTED;
+                        vec![Effect::Report(Report::Failed { epoch, code })]
+                    }
+                }
             }
             Admission::Repeat => live.repeat(step.epoch, step.step),
             Admission::Stale { .. } => Vec::new(),
@@ -352,7 +379,7 @@ fn bytes(rows: &[u64]) -> Vec<u8> {
 }
 
 impl Live {
-    fn compute(&mut self, cache: &mut Cache, life: u32, step: Step) -> Finished {
+    fn compute(&mut self, cache: &mut Cache, life: u32, step: Step, lie: Option<Lie>) -> Finished {
         let (epoch, number) = (step.epoch, step.step);
         let finished = |result| Finished {
             life,
@@ -367,18 +394,35 @@ impl Live {
         let position = step.position + step.rows.len() as u64;
         assert_eq!(cache.layers.len(), step.position, "rows are missing");
         let rows = step.rows.iter();
-        let rows: Vec<u64> = rows.map(|row| cache.layers.row(*row)).collect();
+        let mut rows: Vec<u64> = rows.map(|row| cache.layers.row(*row)).collect();
+        let honest = rows.clone();
+        if let (Some(Lie::Rows), Some(row)) = (lie, rows.last_mut()) {
+            *row ^= 1 << 40;
+        }
         if let Some(outputs) = cache.outputs.as_ref().filter(|_| self.next.is_some()) {
             outputs.push(step.position, &bytes(&rows));
         }
         let last = rows.last().copied().unwrap_or_default();
+        let token = toy::token(last) ^ u32::from(lie == Some(Lie::Token) && self.next.is_none());
+        let claims = self.claims(cache, &step, (&rows, &honest), token, lie);
+        if let (Some(Lie::Sends), Some(row)) = (lie, rows.last_mut()) {
+            *row ^= 1 << 40;
+        }
         finished(match self.next {
-            Some(next) if step.until > self.at => Onward::Next(next, Step { rows, ..step }),
+            Some(next) if step.until > self.at => Onward::Next(
+                next,
+                Step {
+                    rows,
+                    claims,
+                    ..step
+                },
+            ),
             None if step.sample => Onward::Report(Report::Token {
                 epoch,
                 step: number,
                 position,
-                token: toy::token(last),
+                token,
+                claims,
             }),
             _ => Onward::Report(Report::Applied {
                 epoch,

@@ -33,6 +33,7 @@ impl Peer {
             sample: false,
             until,
             rows: numbers(&rows),
+            claims: Vec::new(),
         };
         vec![Effect::Send(next, Message::Step(step))]
     }
