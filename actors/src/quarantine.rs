@@ -13,6 +13,9 @@ use crate::evidence::Evidence;
 /// Pieces of evidence that are kept; the oldest make room.
 const MOST_EVIDENCE: usize = 128;
 
+// Boxed, because an error as large as this would make every result large.
+type Stored<T> = Result<T, Box<StorageError>>;
+
 /// Why a peer is left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sentence {
@@ -29,7 +32,7 @@ pub(crate) struct Quarantine {
 
 impl Quarantine {
     /// As it was when the node was stopped. Blocking.
-    pub(crate) fn open(records: Records) -> Result<Self, StorageError> {
+    pub(crate) fn open(records: Records) -> Stored<Self> {
         let mut peers = HashMap::new();
         for (key, value) in records.all(RecordKind::Quarantine)? {
             let peer = PeerId::from_bytes(&key);
@@ -84,12 +87,7 @@ impl Quarantine {
         });
     }
 
-    fn write_down(
-        &self,
-        peer: PeerId,
-        sentence: &Sentence,
-        evidence: &Evidence,
-    ) -> Result<(), StorageError> {
+    fn write_down(&self, peer: PeerId, sentence: &Sentence, evidence: &Evidence) -> Stored<()> {
         let records = &self.records;
         let known = records.all(RecordKind::Evidence)?;
         let mut known: Vec<(u64, Vec<u8>)> = known
@@ -104,11 +102,12 @@ impl Quarantine {
         let (key, value) = (evidence.id(), evidence.to_bytes());
         records.put(RecordKind::Evidence, key.as_bytes(), &value)?;
         let value = serde_json::to_vec(sentence).unwrap_or_default();
-        records.put(RecordKind::Quarantine, &peer.to_bytes(), &value)
+        records.put(RecordKind::Quarantine, &peer.to_bytes(), &value)?;
+        Ok(())
     }
 
     /// All evidence that is kept, the newest first. Blocking.
-    pub(crate) fn evidence(&self) -> Result<Vec<Evidence>, StorageError> {
+    pub(crate) fn evidence(&self) -> Stored<Vec<Evidence>> {
         let all = self.records.all(RecordKind::Evidence)?;
         let mut all: Vec<Evidence> = all
             .iter()
@@ -119,7 +118,7 @@ impl Quarantine {
     }
 
     /// The peer is trusted again; whether it was not before. Its evidence stays. Blocking.
-    pub(crate) fn lift(&self, peer: PeerId) -> Result<bool, StorageError> {
+    pub(crate) fn lift(&self, peer: PeerId) -> Stored<bool> {
         self.records
             .remove(RecordKind::Quarantine, &peer.to_bytes())?;
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);

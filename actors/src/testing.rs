@@ -144,6 +144,7 @@ pub(crate) struct TestNode {
     pub(crate) store: Store,
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) stage: ActorRef<StageServer>,
+    pub(crate) deps: Arc<StageDeps>,
     _dir: TempDir,
 }
 
@@ -190,8 +191,9 @@ impl TestNode {
             identity,
             telemetry,
         });
+        let own = Arc::clone(&deps);
         let stage = unit.member("stage server", move || {
-            StageServer::new(Arc::clone(&deps)).start()
+            StageServer::new(Arc::clone(&own)).start()
         });
         unit.start();
         let link = Link {
@@ -204,6 +206,7 @@ impl TestNode {
             store,
             shelf,
             stage,
+            deps,
             _dir: dir,
         }
     }

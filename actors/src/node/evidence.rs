@@ -87,7 +87,7 @@ impl NodeHandle {
 }
 
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+    work: impl FnOnce() -> Result<T, Box<StorageError>> + Send + 'static,
 ) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(work).await;
     let done = done.map_err(|error| Failure::internal(error.to_string()))?;

@@ -201,7 +201,8 @@ async fn raise(
     io: IoThreads,
 ) -> Result<Inner, StartError> {
     let records = ground.store.records();
-    let quarantine = blocking(move || Quarantine::open(records)).await??;
+    let quarantine = blocking(move || Quarantine::open(records)).await?;
+    let quarantine = quarantine.map_err(StartError::Storage)?;
     let shared = share(&ground, quarantine);
     let suspended = Suspended {
         journal: ground.store.journal(),

@@ -24,6 +24,7 @@ use super::moving::Mover;
 use super::pump::{self, JournalItem, StageWay};
 use super::rebuild::Way;
 use super::record::{OpeningRecord, token_record};
+use super::recovery::FaultKind;
 use super::recovery::chronicle::{Begun, Chronicle};
 use super::replicator::Replicator;
 use super::show::first_view;
@@ -380,16 +381,18 @@ impl SessionActor {
     }
 
     fn recovering(&mut self, begun: Begun) {
-        tracing::warn!(
-            session = %self.spec.id,
-            fault = begun.fault.name(),
-            strategy = begun.strategy,
-            remedy = begun.remedy.name(),
-            replayed = begun.replayed,
-            reason = begun.reason,
-            "going on after a fault"
-        );
-        if !self.is_beside() {
+        // A lane beside the first begins like a session that was interrupted.
+        let begins = self.is_beside() && begun.fault == FaultKind::Interrupted;
+        if !begins {
+            tracing::warn!(
+                session = %self.spec.id,
+                fault = begun.fault.name(),
+                strategy = begun.strategy,
+                remedy = begun.remedy.name(),
+                replayed = begun.replayed,
+                reason = begun.reason,
+                "going on after a fault"
+            );
             let telemetry = &self.deps.telemetry;
             telemetry.recovering(begun.fault.name(), begun.strategy);
         }

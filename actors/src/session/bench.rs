@@ -109,8 +109,8 @@ impl Bench {
             .is_some_and(|held| held.epoch == epoch)
     }
 
-    /// Hears what a lane says about a token, and gives it back where it is not withheld. What is not even possible is the fault of the last stage,
-    /// which would not have been given it by honest ones.
+    /// Hears what a lane says about a token, and gives it back where it is not withheld. What is not
+    /// even possible is the fault of the last stage, which would not have taken it from another.
     pub(super) fn hear(
         self: &Arc<Self>,
         (session, lane): (SessionId, Lane),

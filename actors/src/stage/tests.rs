@@ -1,6 +1,7 @@
 mod copying;
 mod keeping;
 mod warm;
+mod witnessing;
 
 use std::sync::Arc;
 

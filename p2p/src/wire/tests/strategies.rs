@@ -444,6 +444,7 @@ pub fn frame() -> impl Strategy<Value = TensorFrame> {
             message,
         }
     });
+    let (step, token) = (step.boxed(), token.boxed());
     let claimed = (
         prop_oneof![step.clone(), token.clone()],
         vec(claim(), 0..=limit::CLAIMS),
