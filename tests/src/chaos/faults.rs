@@ -3,6 +3,7 @@
 mod coordinator_kill;
 mod coordinator_restart;
 mod coordinator_stop;
+mod corrupt;
 mod cut;
 mod disk_full;
 mod kill;
@@ -20,13 +21,14 @@ use super::{
 };
 
 /// Every kind that there is.
-pub const ALL: [&dyn Fault; 10] = [
+pub const ALL: [&dyn Fault; 11] = [
     &kill::Kill,
     &restart::Restart,
     &stop::Stop,
     &pause::Pause,
     &cut::Cut,
     &partition::Partition,
+    &corrupt::Corrupt,
     &disk_full::DiskFull,
     &coordinator_kill::CoordinatorKill,
     &coordinator_restart::CoordinatorRestart,
@@ -60,6 +62,11 @@ pub trait Fault: Sync {
     /// Whether nodes must have networks and disks of their own.
     fn needs_namespaces(&self) -> bool {
         false
+    }
+
+    /// What is missing here for it, beside namespaces.
+    fn obstacle(&self) -> Option<String> {
+        None
     }
 
     /// Does it to the node in this seat. `variant` chooses among its forms.

@@ -4,8 +4,10 @@
 //! it needs no privileges where the system lets a user do that, and all of it vanishes with the command,
 //! however that ends: the kernel kills what is left in the process namespace.
 
+mod scrambler;
+
 use std::{
-    env, fs,
+    env, fs, mem,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -16,6 +18,8 @@ use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{PATIENCE, binaries, process::Process};
+use scrambler::Scrambler;
+pub use scrambler::{Damage, obstacle as cable_obstacle};
 
 /// Says to the command that it was started again inside.
 const INSIDE: &str = "ACCEL_CHAOS_INSIDE";
@@ -119,6 +123,8 @@ impl Net {
 pub struct Port {
     number: u16,
     holder: Process,
+    bad_cable: Option<Scrambler>,
+    damaged: u64,
 }
 
 impl Port {
@@ -129,7 +135,12 @@ impl Port {
         let mut holder = Process::spawn(&format!("port-{number}"), &mut command, dir)?;
         holder.hush();
         wait_for_namespace(&holder)?;
-        let port = Self { number, holder };
+        let port = Self {
+            number,
+            holder,
+            bad_cable: None,
+            damaged: 0,
+        };
         let link = port.link_name();
         let id = port.holder.id();
         ip(&format!(
@@ -177,6 +188,26 @@ impl Port {
     /// What it sends to this address arrives again.
     pub fn reach(&self, address: &str) -> Result<()> {
         self.ip(&gain(address))
+    }
+
+    /// Puts a bad cable in.
+    pub fn scramble(&mut self, damage: Damage) -> Result<()> {
+        let cable = Scrambler::splice(&self.link_name(), self.number, damage)?;
+        self.bad_cable = Some(cable);
+        Ok(())
+    }
+
+    /// Takes it out again.
+    pub fn repair(&mut self) -> Result<()> {
+        if let Some(cable) = self.bad_cable.take() {
+            self.damaged += cable.remove(self.number)?;
+        }
+        Ok(())
+    }
+
+    /// How many frames it damaged since this was asked last.
+    pub fn take_damaged(&mut self) -> u64 {
+        mem::take(&mut self.damaged)
     }
 
     fn link_name(&self) -> String {

@@ -206,6 +206,8 @@ fn chosen_faults(
             options.only.is_empty() || options.only.iter().any(|name| name == fault.name());
         if wanted && fault.needs_namespaces() && !namespaces {
             left_out.push((fault.name(), format!("it needs namespaces, and {why}")));
+        } else if let Some(why) = fault.obstacle().filter(|_| wanted) {
+            left_out.push((fault.name(), why));
         } else if wanted {
             chosen.push(fault);
         }

@@ -19,7 +19,7 @@ pub use directory::Directory;
 pub use seat::Seat;
 
 use super::{
-    net::{Disk, Net},
+    net::{Disk, Net, Port},
     plan::Plan,
 };
 use crate::{Node, NodeOptions, models::Model, node::make_swarm_key};
@@ -222,6 +222,12 @@ impl Swarm {
         for seat in &mut self.seats {
             seat.past_logs.clear();
         }
+    }
+
+    /// How many frames were damaged since this was asked last.
+    pub fn take_damaged(&mut self) -> u64 {
+        let ports = self.seats.iter_mut().filter_map(|seat| seat.port.as_mut());
+        ports.map(Port::take_damaged).sum()
     }
 
     /// Writes the logs of the nodes of this trial.

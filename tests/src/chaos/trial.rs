@@ -47,6 +47,8 @@ pub struct Outcome {
     pub healed_ms: Option<f64>,
     /// Bytes of the model that nodes fetched meanwhile, as far as they could still be asked.
     pub model_bytes_fetched: u64,
+    /// Frames whose bits were changed.
+    pub frames_damaged: u64,
     /// Bytes that they sent over the tensor plane.
     pub tensor_bytes: u64,
     /// What that is without faults, by what the same nodes sent for one undisturbed answer.
@@ -65,6 +67,7 @@ impl Outcome {
             took_ms: 0.0,
             healed_ms: None,
             model_bytes_fetched: 0,
+            frames_damaged: 0,
             tensor_bytes: 0,
             usual_tensor_bytes: 0,
         }
@@ -171,6 +174,7 @@ pub async fn play(
         took_ms: millis(took),
         healed_ms,
         model_bytes_fetched: bytes.model,
+        frames_damaged: swarm.take_damaged(),
         tensor_bytes: bytes.tensor,
         usual_tensor_bytes: (usual * positions as f64) as u64,
     })

@@ -55,6 +55,7 @@ pub(super) struct Group {
     /// Times that clients came back.
     pub came_back: usize,
     pub model_bytes: u64,
+    pub damaged: u64,
 }
 
 impl Group {
@@ -95,6 +96,7 @@ impl Group {
             extra_compute: (positions > 0).then(|| replayed as f64 / positions as f64),
             extra_bytes: extra_bytes(trials),
             came_back: sessions.iter().map(|session| session.came_back).sum(),
+            damaged: trials.iter().map(|trial| trial.frames_damaged).sum(),
             model_bytes: trials.iter().map(|trial| trial.model_bytes_fetched).sum(),
         }
     }

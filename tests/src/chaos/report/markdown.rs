@@ -122,6 +122,7 @@ fn overview(report: &Report) -> String {
             "bytes of the model fetched meanwhile",
             group.model_bytes.to_string(),
         ),
+        ("frames that were damaged", group.damaged.to_string()),
         ("times that clients came back", group.came_back.to_string()),
         (
             "until all nodes saw each other again, ms, p50 / p95 / p99 / most",

@@ -64,6 +64,13 @@ impl Seat {
             .context("this seat has no network of its own")
     }
 
+    /// The same, to change it.
+    pub fn port_mut(&mut self) -> Result<&mut Port> {
+        self.port
+            .as_mut()
+            .context("this seat has no network of its own")
+    }
+
     /// Its disk.
     pub fn disk(&self) -> Result<&Disk> {
         self.disk
