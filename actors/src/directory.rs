@@ -216,6 +216,7 @@ mod tests {
             measured_gb_s: 1.0,
             numerics: "test-1".into(),
             max_layers: None,
+            draining: false,
             load: LoadAdvert::default(),
             models: Vec::new(),
             membership: None,

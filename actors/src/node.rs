@@ -48,6 +48,8 @@ const GENERATE_WITHIN: Duration = Duration::from_secs(600);
 const GRACE: Duration = Duration::from_secs(2);
 /// How long those that peers can go on with may then take to be handed over, and the others to end.
 const HAND_OVER: Duration = Duration::from_secs(3);
+/// How long sessions of other nodes may take to move their layers away, from the beginning of all this.
+const MOVE_AWAY: Duration = Duration::from_secs(10);
 /// How long cancelled sessions may take to end.
 const CANCEL: Duration = Duration::from_secs(2);
 
@@ -259,6 +261,18 @@ impl NodeHandle {
         (membership.name().to_owned(), membership.is_private())
     }
 
+    /// Says whether this node is to take layers of sessions. Those that it has may move to other nodes,
+    /// while their answers go on; what it coordinates itself is computed elsewhere as well.
+    pub fn set_draining(&self, draining: bool) {
+        self.inner.own.set_draining(draining);
+    }
+
+    /// Whether it takes none, and how many sessions have layers here still.
+    pub fn draining(&self) -> (bool, usize) {
+        let shelf = &self.inner.shelf;
+        (shelf.is_draining(), shelf.sessions())
+    }
+
     /// This node's id.
     pub fn peer_id(&self) -> String {
         self.inner.network.peer_id().to_string()
@@ -302,19 +316,23 @@ impl NodeHandle {
         }
     }
 
-    /// Takes no more requests, lets running sessions end for a moment, hands over to peers what they
-    /// can go on with, suspends or cancels the rest, says goodbye to the swarm and stops.
+    /// Takes no more requests and no more layers, lets running sessions end for a moment, hands over to
+    /// peers what they can go on with, suspends or cancels the rest, waits for sessions of others to move
+    /// away, says goodbye to the swarm and stops.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         if inner.stopping.swap(true, Ordering::SeqCst) {
             return;
         }
+        let begun = Instant::now();
         inner.admission.close();
+        inner.own.set_draining(true);
         inner.wait_for_sessions(GRACE).await;
         inner.sessions.hand_over();
         inner.wait_for_sessions(HAND_OVER).await;
         inner.sessions.shut_down();
         inner.wait_for_sessions(CANCEL).await;
+        inner.wait_for_stages(begun + MOVE_AWAY).await;
         let network = inner.network.clone();
         let leaving = inner.io.spawn(async move { network.shutdown().await });
         if leaving.await.is_err() {
@@ -343,6 +361,17 @@ impl Inner {
         };
         if tokio::time::timeout(at_most, ended).await.is_err() {
             tracing::info!("some sessions still run");
+        }
+    }
+
+    /// Sessions of other nodes that nobody else can take are lost to their coordinators, and fail over.
+    async fn wait_for_stages(&self, until: Instant) {
+        while self.shelf.sessions() > 0 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        match self.shelf.sessions() {
+            0 => {}
+            stay => tracing::info!(stay, "sessions of other nodes did not move away"),
         }
     }
 

@@ -60,10 +60,12 @@ impl Own {
         body.addrs = self.network.listen_addrs();
         body.tensor_addrs = self.network.tensor_addrs();
         body.models = self.offers();
+        body.draining = self.shelf.is_draining();
         body.load = LoadAdvert {
             sessions: self.shelf.sessions() as u32,
             queued: self.admission.waiting() as u32,
             reserved_bytes: self.shelf.memory().1,
+            toil_percent: self.shelf.toil(),
         };
         body.clone()
     }
@@ -82,6 +84,12 @@ impl Own {
     /// Says where the HTTP API listens.
     pub(crate) fn set_api(&self, api: SocketAddr) {
         self.body.lock().unwrap_or_else(PoisonError::into_inner).api = Some(api);
+        self.changed.notify_one();
+    }
+
+    /// Says whether this node takes layers of more sessions; those that it has may move away.
+    pub(crate) fn set_draining(&self, draining: bool) {
+        self.shelf.set_draining(draining);
         self.changed.notify_one();
     }
 
@@ -140,6 +148,7 @@ pub(crate) fn fixed_body(
         measured_gb_s: measured.matvec_gb_s,
         numerics: config.kv.numerics().to_owned(),
         max_layers: config.max_layers,
+        draining: false,
         load: LoadAdvert::default(),
         models: Vec::new(),
         membership: None,

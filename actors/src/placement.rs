@@ -13,11 +13,13 @@ use cid::Cid;
 use crate::directory::{Directory, PeerRecord, snapshot};
 use crate::health::Health;
 use crate::models::ModelRef;
-use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, along, plan, stand_ins};
+use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, along, better, plan, stand_ins};
 use crate::quarantine::Quarantine;
 use crate::session::event::RouteStage;
 use crate::supervisor::ActorRef;
 
+/// Steps wander by this much, and long contexts cost something.
+const USUAL_PERCENT: u32 = 150;
 /// First routes that are tried until there is room for a second one beside it.
 const LANE_ATTEMPTS: usize = 4;
 
@@ -65,6 +67,13 @@ impl Placement {
     }
 }
 
+/// Where a running session should move.
+pub(crate) struct Better {
+    pub(crate) placement: Placement,
+    /// As metrics and records call it.
+    pub(crate) why: &'static str,
+}
+
 /// Where the first of two lanes goes; the second finds its own place beside it.
 #[derive(Debug, Clone)]
 pub(crate) struct Lanes {
@@ -86,6 +95,7 @@ impl Wanted {
     fn has(&self, record: &PeerRecord) -> bool {
         let class = self.numerics.as_ref();
         record.connected
+            && !record.body.draining
             && !self.excluding.contains(&record.peer)
             && class.is_none_or(|class| *class == record.body.numerics)
     }
@@ -122,6 +132,42 @@ impl Placer {
             planned => planned?,
         };
         Ok(placement(plan, &records, model))
+    }
+
+    /// Where a session should move that has so many tokens to come, if anywhere.
+    pub(crate) async fn better(
+        &self,
+        model: &ModelRef,
+        shape: &ModelShape,
+        tokens: u32,
+        wanted: &Wanted,
+        to_come: u64,
+    ) -> Option<Better> {
+        let records = snapshot(&self.directory).await;
+        let is_held = |peer| wanted.held.iter().any(|(held, _)| *held == peer);
+        // Whoever is not there is lost, not leaving: that is for the recovery to see to.
+        let is_there = |peer| records.iter().any(|record| record.peer == peer);
+        if !wanted.held.iter().all(|(peer, _)| is_there(*peer)) {
+            return None;
+        }
+        let now = Instant::now();
+        let able = records.iter().filter(|record| {
+            let is_well = record.is_self || self.health.admits(record.peer, now);
+            self.may_have(record, wanted) && (is_held(record.peer) || is_well)
+        });
+        let peers: Vec<PeerFacts> = able.map(|record| facts(record, &model.cid)).collect();
+        let request = PlanRequest {
+            shape,
+            model_bytes: model.bytes,
+            tokens,
+            peers: &peers,
+            held: &wanted.held,
+        };
+        let (plan, why) = better(&request, to_come)?;
+        Some(Better {
+            placement: placement(plan, &records, model),
+            why: why.name(),
+        })
     }
 
     /// The same along given cuts: a route beside another one.
@@ -245,6 +291,14 @@ fn others(providers: &[PeerId], peer: PeerId) -> Vec<PeerId> {
     others.take(limit::PROVIDERS).copied().collect()
 }
 
+/// By how much a peer is slower now than what it measured when it started; small differences are noise.
+fn toil(percent: u32) -> f32 {
+    match percent {
+        ..=USUAL_PERCENT => 1.0,
+        _ => percent as f32 / 100.0,
+    }
+}
+
 fn facts(record: &PeerRecord, model: &Cid) -> PeerFacts {
     let body = &record.body;
     PeerFacts {
@@ -252,7 +306,7 @@ fn facts(record: &PeerRecord, model: &Cid) -> PeerFacts {
         is_self: record.is_self,
         memory_bytes: body.hardware.memory_for_models,
         max_layers: body.max_layers,
-        gb_s: body.measured_gb_s,
+        gb_s: body.measured_gb_s / toil(body.load.toil_percent),
         numerics: body.numerics.clone(),
         present_bytes: record.present_bytes(model),
     }

@@ -14,9 +14,11 @@
 //! | `along.rs` | the same cuts again, on other peers |
 //! | `stay.rs` | what is kept of a route when peers of it are lost |
 //! | `stand_ins.rs` | who would take over, were a peer lost |
+//! | `better.rs` | whether a running session should move |
 //! | `shortfall.rs` | why nothing fits, with numbers |
 
 mod along;
+mod better;
 mod cost;
 mod shortfall;
 mod single;
@@ -35,6 +37,7 @@ use accel_p2p::PeerId;
 pub use shortfall::{PeerShortfall, PlanError};
 
 pub(crate) use along::along;
+pub(crate) use better::{Why, better};
 use cost::Costs;
 pub(crate) use stand_ins::stand_ins;
 

@@ -28,6 +28,8 @@ pub(crate) struct Telemetry {
     tensor_bytes: IntCounterVec,
     recoveries: IntCounterVec,
     rebuilds: IntCounterVec,
+    moves: IntCounterVec,
+    move_gap: Histogram,
     recovery_stall: Histogram,
     stages_warmed: IntCounterVec,
     breakers_opened: IntCounter,
@@ -130,6 +132,16 @@ impl Telemetry {
                 "Times that stages of a session of this node got back KV caches after a fault",
                 &["way"],
             ),
+            moves: labelled(
+                "accel_moves_total",
+                "Planned moves of sessions of this node to other peers, by why and what came of them",
+                &["why", "result"],
+            ),
+            move_gap: histogram(
+                "accel_move_gap_seconds",
+                "Time from the last token before a planned move to the first after it",
+                &FAST,
+            ),
             recovery_stall: histogram(
                 "accel_recovery_stall_seconds",
                 "Time from the last token before a fault to the first after it",
@@ -199,6 +211,15 @@ impl Telemetry {
 
     pub(crate) fn recovered(&self, stall: Duration) {
         self.recovery_stall.observe(stall.as_secs_f64());
+    }
+
+    pub(crate) fn moved(&self, why: &str, gap: Duration) {
+        self.moves.with_label_values(&[why, "done"]).inc();
+        self.move_gap.observe(gap.as_secs_f64());
+    }
+
+    pub(crate) fn move_dropped(&self, why: &str) {
+        self.moves.with_label_values(&[why, "dropped"]).inc();
     }
 
     pub(crate) fn warmed(&self, result: &str) {

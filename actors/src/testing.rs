@@ -242,6 +242,7 @@ pub(crate) fn advert_body() -> AdvertBody {
         measured_gb_s: 1.0,
         numerics: "test-1".into(),
         max_layers: None,
+        draining: false,
         load: LoadAdvert::default(),
         models: Vec::new(),
         membership: None,

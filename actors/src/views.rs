@@ -29,6 +29,8 @@ pub struct PeerView {
     pub memory_for_models: u64,
     /// Memory for models that is taken.
     pub reserved_bytes: u64,
+    /// How long its stages take for a token now, in percent of what they take at best.
+    pub toil_percent: u32,
     /// Graphics adapters, as wgpu sees them.
     pub gpus: Vec<GpuView>,
     /// Speed of its engine in GB/s of weights; measured by the peer itself.
@@ -37,6 +39,8 @@ pub struct PeerView {
     pub numerics: String,
     /// The most layers of one model that it takes.
     pub max_layers: Option<u32>,
+    /// Whether it takes no more layers.
+    pub draining: bool,
     /// Sessions that run on it.
     pub sessions: u32,
     /// What it holds.
@@ -236,6 +240,8 @@ pub struct SessionView {
     pub recoveries: u64,
     /// The newest of these.
     pub recovery_log: Vec<RecoveryView>,
+    /// Its newest planned moves to other peers.
+    pub moves: Vec<MoveView>,
     /// Bytes that all stages fetched from peers for this session.
     pub bytes_fetched: u64,
     /// Milliseconds that the placement took: fetch, load and commit.
@@ -246,6 +252,19 @@ pub struct SessionView {
     pub tokens_per_s: Option<Figure>,
     /// Why it failed.
     pub error: Option<SessionErrorView>,
+}
+
+/// A planned move of a session to other peers.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MoveView {
+    /// `draining`: a peer of the route wants to leave; `faster`: another route is.
+    pub why: &'static str,
+    /// Tokens before it.
+    pub after_tokens: u64,
+    /// Milliseconds for which the new peers got ready, while the answer went on.
+    pub ready_ms: Figure,
+    /// Milliseconds between the last token before the move and the first one after it.
+    pub gap_ms: Option<Figure>,
 }
 
 /// A peer that keeps the journal of a session.

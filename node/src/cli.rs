@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod demo;
+mod drain;
 mod eval;
 mod evidence;
 mod generation;
@@ -82,6 +83,7 @@ commands! {
     Run(run::Run),
     Chat(chat::Chat),
     Peers(peers::Peers),
+    Drain(drain::Drain),
     Evidence(evidence::Evidence),
     Plan(plan::Plan),
     Swarm(swarm::Swarm),

@@ -25,7 +25,7 @@ pub const DEFAULT_API: &str = "127.0.0.1:8420";
 const DEFAULT_LISTEN: &str = "/ip4/0.0.0.0/tcp/0";
 
 /// Every key of the settings, in the order in which `accel up --help` shows them.
-const KEYS: [&str; 16] = [
+const KEYS: [&str; 20] = [
     "data",
     "api",
     "listen",
@@ -41,12 +41,27 @@ const KEYS: [&str; 16] = [
     "warm_stand_ins",
     "audit_share",
     "resume_window",
+    "breaker_failures",
+    "breaker_seconds",
+    "breaker_trials",
+    "breaker_successes",
     "ready_file",
 ];
 /// The keys whose value in the environment is a number.
-const NUMBERS: [&str; 4] = ["threads", "max_layers", "audit_share", "resume_window"];
+const NUMBERS: [&str; 8] = [
+    "threads",
+    "max_layers",
+    "audit_share",
+    "resume_window",
+    "breaker_failures",
+    "breaker_seconds",
+    "breaker_trials",
+    "breaker_successes",
+];
 /// The keys whose value in the environment is true or false.
 const SWITCHES: [&str; 1] = ["warm_stand_ins"];
+/// Failures, trials and successes, at most.
+const MOST_TRIES: u32 = 1_000_000;
 /// The longest time that sessions wait for their clients: a week.
 const LONGEST_WINDOW: u32 = 7 * 24 * 3600;
 
@@ -148,6 +163,22 @@ pub struct Flags {
     #[arg(long, value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume_window: Option<u32>,
+    /// Failures in a row after which a peer is left alone [default: 5]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaker_failures: Option<u32>,
+    /// Seconds for which it is left alone [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaker_seconds: Option<u32>,
+    /// Requests that it then gets, to see [default: 3]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaker_trials: Option<u32>,
+    /// Successes after which it is trusted again [default: 3]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaker_successes: Option<u32>,
     /// File to write {"peer_id","api","addrs"} to once everything listens
     #[arg(long, value_name = "PATH")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -196,6 +227,18 @@ pub struct Settings {
     /// Seconds that a session which was interrupted waits for its client.
     #[serde(default)]
     pub resume_window: Option<u32>,
+    /// Failures in a row after which a peer is left alone.
+    #[serde(default)]
+    pub breaker_failures: Option<u32>,
+    /// Seconds for which it is left alone.
+    #[serde(default)]
+    pub breaker_seconds: Option<u32>,
+    /// Requests that it then gets, to see.
+    #[serde(default)]
+    pub breaker_trials: Option<u32>,
+    /// Successes after which it is trusted again.
+    #[serde(default)]
+    pub breaker_successes: Option<u32>,
     /// Where to tell that everything listens.
     #[serde(default)]
     pub ready_file: Option<PathBuf>,
@@ -232,6 +275,10 @@ impl Settings {
         check_range("threads", self.threads, MAX_THREADS)?;
         check_range("max_layers", self.max_layers, u32::MAX)?;
         check_range("resume_window", self.resume_window, LONGEST_WINDOW)?;
+        check_range("breaker_failures", self.breaker_failures, MOST_TRIES)?;
+        check_range("breaker_seconds", self.breaker_seconds, LONGEST_WINDOW)?;
+        check_range("breaker_trials", self.breaker_trials, MOST_TRIES)?;
+        check_range("breaker_successes", self.breaker_successes, MOST_TRIES)?;
         if self.audit_share > 100 {
             return Err(ConfigError::Value {
                 key: "audit_share",

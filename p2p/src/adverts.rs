@@ -231,6 +231,7 @@ pub(crate) fn empty_body() -> AdvertBody {
         measured_gb_s: 1.0,
         numerics: "test".into(),
         max_layers: None,
+        draining: false,
         load: crate::wire::LoadAdvert::default(),
         models: Vec::new(),
         membership: None,

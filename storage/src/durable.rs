@@ -15,7 +15,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sled::Tree;
 
 use crate::data_dir::sync_dir;
-use crate::error::{Result, io_error};
+use crate::error::{Result, StorageError, io_error};
+
+/// What must be free on the disk before a change is made. sled does not get over a write that failed: its
+/// database is of no use then until it is opened again, however much room there is by that time.
+pub(crate) const RESERVE: u64 = 8 << 20;
 
 /// Flushes the trees of one database for good. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -46,6 +50,21 @@ impl Durable {
         Ok(Self {
             inner: Arc::new(inner),
         })
+    }
+
+    /// Refuses to go on when less than this is free on the disk.
+    pub(crate) fn check_room(&self, reserve: u64) -> Result<()> {
+        let path = &self.inner.log_path;
+        let available = fs4::available_space(path);
+        let available = available.map_err(io_error("ask for the free space of", path))?;
+        if available < reserve {
+            return Err(StorageError::NotEnoughSpace {
+                path: path.clone(),
+                needed: reserve,
+                available,
+            });
+        }
+        Ok(())
     }
 
     /// Returns when every change made to the tree before is on the disk.

@@ -249,6 +249,9 @@ pub enum JournalError {
     /// The opening record fails its checksum, so the session cannot be restored.
     #[error("the opening record is damaged: {0}")]
     Damaged(String),
+    /// The disk is nearly full. Nothing was written, and it can be tried again once there is room.
+    #[error("{0}")]
+    NoRoom(String),
     /// The journal could not be written, now or earlier.
     #[error("not written: {0}; restart the node, after making room on the disk if it is full")]
     NotWritten(String),

@@ -23,7 +23,7 @@ use self::catalogue::{Catalogue, Model, check_name, give_name, path_of, unix_now
 use self::claims::Claims;
 use self::index::ModelEntry;
 use crate::data_dir::{DataDir, sync_dir};
-use crate::durable::Durable;
+use crate::durable::{Durable, RESERVE};
 use crate::error::{Result, StorageError, io_error};
 use crate::journal::Journal;
 use crate::ranges::RangeSet;
@@ -221,6 +221,7 @@ impl Inner {
 
     /// Changes the content tree atomically and durably.
     fn apply(&self, batch: Batch) -> Result<()> {
+        self.durable.check_room(RESERVE)?;
         self.content.apply_batch(batch)?;
         self.durable.flush(&self.content)
     }

@@ -4,6 +4,7 @@
 //! `docs/chaos.md` says how to run it and what came of it.
 //!
 //! - [`plan`]: from a seed and a number to a trial; pure
+//! - [`dice`]: what plans are drawn with
 //! - [`faults`]: one file per kind of fault; a new one is a file and a line in the registry
 //! - [`net`]: a network namespace per node, where this system allows it
 //! - [`swarm`]: the nodes that trials are played on, kept from trial to trial while they are whole
@@ -15,6 +16,7 @@
 //! - [`rpc_peers`]: the same kill done to llama.cpp over its RPC
 
 pub mod baseline;
+pub mod dice;
 pub mod faults;
 pub mod listen;
 pub mod net;

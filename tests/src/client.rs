@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde_json::{Value, json};
 
 use crate::PATIENCE;
+
+/// A machine that is there answers at once, and one behind a broken network never does.
+const CONNECTING: Duration = Duration::from_secs(5);
+const LAST_EVENT_ID: &str = "last-event-id";
 
 /// An HTTP client for one node.
 #[derive(Clone, Debug)]
@@ -124,6 +128,7 @@ impl Client {
     fn with_headers(api: &str, headers: HeaderMap) -> Result<Self> {
         let http = reqwest::Client::builder()
             .timeout(PATIENCE)
+            .connect_timeout(CONNECTING)
             .default_headers(headers)
             // Sooner than a node closes it, or a request may meet a connection that is being closed.
             .pool_idle_timeout(Duration::from_secs(5))
@@ -180,34 +185,37 @@ impl Client {
 
     /// The same request as a stream.
     pub async fn stream(&self, request: &ChatRequest) -> Result<Stream> {
-        let response = self
+        self.begin(request).await?.map_err(failed)
+    }
+
+    /// The same request as a stream, or how it was refused.
+    pub async fn begin(&self, request: &ChatRequest) -> Result<Result<Stream, Reply>> {
+        let request = self
             .http
             .post(format!("{}/v1/chat/completions", self.base))
             .header("content-type", "application/json")
-            .body(request.json(true).to_string())
-            .send()
-            .await?;
-        if !response.status().is_success() {
-            bail!(
-                "the stream failed with {}: {}",
-                response.status(),
-                response.text().await?
-            );
-        }
-        Ok(Stream::new(response))
+            .body(request.json(true).to_string());
+        stream(request).await
     }
 
     /// Comes back for a chat's stream, behind the event of this id.
     pub async fn resume(&self, last_id: &str) -> Result<Stream> {
-        let response = self.resume_raw(last_id).send().await?;
-        if !response.status().is_success() {
-            bail!(
-                "going on failed with {}: {}",
-                response.status(),
-                response.text().await?
-            );
+        stream(self.resume_raw(last_id)).await?.map_err(failed)
+    }
+
+    /// Comes back for a session's stream, behind the event of this id or from the first, or how that
+    /// was refused.
+    pub async fn go_on(
+        &self,
+        session: &str,
+        last_id: Option<&str>,
+    ) -> Result<Result<Stream, Reply>> {
+        let url = format!("{}/api/v1/sessions/{session}/stream", self.base);
+        let mut request = self.http.get(url);
+        if let Some(last_id) = last_id {
+            request = request.header(LAST_EVENT_ID, last_id);
         }
-        Ok(Stream::new(response))
+        stream(request).await
     }
 
     /// Comes back for a chat's stream, and is refused.
@@ -217,7 +225,7 @@ impl Client {
 
     fn resume_raw(&self, last_id: &str) -> reqwest::RequestBuilder {
         let url = format!("{}/v1/chat/completions", self.base);
-        self.http.post(url).header("last-event-id", last_id)
+        self.http.post(url).header(LAST_EVENT_ID, last_id)
     }
 
     /// The node's own view of a session.
@@ -234,16 +242,40 @@ impl Client {
 pub struct Stream {
     response: reqwest::Response,
     buffer: Vec<u8>,
+    session: Option<String>,
+    replicas: Vec<String>,
+    /// The id of an event whose data has not come yet.
+    next_id: Option<String>,
     last_id: Option<String>,
+    complete: bool,
 }
 
 impl Stream {
     fn new(response: reqwest::Response) -> Self {
         Self {
+            session: header(&response, "x-accel-session"),
+            replicas: peers(&header(&response, "x-accel-replicas").unwrap_or_default()),
             response,
             buffer: Vec::new(),
+            next_id: None,
             last_id: None,
+            complete: false,
         }
+    }
+
+    /// The session.
+    pub fn session(&self) -> Option<&str> {
+        self.session.as_deref()
+    }
+
+    /// The PeerIds of the other nodes that keep the session's journal.
+    pub fn replicas(&self) -> &[String] {
+        &self.replicas
+    }
+
+    /// Whether it said that all of it came.
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// The id of the newest event that has one.
@@ -258,11 +290,17 @@ impl Stream {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 let line = String::from_utf8(line).context("an event is not UTF-8")?;
                 if let Some(id) = line.strip_prefix("id:") {
-                    self.last_id = Some(id.trim().to_owned());
+                    self.next_id = Some(id.trim().to_owned());
                 }
                 match line.trim_end().strip_prefix("data:").map(str::trim) {
-                    Some("[DONE]") => return Ok(None),
-                    Some(data) => return Ok(Some(serde_json::from_str(data)?)),
+                    Some("[DONE]") => {
+                        self.complete = true;
+                        return Ok(None);
+                    }
+                    Some(data) => {
+                        self.last_id = self.next_id.take().or_else(|| self.last_id.take());
+                        return Ok(Some(serde_json::from_str(data)?));
+                    }
                     None => continue,
                 }
             }
@@ -292,13 +330,40 @@ pub fn delta(event: &Value) -> &str {
     content.and_then(Value::as_str).unwrap_or_default()
 }
 
+async fn stream(request: reqwest::RequestBuilder) -> Result<Result<Stream, Reply>> {
+    let response = request.send().await?;
+    match response.status().is_success() {
+        true => Ok(Ok(Stream::new(response))),
+        false => Ok(Err(reply(response).await?)),
+    }
+}
+
+fn failed(refusal: Reply) -> Error {
+    anyhow!(
+        "the stream failed with {}: {}",
+        refusal.status,
+        refusal.body
+    )
+}
+
+fn header(response: &reqwest::Response, name: &str) -> Option<String> {
+    let value = response.headers().get(name)?.to_str().ok()?;
+    Some(value.to_owned())
+}
+
+/// The peers in a list of `PEER=ADDRESS`; not every peer says where its API is.
+fn peers(list: &str) -> Vec<String> {
+    let names = list.split(',').map(|peer| peer.split('=').next());
+    let names = names.flatten().map(str::trim);
+    names
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
 async fn reply(response: reqwest::Response) -> Result<Reply> {
     let status = response.status().as_u16();
-    let session = response
-        .headers()
-        .get("x-accel-session")
-        .and_then(|value| value.to_str().ok())
-        .map(str::to_owned);
+    let session = header(&response, "x-accel-session");
     let text = response.text().await?;
     Ok(Reply {
         status,

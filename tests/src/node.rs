@@ -45,6 +45,7 @@ pub struct Node {
     pub addrs: Vec<String>,
     /// `host:port` of its API.
     pub api: String,
+    api_key: Option<String>,
     data: PathBuf,
     // Dropped after the process.
     _dir: TempDir,
@@ -77,6 +78,7 @@ impl Node {
                 .map(str::to_owned)
                 .collect(),
             api,
+            api_key: None,
             process,
             data,
             _dir: dir,
@@ -88,9 +90,19 @@ impl Node {
         &self.data
     }
 
+    /// From now on its API is asked with this key.
+    pub fn use_key(&mut self, key: &str) -> Result<()> {
+        self.client = Client::with_key(&self.api, key)?;
+        self.api_key = Some(key.to_owned());
+        Ok(())
+    }
+
     /// Runs an `accel` command against this node and gives what it printed.
     pub fn cli(&self, args: &[&str]) -> Result<CommandOutput> {
-        run_with(args, &[("ACCEL_API", self.api.as_str())])
+        let mut env = vec![("ACCEL_API", self.api.as_str())];
+        let key = self.api_key.as_deref();
+        env.extend(key.map(|key| ("ACCEL_API_KEY", key)));
+        run_with(args, &env)
     }
 
     /// Like [`Node::cli`], with `--json`, for a command that must succeed.

@@ -111,9 +111,14 @@ impl Process {
         }
     }
 
+    /// Asks it to end (SIGTERM).
+    pub fn ask_to_end(&self) -> Result<()> {
+        kill_process(self.pid, Signal::TERM).context("cannot signal")
+    }
+
     /// Asks it to end (SIGTERM) and waits until it has.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
-        kill_process(self.pid, Signal::TERM).context("cannot signal")?;
+        self.ask_to_end()?;
         self.wait()
     }
 

@@ -26,7 +26,8 @@ fn chaos(out: &Path, args: &[&str]) -> Result<(i32, Value, String)> {
 #[test]
 fn every_answer_of_twenty_trials_is_the_undisturbed_one() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let args = ["--generated", "--seed", "20", "--trials", "20"];
+    // Has every kind of fault, with and without namespaces.
+    let args = ["--generated", "--seed", "137", "--trials", "20"];
     let (code, report, output) = chaos(dir.path(), &args)?;
     let left_out = report["left_out"].as_array().context("what was left out")?;
     for fault in left_out {
@@ -46,11 +47,20 @@ fn every_answer_of_twenty_trials_is_the_undisturbed_one() -> Result<()> {
         }
     }
     let blows = trials.iter().filter_map(|trial| trial["blows"].as_array());
-    let mut blows = blows.flatten();
+    let landed = blows.flatten().filter(|blow| !blow["peer_id"].is_null());
+    let landed: Vec<&Value> = landed.collect();
+    let has = |key: &str, value: Value| landed.iter().any(|blow| blow[key] == value);
     assert!(
-        blows.any(|blow| blow["on_route"] == true),
+        has("on_route", true.into()),
         "nothing was disturbed: {output}"
     );
+    for fault in [
+        "coordinator-kill",
+        "coordinator-restart",
+        "coordinator-stop",
+    ] {
+        assert!(has("fault", fault.into()), "no {fault} came: {output}");
+    }
     let markdown = fs::read_to_string(dir.path().join("chaos.md"))?;
     assert!(markdown.contains("Every figure is measured"), "{markdown}");
     Ok(())

@@ -31,7 +31,11 @@ pub(super) fn prefer(
 }
 
 /// The held route with the best of the others in the gaps; none when a gap stays.
-fn mend(costs: &Costs, peers: &[PeerFacts], held: &[(PeerId, LayerRange)]) -> Option<Route> {
+pub(super) fn mend(
+    costs: &Costs,
+    peers: &[PeerFacts],
+    held: &[(PeerId, LayerRange)],
+) -> Option<Route> {
     let mut taken: Vec<PeerId> = held.iter().map(|(peer, _)| *peer).collect();
     let mut route = Route::new();
     for (holder, range) in held {
@@ -52,7 +56,7 @@ fn mend(costs: &Costs, peers: &[PeerFacts], held: &[(PeerId, LayerRange)]) -> Op
 }
 
 /// The fastest of those that have nothing of the route yet.
-fn stand_in(
+pub(super) fn stand_in(
     costs: &Costs,
     peers: &[PeerFacts],
     taken: &[PeerId],

@@ -15,11 +15,12 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::bench::Bench;
 use super::bench::audit::Audits;
-use super::event::{Command, Event, Timer};
+use super::event::{Command, Event, RouteStage};
 use super::incoming;
 use super::jury::Lane;
 use super::link::Link;
-use super::machine::{CHUNK, Machine, PEER_WAITS, WAITS, stopping};
+use super::machine::{Machine, stopping};
+use super::moving::Mover;
 use super::pump::{self, JournalItem, StageWay};
 use super::rebuild::Way;
 use super::record::{OpeningRecord, token_record};
@@ -41,13 +42,6 @@ use crate::tolerance::FaultTolerance;
 
 /// Messages that may wait: more than a session can have under way.
 const MAILBOX: usize = 128;
-/// A step may take this many times what was predicted, beyond the step timeout: other sessions
-/// share the stages.
-const PATIENCE: u64 = 20;
-/// And at every stage a step may find one chunk of another session under way, and share the batch
-/// with one more.
-const ROWS_OF_OTHERS: u64 = 2 * CHUNK as u64;
-
 /// What every session works with.
 pub(crate) struct SessionDeps {
     pub(crate) link: Link,
@@ -94,16 +88,20 @@ pub(crate) struct SessionActor {
     pub(super) deps: Arc<SessionDeps>,
     pub(super) spec: SessionSpec,
     pub(super) machine: Machine,
-    timer: Option<SpawnHandle>,
-    replica_timer: Option<SpawnHandle>,
+    pub(super) timer: Option<SpawnHandle>,
+    pub(super) replica_timer: Option<SpawnHandle>,
+    pub(super) feed_timer: Option<SpawnHandle>,
     pub(super) client: mpsc::Sender<GenEvent>,
     pub(super) journal: mpsc::Sender<JournalItem>,
     pub(super) replicator: Replicator,
-    /// Where steps go under the present epoch: to the first stage, and to those that feed others.
-    pub(super) ways: HashMap<usize, StageWay>,
+    /// Where steps go, by epoch and stage: to the first one, and to those that feed others.
+    pub(super) ways: HashMap<(u64, usize), StageWay>,
     pub(super) endpoints: HashMap<PeerId, PeerEndpoint>,
     pub(super) chronicle: Chronicle,
     pub(super) verdicts: Verdicts,
+    pub(super) mover: Mover,
+    /// The newest epoch that was begun to be computed in.
+    pub(super) begun: u64,
     pub(super) started: Instant,
     pub(super) placed: Option<Instant>,
     /// When the first token was emitted that was drawn here, and how many there were then.
@@ -175,6 +173,7 @@ impl SessionActor {
                 machine,
                 timer: None,
                 replica_timer: None,
+                feed_timer: None,
                 client,
                 journal,
                 replicator,
@@ -182,6 +181,8 @@ impl SessionActor {
                 endpoints,
                 chronicle: Chronicle::new(Instant::now()),
                 verdicts: Verdicts::default(),
+                mover: Mover::default(),
+                begun: 0,
                 started: Instant::now(),
                 placed: None,
                 first_token: None,
@@ -209,7 +210,11 @@ impl SessionActor {
         match command {
             Command::JournalOpen => self.journal(JournalItem::Open(self.spec.opening.to_bytes())),
             Command::JournalClaim { claim } => self.journal(JournalItem::Claim(claim)),
-            Command::Plan { epoch, excluding } => self.plan(epoch, excluding, context),
+            Command::Plan {
+                epoch,
+                excluding,
+                anew,
+            } => self.plan(epoch, excluding, anew, context),
             Command::Prepare {
                 epoch,
                 stage,
@@ -248,7 +253,7 @@ impl SessionActor {
                     until: until as u32,
                     input: StepInput::Tokens(tokens),
                 };
-                self.forward(0, frame, context);
+                self.forward(epoch, 0, frame, context);
             }
             Command::Replay {
                 epoch,
@@ -266,7 +271,7 @@ impl SessionActor {
                     rows,
                     until: until as u32,
                 };
-                self.forward(stage, frame, context);
+                self.forward(epoch, stage, frame, context);
             }
             Command::Copy {
                 epoch,
@@ -276,7 +281,7 @@ impl SessionActor {
                 position,
                 rows,
             } => {
-                if let Some(to) = self.stage(stage) {
+                if let Some(to) = self.stage(epoch, stage) {
                     let order = CopyOrder {
                         session: self.spec.id,
                         epoch,
@@ -285,10 +290,10 @@ impl SessionActor {
                         rows,
                         to: self.endpoint(to.peer),
                     };
-                    self.forward(donor, TensorFrame::Copy(order), context);
+                    self.forward(epoch, donor, TensorFrame::Copy(order), context);
                 }
             }
-            Command::Reconnect { .. } => self.ways.clear(),
+            Command::Reconnect { epoch } => self.ways.retain(|(of, _), _| *of != epoch),
             Command::Recovering {
                 fault,
                 strategy,
@@ -308,6 +313,9 @@ impl SessionActor {
                 replayed,
             } => self.rebuilding(way, &prices, replayed),
             Command::Recovered => self.recovered(),
+            Command::Switching { before } => self.switching(before),
+            Command::Moved => self.moved(),
+            Command::MoveDropped => self.move_dropped(),
             Command::JournalToken { index, drawn } => {
                 self.chronicle.moved(Instant::now());
                 let record = token_record(&drawn);
@@ -326,8 +334,15 @@ impl SessionActor {
     }
 
     /// Sends a step to a stage. The first of an epoch shows that its stages are ready.
-    fn forward(&mut self, stage: usize, frame: TensorFrame, context: &mut Context<Self>) {
-        if self.ways.is_empty() {
+    fn forward(
+        &mut self,
+        epoch: u64,
+        stage: usize,
+        frame: TensorFrame,
+        context: &mut Context<Self>,
+    ) {
+        if self.begun < epoch && epoch == self.machine.epoch() {
+            self.begun = epoch;
             let now = Instant::now();
             if self.placed.is_none() {
                 self.placed = Some(now);
@@ -336,17 +351,18 @@ impl SessionActor {
             self.chronicle.placed(now);
             self.warm_stand_ins();
         }
-        if !self.ways.contains_key(&stage) {
-            let Some(to) = self.machine.party(stage).cloned() else {
+        let name = (epoch, stage);
+        if !self.ways.contains_key(&name) {
+            let Some(to) = self.machine.party(epoch, stage) else {
                 return;
             };
-            let (endpoint, epoch) = (self.endpoint(to.peer), self.machine.epoch());
+            let endpoint = self.endpoint(to.peer);
             let link = self.deps.link.clone();
             let way = pump::to_stage(link, endpoint, epoch, context.address());
-            self.ways.insert(stage, way);
+            self.ways.insert(name, way);
         }
         // Whoever takes no more steps tells why by itself.
-        if !self.ways.get(&stage).is_some_and(|way| way.send(frame)) {
+        if !self.ways.get(&name).is_some_and(|way| way.send(frame)) {
             tracing::debug!(session = %self.spec.id, stage, "a step was not sent");
         }
     }
@@ -391,32 +407,6 @@ impl SessionActor {
             self.deps.telemetry.recovered(stall);
         }
     }
-
-    fn arm(&mut self, timer: Timer, context: &mut Context<Self>) {
-        let limits = &self.deps.limits;
-        let within = match timer {
-            Timer::Commit { .. } => limits.commit_timeout,
-            Timer::Memory { .. } => limits.memory_wait / WAITS,
-            Timer::Peers { .. } | Timer::Replicas => limits.peer_wait / PEER_WAITS,
-            Timer::Pause { after, .. } => after,
-            Timer::Step { rows, .. } => {
-                let token_ns = self.spec.placement.token_ns;
-                let rows = u64::from(rows) * PATIENCE + ROWS_OF_OTHERS;
-                let expected = token_ns.saturating_mul(rows);
-                limits.step_timeout + Duration::from_nanos(expected)
-            }
-        };
-        let handle = context.run_later(within, move |session, context| {
-            session.feed(Event::Timeout(timer), context);
-        });
-        let slot = match timer {
-            Timer::Replicas => &mut self.replica_timer,
-            _ => &mut self.timer,
-        };
-        if let Some(before) = slot.replace(handle) {
-            context.cancel_future(before);
-        }
-    }
 }
 
 impl Actor for SessionActor {
@@ -442,8 +432,10 @@ impl Handler<Frame> for SessionActor {
             TensorFrame::Claimed { frame, claims } => (*frame, Some(claims)),
             frame => (frame, None),
         };
-        let route: Vec<PeerId> = self.machine.route().map(|(stage, _)| stage.peer).collect();
-        let donors = self.machine.donors();
+        let peers = |stages: &[RouteStage]| stages.iter().map(|stage| stage.peer).collect();
+        let epoch = frame.epoch();
+        let route: Vec<PeerId> = peers(self.machine.route_of(epoch));
+        let donors: Vec<PeerId> = peers(&self.machine.donors_of(epoch));
         match incoming::event(&route, &donors, from, frame) {
             Some(event) => self.hear(event, claims, context),
             None => {
@@ -466,6 +458,7 @@ impl Handler<Heard> for SessionActor {
 
     fn handle(&mut self, Heard(peer): Heard, context: &mut Context<Self>) {
         self.feed(Event::PeerHeard(peer), context);
+        self.consider_moving(context);
     }
 }
 

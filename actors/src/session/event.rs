@@ -39,6 +39,8 @@ pub(crate) enum Event {
     Opened,
     /// A route to replace the one of this epoch was found.
     Planned { epoch: u64, route: Vec<RouteStage> },
+    /// A route that is better than the present one, or without a peer that wants to leave.
+    MoveOffered { route: Vec<RouteStage> },
     /// There is no other route.
     NoPlan { epoch: u64, failure: Failure },
     /// A stage is reserved, fetched and loaded.
@@ -133,6 +135,8 @@ pub(crate) enum Timer {
     Peers { epoch: u64 },
     /// The answer to the oldest step under way, of this many positions.
     Step { epoch: u64, step: u64, rows: u32 },
+    /// What a stage was given that is to be moved to.
+    Feed { epoch: u64, step: u64 },
     /// Peers that can keep the journal.
     Replicas,
     /// The time before an attempt to go on.
@@ -146,8 +150,13 @@ pub(crate) enum Command {
     JournalOpen,
     /// Take over a session that is in the journal, above every claim before.
     JournalClaim { claim: u64 },
-    /// Find a route to replace the one of this epoch, without these peers.
-    Plan { epoch: u64, excluding: Vec<PeerId> },
+    /// Find a route to replace the one of this epoch, without these peers: one that keeps what is
+    /// loaded, or the best there is.
+    Plan {
+        epoch: u64,
+        excluding: Vec<PeerId>,
+        anew: bool,
+    },
     /// Phase one, to one stage, which may keep the KV cache that it has. Numbers behind the route
     /// are peers that only give theirs.
     Prepare {
@@ -218,6 +227,12 @@ pub(crate) enum Command {
     },
     /// The first token after a fault came.
     Recovered,
+    /// Between two tokens, the session goes over to the route that was got ready.
+    Switching { before: Vec<PeerId> },
+    /// The first token from there came.
+    Moved,
+    /// A route that was got ready is not gone over to.
+    MoveDropped,
     /// Make a token durable.
     JournalToken { index: u64, drawn: Drawn },
     /// Find peers that can keep the journal, without these.

@@ -17,7 +17,9 @@ mod distrusting;
 #[cfg(test)]
 pub(super) mod fixtures;
 mod handing_over;
+mod moving;
 mod placement;
+mod racing;
 mod rebuilding;
 mod recovering;
 mod replicating;
@@ -38,6 +40,7 @@ use super::text::TextPipe;
 use crate::error::Failure;
 use crate::request::FinishReason;
 pub(crate) use handing_over::stopping;
+use moving::Move;
 pub(crate) use placement::{PEER_WAITS, WAITS};
 pub(crate) use recovering::Tolerance;
 use recovering::{Recovery, Then};
@@ -100,6 +103,16 @@ pub(crate) struct Machine {
     waits: u32,
     refusal: Option<Failure>,
     epoch: u64,
+    /// The newest epoch that any stage was asked for.
+    newest: u64,
+    /// A route that is got ready while the session runs.
+    moving: Option<Move>,
+    /// Whether stand-ins are looked for that get ready beside the present route.
+    wants_race: bool,
+    /// Whether the session moved behind the last token.
+    has_switched: bool,
+    /// Stages that are live before the others of their epoch, and the positions that they have.
+    arrived: BTreeMap<usize, u64>,
     step: u64,
     sent: usize,
     /// What some stages are fed before all go on.
@@ -143,6 +156,11 @@ impl Machine {
             waits: 0,
             refusal: None,
             epoch: 0,
+            newest: 0,
+            moving: None,
+            wants_race: false,
+            has_switched: false,
+            arrived: BTreeMap::new(),
             step: 0,
             sent: 0,
             feed: None,
@@ -180,6 +198,7 @@ impl Machine {
         match event {
             Event::Opened => self.on_opened(),
             Event::Planned { epoch, route } => self.on_planned(epoch, route),
+            Event::MoveOffered { route } => self.on_move_offered(route),
             Event::NoPlan { epoch, failure } => self.on_no_plan(epoch, failure),
             Event::Prepared {
                 epoch,
@@ -308,7 +327,8 @@ impl Machine {
 
     /// Nobody is to hold anything of the session any more.
     fn release_all(&mut self) {
-        let epoch = self.epoch;
+        self.moving = None;
+        let epoch = self.newest;
         for stage in std::mem::take(&mut self.holders) {
             self.out.push(Command::Release { epoch, stage });
         }
@@ -332,11 +352,12 @@ impl Machine {
             (Timer::Memory { epoch } | Timer::Peers { epoch }, Phase::Waiting)
                 if epoch == self.epoch =>
             {
-                self.place_again();
+                self.place_again(false);
             }
             (Timer::Step { epoch, step, .. }, Phase::Running) if epoch == self.epoch => {
                 self.on_step_timeout(step);
             }
+            (Timer::Feed { epoch, step }, _) => self.on_feed_timeout(epoch, step),
             (Timer::Replicas, _) => self.look_for_replicas(),
             (Timer::Pause { epoch, .. }, Phase::Pausing(then)) if epoch == self.epoch => {
                 let then = *then;
@@ -382,17 +403,13 @@ impl Machine {
     }
 
     /// Who is prepared under this number: a stage of the route, or behind them one of the donors.
-    pub(crate) fn party(&self, index: usize) -> Option<&RouteStage> {
-        let stage = self.route.get(index);
+    pub(crate) fn party(&self, epoch: u64, index: usize) -> Option<RouteStage> {
+        let route = self.route_of(epoch);
+        let stage = route.get(index).cloned();
         stage.or_else(|| {
-            let behind = index.checked_sub(self.route.len())?;
-            self.givers.get(behind).map(|(giver, _)| giver)
+            let behind = index.checked_sub(route.len())?;
+            self.donors_of(epoch).into_iter().nth(behind)
         })
-    }
-
-    /// Who may give what it has.
-    pub(crate) fn donors(&self) -> Vec<PeerId> {
-        self.givers.iter().map(|(giver, _)| giver.peer).collect()
     }
 
     /// A word for where the session stands.

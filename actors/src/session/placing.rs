@@ -16,14 +16,23 @@ use crate::evidence::sampling_wire;
 use crate::placement::Wanted;
 
 impl SessionActor {
-    pub(super) fn plan(&mut self, epoch: u64, excluding: Vec<PeerId>, context: &mut Context<Self>) {
+    pub(super) fn plan(
+        &mut self,
+        epoch: u64,
+        excluding: Vec<PeerId>,
+        anew: bool,
+        context: &mut Context<Self>,
+    ) {
         let deps = Arc::clone(&self.deps);
         let (model, shape) = (self.spec.model.clone(), Arc::clone(&self.spec.shape));
         let tokens = self.spec.max_tokens;
         let wanted = Wanted {
             excluding,
             numerics: Some(self.spec.opening.numerics.clone()),
-            held: self.held(),
+            held: match anew {
+                true => Vec::new(),
+                false => self.held(),
+            },
         };
         let bench = self.spec.bench.clone();
         let planning = async move {
@@ -51,11 +60,8 @@ impl SessionActor {
         context.spawn(done);
     }
 
-    pub(super) fn stage(&self, stage: usize) -> Option<RouteStage> {
-        self.machine
-            .route()
-            .nth(stage)
-            .map(|(stage, _)| stage.clone())
+    pub(super) fn stage(&self, epoch: u64, stage: usize) -> Option<RouteStage> {
+        self.machine.route_of(epoch).get(stage).cloned()
     }
 
     pub(super) fn prepare(
@@ -66,8 +72,9 @@ impl SessionActor {
         context: &mut Context<Self>,
     ) {
         // A new epoch forwards over connections of its own.
-        self.ways.clear();
-        let Some(RouteStage { peer, layers }) = self.machine.party(stage).cloned() else {
+        let present = self.machine.epoch();
+        self.ways.retain(|(of, _), _| *of >= present);
+        let Some(RouteStage { peer, layers }) = self.machine.party(epoch, stage) else {
             return;
         };
         self.deps.placer.health.placed(peer, Instant::now());
@@ -84,7 +91,7 @@ impl SessionActor {
             keep: Keep {
                 cache: keeps,
                 outputs: strategy(self.spec.opening.fault_tolerance).is_some(),
-                only: self.stage(stage).is_none(),
+                only: self.stage(epoch, stage).is_none(),
             },
         };
         let (link, silence) = (self.deps.link.clone(), self.deps.limits.prepare_silence);
@@ -105,13 +112,13 @@ impl SessionActor {
         donor: Option<PeerId>,
         context: &mut Context<Self>,
     ) {
-        let Some(RouteStage { peer, .. }) = self.stage(stage) else {
+        let Some(RouteStage { peer, .. }) = self.stage(epoch, stage) else {
             return;
         };
         let request = ControlRequest::Commit {
             session: self.spec.id,
             epoch,
-            route: self.hops(),
+            route: self.hops(epoch),
             coordinator: self.deps.link.peers.endpoint(),
             sampling: sampling_wire(&self.spec.sampling),
             length,
@@ -145,14 +152,14 @@ impl SessionActor {
         context.spawn(done);
     }
 
-    fn hops(&self) -> Vec<Hop> {
-        let stages = self.machine.route();
+    fn hops(&self, epoch: u64) -> Vec<Hop> {
+        let stages = self.machine.route_of(epoch).iter();
         let hop = |stage: &RouteStage| Hop {
             peer: stage.peer,
             tensor_addrs: self.endpoint(stage.peer).tensor_addrs,
             layers: (stage.layers.first, stage.layers.end),
         };
-        stages.map(|(stage, _)| hop(stage)).collect()
+        stages.map(hop).collect()
     }
 
     pub(super) fn endpoint(&self, peer: PeerId) -> PeerEndpoint {
@@ -165,17 +172,19 @@ impl SessionActor {
 
     /// Shows every stage that the coordinator lives.
     pub(super) fn renew(&mut self, context: &mut Context<Self>) {
-        let (session, epoch) = (self.spec.id, self.machine.epoch());
+        self.consider_moving(context);
+        let session = self.spec.id;
         let lease = self.deps.limits.lease;
         let is_held = self.machine.is_held();
-        for (stage, _) in self.machine.route().filter(|_| is_held) {
+        let leased = self.machine.leased().into_iter();
+        for (peer, epoch) in leased.filter(|_| is_held) {
             let lease_ms = lease.as_millis() as u64;
             let request = ControlRequest::Renew {
                 session,
                 epoch,
                 lease_ms,
             };
-            let (link, peer) = (self.deps.link.clone(), stage.peer);
+            let link = self.deps.link.clone();
             let asked = Instant::now();
             let call = async move { link.call(peer, request, lease).await };
             let done = call.into_actor(self).map(move |reply, actor, context| {

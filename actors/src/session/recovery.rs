@@ -6,11 +6,15 @@
 //! |---|---|
 //! | `simple.rs` | the same peers again, a few times |
 //! | `progressive.rs` | resume, restart, then fail over to other peers |
+//! | `parallel.rs` | the same peers and stand-ins at once, where a peer may only be slow |
+//! | `coordinated.rs` | everything anew, after several losses |
 //! | `backoff.rs` | how long to wait before an attempt |
 //! | `chronicle.rs` | what a session remembers of its recoveries, for people and metrics |
 
 mod backoff;
 pub(super) mod chronicle;
+mod coordinated;
+mod parallel;
 mod progressive;
 mod simple;
 
@@ -83,8 +87,12 @@ pub(crate) enum Remedy {
     Resume,
     /// The same route under a new epoch: KV caches are built again from the tokens.
     Restart,
+    /// Resume, while stand-ins get ready under another epoch; the first to draw a token has it.
+    Race,
     /// Another route under a new epoch, without the culprit.
     FailOver,
+    /// The same, with nothing kept for its own sake.
+    Replan,
 }
 
 impl Remedy {
@@ -92,7 +100,9 @@ impl Remedy {
         match self {
             Self::Resume => "resume",
             Self::Restart => "restart",
+            Self::Race => "race",
             Self::FailOver => "fail_over",
+            Self::Replan => "replan",
         }
     }
 }
@@ -121,9 +131,20 @@ pub(crate) fn strategy(level: FaultTolerance) -> Option<&'static dyn Strategy> {
     match level {
         FaultTolerance::None => None,
         FaultTolerance::Low => Some(&simple::Simple),
-        FaultTolerance::Medium | FaultTolerance::High | FaultTolerance::Critical => {
-            Some(&progressive::Progressive)
-        }
+        FaultTolerance::Medium | FaultTolerance::Critical => Some(&progressive::Progressive),
+        FaultTolerance::High => Some(&parallel::Parallel),
+    }
+}
+
+/// Losses since the last token from which on the route is planned as a whole.
+const SEVERAL: u32 = 2;
+
+/// The strategy for a fault of a session whose level has `usual`, after so many losses of peers since the
+/// last token.
+pub(crate) fn for_losses(usual: &'static dyn Strategy, losses: u32) -> &'static dyn Strategy {
+    match !usual.keeps_peers() && losses >= SEVERAL {
+        true => &coordinated::Coordinated,
+        false => usual,
     }
 }
 

@@ -40,6 +40,7 @@ impl SessionActor {
             view.replicas = replicas;
             view.recoveries = self.chronicle.count();
             view.recovery_log = self.chronicle.shown();
+            view.moves = self.mover.shown();
             view.prepare_ms = placed;
             view.first_token_ms = first;
             view.tokens_per_s = rate;
@@ -102,6 +103,7 @@ pub(crate) fn view(
         replicas: Vec::new(),
         recoveries: 0,
         recovery_log: Vec::new(),
+        moves: Vec::new(),
         bytes_fetched: 0,
         prepare_ms: None,
         first_token_ms: None,

@@ -47,7 +47,7 @@ impl SessionActor {
                 stage,
                 failure,
             } => {
-                if let Some(stage) = self.stage(*stage) {
+                if let Some(stage) = self.stage(*epoch, *stage) {
                     self.blame(*epoch, stage.peer, failure, now);
                 }
             }

@@ -2,6 +2,7 @@
 //! hands results to the sessions' outlets. A panic in a kernel ends the thread, not the node.
 
 mod pace;
+mod toil;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -17,6 +18,7 @@ use super::outlet::{Outlet, StepName};
 use super::queue::{DEAD, Order, Queue, Turn};
 use crate::telemetry::Telemetry;
 use pace::Pace;
+use toil::Toil;
 
 /// The code of failures by a panic in the engine.
 const PANICKED: &str = "stage_panicked";
@@ -92,21 +94,24 @@ pub(crate) struct Engine {
     weights_bytes: u64,
     numerics: String,
     pace: Arc<Pace>,
+    toil: Arc<Toil>,
 }
 
 impl Engine {
     /// Gives the stage a thread of its own, which ends when the engine is dropped.
     pub(super) fn spawn(stage: Box<dyn Stage>, telemetry: Telemetry) -> std::io::Result<Self> {
         let (queue, pace) = (Arc::new(Queue::new()), Arc::new(Pace::default()));
+        let toil = Arc::new(Toil::default());
         let engine = Self {
             queue: Arc::clone(&queue),
             weights_bytes: stage.weights_bytes(),
             numerics: stage.numerics().to_owned(),
             pace: Arc::clone(&pace),
+            toil: Arc::clone(&toil),
         };
         std::thread::Builder::new()
             .name(format!("stage {}", stage.range()))
-            .spawn(move || compute(stage, &Hold(queue), &pace, &telemetry))?;
+            .spawn(move || compute(stage, &Hold(queue), (&pace, &toil), &telemetry))?;
         Ok(engine)
     }
 
@@ -121,6 +126,11 @@ impl Engine {
     /// Nanoseconds for a row of a prompt; 0 while that was not measured.
     pub(super) fn prefill_ns(&self) -> u64 {
         self.pace.row_ns()
+    }
+
+    /// How long it takes for a token now, in percent of what it takes at best.
+    pub(super) fn toil(&self) -> u32 {
+        self.toil.percent(Instant::now())
     }
 
     /// Whether its thread ended, which only a panic does while the engine is there.
@@ -209,7 +219,12 @@ impl Drop for Hold {
     }
 }
 
-fn compute(mut stage: Box<dyn Stage>, hold: &Hold, pace: &Pace, telemetry: &Telemetry) {
+fn compute(
+    mut stage: Box<dyn Stage>,
+    hold: &Hold,
+    (pace, toil): (&Pace, &Toil),
+    telemetry: &Telemetry,
+) {
     let mut patience = Duration::ZERO;
     while let Some(Turn { orders, batch }) = hold.0.next(patience) {
         for order in orders {
@@ -223,6 +238,7 @@ fn compute(mut stage: Box<dyn Stage>, hold: &Hold, pace: &Pace, telemetry: &Tele
             return;
         };
         pace.saw(rows, took);
+        toil.saw(rows, took, Instant::now());
         patience = LINGERING.min(took / LINGERING_SHARE);
     }
 }

@@ -2,7 +2,7 @@
 //! those that nobody uses stay until their memory is needed.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -21,6 +21,8 @@ pub(crate) struct Shelf {
     inner: Mutex<Inner>,
     next_seq: AtomicU64,
     loading: Arc<Semaphore>,
+    /// Whether sessions that have nothing here get nothing.
+    draining: AtomicBool,
 }
 
 struct Inner {
@@ -38,7 +40,18 @@ impl Shelf {
             }),
             next_seq: AtomicU64::new(1),
             loading: Arc::new(Semaphore::new(1)),
+            draining: AtomicBool::new(false),
         }
+    }
+
+    /// Says whether sessions that have nothing here are to get nothing.
+    pub(crate) fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// Whether they get nothing.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// Leave to load a stage. One is loaded at a time, because a loading that nobody waits for
@@ -144,6 +157,13 @@ impl Shelf {
     pub(crate) fn memory(&self) -> (u64, u64) {
         let inner = self.lock();
         (inner.ledger.used(), inner.ledger.held())
+    }
+
+    /// How long the slowest of the stages takes for a token now, in percent of what it takes at best.
+    pub(crate) fn toil(&self) -> u32 {
+        let inner = self.lock();
+        let engines = inner.cells.values().filter_map(|cell| cell.get());
+        engines.map(|engine| engine.toil()).max().unwrap_or(100)
     }
 
     /// Sessions that hold memory.

@@ -55,6 +55,9 @@ impl Warmer {
         if !self.deps.warm_stand_ins {
             return Err(refused("warming_off", "this node warms no stages"));
         }
+        if self.deps.shelf.is_draining() {
+            return Err(refused("draining", "this node takes no more layers"));
+        }
         let layers = Layers::from(order);
         let most = self.deps.max_layers;
         if most.is_some_and(|most| layers.layers.len() > most) {

@@ -25,8 +25,10 @@ pub(crate) struct BlockSide {
     pub scale: f32,
     /// `scale` times the sum of the values, for formats with a minimum.
     pub scaled_sum: f32,
-    /// The sum of the values.
-    pub sum: i32,
+    /// What a weight that counts 8 too much takes off: see [`less`].
+    pub less8: i32,
+    /// The same for 16.
+    pub less16: i32,
 }
 
 /// What goes with the values of a super-block.
@@ -38,6 +40,8 @@ pub(crate) struct SuperSide {
     pub sums16: [i32; SUPER / 32],
     /// The sums of every 32 values, likewise.
     pub sums32: [i32; SUPER / 64],
+    /// What weights that count 32 too much take off in every 16 values: see [`less`].
+    pub less32: [i32; SUPER / 16],
 }
 
 /// One row, as the kernels take it. Its blocks lie `values_step` bytes and `side_step` bytes
@@ -219,9 +223,15 @@ unsafe fn largest<I: Isa>(from: *const f32, vectors: usize) -> f32 {
     f32::from_bits(I::highest_i(largest) as u32)
 }
 
-/// Writes `vectors` vectors of rounded values, and gives their sum.
+/// Writes `vectors` vectors of rounded values, and gives the sum of those at places 0 and 1 of
+/// every four, and of those at places 2 and 3.
 #[inline(always)]
-unsafe fn round<I: Isa>(from: *const f32, inverse: I::F, to: *mut i8, vectors: usize) -> i32 {
+unsafe fn round<I: Isa>(
+    from: *const f32,
+    inverse: I::F,
+    to: *mut i8,
+    vectors: usize,
+) -> (i32, i32) {
     let mut sum = I::splat_i(0);
     for vector in 0..vectors {
         let scaled = I::mul(I::load(from.add(vector * LANES)), inverse);
@@ -229,7 +239,13 @@ unsafe fn round<I: Isa>(from: *const f32, inverse: I::F, to: *mut i8, vectors: u
         I::store_i8(to.add(vector * LANES), rounded);
         sum = I::add_i(sum, rounded);
     }
-    I::sum_i(sum)
+    I::sums_of_pairs(sum)
+}
+
+/// `-offset` times two sums, as the halves of a word: where products begin with it, a weight that
+/// counts `offset` too much does no harm ([`Isa::acc_begin`]).
+fn less(offset: i32, (first, second): (i32, i32)) -> i32 {
+    halves(-offset * first, -offset * second)
 }
 
 /// The factor that makes the largest magnitude 127, or zero for a block of zeros. A block with a
@@ -242,16 +258,18 @@ fn inverse_of(largest: f32) -> f32 {
 #[inline(always)]
 unsafe fn quantise_block<I: Isa>(from: *const f32, to: *mut i8) -> BlockSide {
     let largest = largest::<I>(from, CHUNK / LANES);
-    let sum = if largest.is_finite() {
+    let sums = if largest.is_finite() {
         round::<I>(from, I::splat(inverse_of(largest)), to, CHUNK / LANES)
     } else {
-        0
+        (0, 0)
     };
+    let sum = sums.0 + sums.1;
     let scale = largest / 127.0;
     BlockSide {
         scale: through_f16(scale, largest),
         scaled_sum: through_f16(scale * sum as f32, largest),
-        sum,
+        less8: less(8, sums),
+        less16: less(16, sums),
     }
 }
 
@@ -272,6 +290,7 @@ unsafe fn quantise_super<I: Isa>(from: *const f32, to: *mut i8) -> SuperSide {
         scale: if inverse > 0.0 { 1.0 / inverse } else { 0.0 },
         sums16: [0; SUPER / 32],
         sums32: [0; SUPER / 64],
+        less32: [0; SUPER / 16],
     };
     if !largest.is_finite() || !inverse.is_finite() {
         side.scale = if largest.is_finite() { 0.0 } else { f32::NAN };
@@ -280,7 +299,9 @@ unsafe fn quantise_super<I: Isa>(from: *const f32, to: *mut i8) -> SuperSide {
     }
     let mut sums = [0; SUPER / 16];
     for (part, sum) in sums.iter_mut().enumerate() {
-        *sum = round::<I>(from.add(16 * part), I::splat(inverse), to.add(16 * part), 1);
+        let own = round::<I>(from.add(16 * part), I::splat(inverse), to.add(16 * part), 1);
+        side.less32[part] = less(32, own);
+        *sum = own.0 + own.1;
     }
     for (pair, to) in side.sums16.iter_mut().enumerate() {
         *to = halves(sums[2 * pair], sums[2 * pair + 1]);

@@ -47,7 +47,7 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     /// Signed weights are multiplied as `weight + SIGNED_OFFSET`; the kernel takes it out again.
     const SIGNED_OFFSET: i32;
 
-    /// Whether several rows are multiplied faster with signed weights in two planes of nibbles.
+    /// Whether several rows are multiplied faster with signed weights in two planes of a few bits.
     const SPLIT_SIGNED: bool;
 
     /// Runs a kernel in a function of its own. What is large and called often in the source is
@@ -56,6 +56,13 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
 
     /// How many products of weights of `bits` bits may be added up in one [`Isa::Acc`].
     fn groups(bits: u32) -> usize;
+
+    /// How many, when the sum began with [`Isa::acc_begin`], which makes the weights lie around
+    /// zero: what counts is the last sum, not those on the way, which may wrap around.
+    #[inline(always)]
+    fn groups_around_zero(bits: u32) -> usize {
+        Self::groups(bits)
+    }
 
     /// Keeps sums in registers, in the order in which they were written: the compiler may not
     /// move what goes into them beyond this point. Left alone, it turns several rows into one
@@ -94,6 +101,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn scale_by_power_of_two(value: Self::F, exponent: Self::I) -> Self::F;
 
     unsafe fn splat_i(value: i32) -> Self::I;
+    unsafe fn load_i(from: *const i32) -> Self::I;
+    unsafe fn store_i(to: *mut i32, value: Self::I);
     unsafe fn add_i(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn sub_i(a: Self::I, b: Self::I) -> Self::I;
     unsafe fn max_i(a: Self::I, b: Self::I) -> Self::I;
@@ -128,6 +137,9 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     unsafe fn shl_b<const N: i32>(a: Self::B) -> Self::B;
 
     unsafe fn acc_zero() -> Self::Acc;
+    /// A sum that begins, in each lane, with both halves of `halves`: the lower one goes with
+    /// values 0 and 1 of every four, the upper one with values 2 and 3.
+    unsafe fn acc_begin(halves: i32) -> Self::Acc;
     /// Adds, in each lane, the products of four unsigned bytes with the four signed ones of
     /// `activations`.
     unsafe fn acc(acc: Self::Acc, weights: Self::B, activations: i32) -> Self::Acc;
@@ -169,6 +181,8 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
 
     unsafe fn highest_i(a: Self::I) -> i32;
     unsafe fn sum_i(a: Self::I) -> i32;
+    /// The sum of lanes 0 and 1 of every four, and that of lanes 2 and 3.
+    unsafe fn sums_of_pairs(a: Self::I) -> (i32, i32);
 }
 
 /// A kernel that can be run on any instruction set.

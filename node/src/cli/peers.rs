@@ -34,6 +34,7 @@ impl Peers {
 }
 
 fn row(peer: &Value) -> Vec<String> {
+    let drains = peer.get("draining").and_then(Value::as_bool) == Some(true);
     let text = |key: &str| {
         peer.get(key)
             .and_then(Value::as_str)
@@ -55,7 +56,11 @@ fn row(peer: &Value) -> Vec<String> {
         text("isa"),
         human_bytes(number("memory_for_models")),
         format!("{:.1} GB/s measured", speed.unwrap_or(0.0)),
-        limit.map_or("any".into(), |limit| format!("≤ {limit}")),
+        match limit {
+            _ if drains => "draining".into(),
+            Some(limit) => format!("≤ {limit}"),
+            None => "any".into(),
+        },
         number("sessions").to_string(),
         models.map_or(String::new(), |models| offers(models)),
         text("api"),

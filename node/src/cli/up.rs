@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
-use accel_actors::{Limits, NodeConfig, NodeHandle};
+use accel_actors::{BreakerLimits, Limits, NodeConfig, NodeHandle};
 use clap::Args;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -133,11 +133,23 @@ fn announce(node: &NodeHandle, api: &Api, told: &Value, output: Output) -> Resul
     Ok(())
 }
 
+fn breaker(settings: &Settings) -> BreakerLimits {
+    let usual = BreakerLimits::default();
+    let seconds = settings.breaker_seconds.map(u64::from);
+    BreakerLimits {
+        failures: settings.breaker_failures.unwrap_or(usual.failures),
+        open: seconds.map_or(usual.open, Duration::from_secs),
+        trials: settings.breaker_trials.unwrap_or(usual.trials),
+        successes: settings.breaker_successes.unwrap_or(usual.successes),
+    }
+}
+
 fn node_config(settings: &Settings, data_dir: PathBuf) -> NodeConfig {
     let mut limits = Limits::default();
     if let Some(seconds) = settings.resume_window {
         limits.resume_window = Duration::from_secs(seconds.into());
     }
+    limits.breaker = breaker(settings);
     NodeConfig {
         limits,
         listen: settings.listen.clone(),

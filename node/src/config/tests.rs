@@ -36,6 +36,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
         "ACCEL_WARM_STAND_INS" => Some("false".to_owned()),
         "ACCEL_AUDIT_SHARE" => Some("7".to_owned()),
         "ACCEL_RESUME_WINDOW" => Some("60".to_owned()),
+        "ACCEL_BREAKER_SECONDS" => Some("7".to_owned()),
         _ => None,
     };
     flags.max_layers = Some(3);
@@ -55,6 +56,7 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     assert!(!settings.warm_stand_ins);
     assert_eq!(settings.audit_share, 7);
     assert_eq!(settings.resume_window, Some(60));
+    assert_eq!(settings.breaker_seconds, Some(7));
 }
 
 #[test]
@@ -129,6 +131,8 @@ fn values_out_of_range_name_their_key() {
         ("max_layers = 0", "max_layers"),
         ("audit_share = 101", "audit_share"),
         ("resume_window = 0", "resume_window"),
+        ("breaker_failures = 0", "breaker_failures"),
+        ("breaker_trials = -1", "breaker_trials"),
         ("resume_window = 10000000", "resume_window"),
         ("memory = \"lots\"", "memory"),
         ("memory = -1", "memory"),

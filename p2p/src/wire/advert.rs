@@ -50,6 +50,8 @@ pub struct AdvertBody {
     pub numerics: String,
     /// The most layers that the user lets this node serve.
     pub max_layers: Option<u32>,
+    /// Whether it takes no more layers, because it wants to leave or was told so.
+    pub draining: bool,
     /// What it is busy with.
     pub load: LoadAdvert,
     /// What it holds and would serve.
@@ -93,6 +95,8 @@ pub struct LoadAdvert {
     pub queued: u32,
     /// Memory for models that is taken.
     pub reserved_bytes: u64,
+    /// How long its stages take for a token now, in percent of what they take at best.
+    pub toil_percent: u32,
 }
 
 /// A model that a node can serve blocks of.
@@ -137,6 +141,7 @@ wire_struct!(AdvertBody {
     measured_gb_s,
     numerics[limit::LABEL],
     max_layers,
+    draining,
     load,
     models[limit::MODELS],
     membership,
@@ -152,7 +157,8 @@ wire_struct!(GpuAdvert { name[limit::NAME], backend[limit::LABEL], kind[limit::L
 wire_struct!(LoadAdvert {
     sessions,
     queued,
-    reserved_bytes
+    reserved_bytes,
+    toil_percent
 });
 wire_struct!(ModelOffer { cid, name[limit::NAME], bytes, complete, present_bytes });
 wire_struct!(Goodbye {

@@ -203,6 +203,7 @@ pub fn advert_body(version: &str) -> AdvertBody {
         measured_gb_s: 1.0,
         numerics: "test".into(),
         max_layers: None,
+        draining: false,
         load: LoadAdvert::default(),
         models: Vec::new(),
         membership: None,

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::record::{self, Kind};
 use super::{Counters, Damage, SessionKey, Writer};
-use crate::durable::Durable;
+use crate::durable::{Durable, RESERVE};
 use crate::error::{JournalError, Result, StorageError};
 
 /// Requests in one batch.
@@ -65,6 +65,8 @@ pub(super) struct Committer {
     positions: HashMap<SessionKey, Position>,
     // Changes of the present batch; `None` removes.
     staged: HashMap<Vec<u8>, Option<Vec<u8>>>,
+    // What must be free on the disk.
+    reserve: u64,
     // After a failed write nobody knows what is on the disk: a later sync may succeed without it.
     failed: Option<String>,
 }
@@ -77,6 +79,7 @@ impl Committer {
             counters,
             positions: HashMap::new(),
             staged: HashMap::new(),
+            reserve: RESERVE,
             failed: None,
         }
     }
@@ -99,11 +102,12 @@ impl Committer {
         if self.positions.len() > REMEMBERED {
             self.positions.clear();
         }
+        let obstacle = self.obstacle();
         let mut answers = Vec::with_capacity(group.len());
         for request in group.drain(..) {
-            let answer = match &self.failed {
+            let answer = match &obstacle {
                 None => self.stage(&request.session, request.operation),
-                Some(error) => Err(JournalError::NotWritten(error.clone())),
+                Some(error) => Err(error.clone()),
             };
             answers.push((request.reply, answer));
         }
@@ -119,6 +123,15 @@ impl Committer {
             // Whoever asked may have gone; what was written stays written.
             let _ = reply.send(answer);
         }
+    }
+
+    /// Why nothing can be written now.
+    fn obstacle(&self) -> Option<JournalError> {
+        if let Some(error) = &self.failed {
+            return Some(JournalError::NotWritten(error.clone()));
+        }
+        let full = self.durable.check_room(self.reserve).err()?;
+        Some(JournalError::NoRoom(full.to_string()))
     }
 
     fn write(&mut self) -> Result<()> {
@@ -404,5 +417,40 @@ fn unreadable(error: StorageError) -> JournalError {
     match error {
         StorageError::Journal { source, .. } => source,
         other => JournalError::NotWritten(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Has a session opened, and gives the answer.
+    fn open(committer: &mut Committer, session: SessionKey) -> Result<usize, JournalError> {
+        let (reply, mut answer) = oneshot::channel();
+        let request = Request {
+            session,
+            operation: Operation::Open(Bytes::from_static(b"opening")),
+            reply,
+        };
+        committer.commit(&mut vec![request]);
+        answer.try_recv().unwrap()
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_until_there_is_room_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = sled::open(dir.path()).unwrap();
+        let durable = Durable::new(dir.path().to_owned()).unwrap();
+        let tree = db.open_tree("journal").unwrap();
+        let mut committer = Committer::new(tree, durable, Arc::default());
+        assert_eq!(open(&mut committer, [1; 16]), Ok(0));
+        committer.reserve = u64::MAX;
+        let refused = open(&mut committer, [2; 16]);
+        assert!(
+            matches!(refused, Err(JournalError::NoRoom(_))),
+            "{refused:?}"
+        );
+        committer.reserve = RESERVE;
+        assert_eq!(open(&mut committer, [2; 16]), Ok(0));
     }
 }

@@ -69,7 +69,7 @@ impl Figures {
 }
 
 /// The smallest value that so many percent do not exceed.
-fn rank(sorted: &[f64], percent: usize) -> Option<f64> {
+pub fn rank(sorted: &[f64], percent: usize) -> Option<f64> {
     let at = (sorted.len() * percent).div_ceil(100).max(1) - 1;
     sorted.get(at).copied()
 }

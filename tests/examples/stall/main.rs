@@ -1,7 +1,7 @@
 //! Measures how long an answer stands still when a node that computes a part of it is killed or
 //! hangs, and where that time goes. With `--alarms`, instead, how many nodes that live are taken
 //! for dead while every core is busy. With `--ways`, what each way to rebuild KV caches takes, beside
-//! what it was priced at.
+//! what it was priced at. With `--moves`, what it costs to drain the node instead.
 //!
 //! ```text
 //! cargo run --release -p accel-tests --example stall -- --trials 20
@@ -9,6 +9,7 @@
 //! cargo run --release -p accel-tests --example stall -- --trials 20 --hang
 //! cargo run --release -p accel-tests --example stall -- --alarms 60 --busy 8
 //! cargo run --release -p accel-tests --example stall -- --trials 5 --ways 64,256,512,1024
+//! cargo run --release -p accel-tests --example stall -- --trials 20 --moves
 //! ```
 //!
 //! Real processes on loopback: four nodes, the model split over three of them, in a new swarm for
@@ -17,10 +18,12 @@
 //! - `trial.rs`: one session, one loss
 //! - `alarms.rs`: sessions under load, no loss
 //! - `ways.rs`: each way to rebuild in turn, over lengths
+//! - `moves.rs`: one session, one move
 //! - `figures.rs`: percentiles and their table
 
 mod alarms;
 mod figures;
+mod moves;
 mod trial;
 mod ways;
 
@@ -60,6 +63,9 @@ pub struct Options {
     /// Instead: compare the ways to rebuild after prompts of these lengths
     #[arg(long, value_name = "TOKENS,…", value_delimiter = ',')]
     ways: Vec<usize>,
+    /// Instead: drain the node, and see the session move
+    #[arg(long)]
+    moves: bool,
     /// The way to rebuild that the nodes take wherever it is possible
     #[arg(skip)]
     rebuild: Option<&'static str>,
@@ -75,6 +81,7 @@ async fn main() -> Result<()> {
     let _busy = alarms::Busy::start(options.busy);
     let report = match options.alarms {
         Some(minutes) => alarms::count(&options, &model, minutes).await?,
+        None if options.moves => moves::measure(&options, &model).await?,
         None if options.ways.is_empty() => stalls(&options, &model).await?,
         None => ways::compare(&options, &model).await?,
     };

@@ -104,9 +104,7 @@ pub async fn run(options: &Options, model: &Model, number: usize) -> Result<Told
     }
 
     let request = ChatRequest::greedy(&model.name, &text, ANSWER);
-    let mut listener = Listener::start(&asked.client, &request).await?;
-    listener.hear(BEFORE).await?;
-    let route = route(&asked.client, &listener.session).await?;
+    let (listener, route) = begin(&asked, &request, BEFORE).await?;
     let (victims, spares): (Vec<Node>, Vec<Node>) = cluster
         .nodes
         .into_iter()
@@ -135,6 +133,18 @@ pub async fn run(options: &Options, model: &Model, number: usize) -> Result<Told
     let noticed = noticing.await??;
     drop((victims, spares));
     told(&asked.client, &session, noticed, silence).await
+}
+
+/// A session of which so many pieces came, and its route.
+pub async fn begin(
+    asked: &Node,
+    request: &ChatRequest,
+    pieces: usize,
+) -> Result<(Listener, Vec<String>)> {
+    let mut listener = Listener::start(&asked.client, request).await?;
+    listener.hear(pieces).await?;
+    let route = route(&asked.client, &listener.session).await?;
+    Ok((listener, route))
 }
 
 /// How long after the loss the coordinator had noticed it.
@@ -182,7 +192,7 @@ async fn told(
     })
 }
 
-fn millis(time: Duration) -> f64 {
+pub fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
@@ -190,6 +200,9 @@ fn millis(time: Duration) -> f64 {
 pub struct Listener {
     stream: Stream,
     session: String,
+    /// When the last piece came, and the times between pieces.
+    last: Option<Instant>,
+    silences: Vec<Duration>,
 }
 
 impl Listener {
@@ -197,6 +210,8 @@ impl Listener {
         Ok(Self {
             stream: client.stream(request).await?,
             session: String::new(),
+            last: None,
+            silences: Vec::new(),
         })
     }
 
@@ -218,18 +233,37 @@ impl Listener {
             id.trim_start_matches("chatcmpl-")
                 .clone_into(&mut self.session);
         }
-        Ok(!delta(event).is_empty())
+        let is_piece = !delta(event).is_empty();
+        if is_piece {
+            let before = self.last.replace(Instant::now());
+            self.silences.extend(before.map(|before| before.elapsed()));
+        }
+        Ok(is_piece)
+    }
+
+    pub fn session(&self) -> &str {
+        &self.session
+    }
+
+    /// The times between pieces since they were last taken.
+    pub fn take_silences(&mut self) -> Vec<Duration> {
+        std::mem::take(&mut self.silences)
+    }
+
+    /// Reads to the end; gives the times between the pieces.
+    pub async fn rest_of_silences(&mut self) -> Result<Vec<Duration>> {
+        while let Some(event) = self.stream.next().await? {
+            self.take(&event)?;
+        }
+        Ok(self.take_silences())
     }
 
     /// Reads to the end; gives the longest silence since the loss.
     async fn rest(mut self, lost: Instant) -> Result<(Duration, String)> {
-        let (mut before, mut longest) = (lost, Duration::ZERO);
-        while let Some(event) = self.stream.next().await? {
-            if self.take(&event)? {
-                longest = longest.max(before.elapsed());
-                before = Instant::now();
-            }
-        }
+        self.take_silences();
+        self.last = Some(lost);
+        let silences = self.rest_of_silences().await?;
+        let longest = silences.into_iter().max().unwrap_or_default();
         Ok((longest, self.session))
     }
 }

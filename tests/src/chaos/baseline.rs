@@ -40,17 +40,22 @@ impl Baseline {
         if let Some(answer) = self.answers.get(request) {
             return Ok(answer.clone());
         }
-        let answer = self.node.client.chat(&chat(request, &self.model)).await?;
+        let answer = self
+            .node
+            .client
+            .chat(&chat(request, &self.model, None))
+            .await?;
         self.answers.insert(request.clone(), answer.clone());
         Ok(answer)
     }
 }
 
-/// A request as a client sends it.
-pub fn chat(request: &Request, model: &str) -> ChatRequest {
+/// A request as a client sends it, for an answer that is to survive so much.
+pub fn chat(request: &Request, model: &str, level: Option<&'static str>) -> ChatRequest {
     let prompt = prompt(request);
     let mut chat = ChatRequest::greedy(model, &prompt, request.answer);
     chat.seed = request.seed;
+    chat.fault_tolerance = level;
     if !request.greedy {
         chat.temperature = 0.8;
     }

@@ -1,31 +1,41 @@
 //! The kinds of fault, behind one small trait. A new one is a file and a line in [`ALL`].
-//!
-//! A fault of the coordinator belongs here as well, once a client can go on with its answer at another
-//! node (`Last-Event-ID`): until then the asked node is not hit, because its sessions end with it.
 
+mod coordinator_kill;
+mod coordinator_restart;
+mod coordinator_stop;
+mod corrupt;
 mod cut;
 mod disk_full;
 mod kill;
 mod partition;
 mod pause;
 mod restart;
+mod stop;
 
 use anyhow::{Result, bail};
 use async_trait::async_trait;
 
-use super::{plan::Kind, swarm::Swarm};
+use super::{
+    plan::{Kind, Target},
+    swarm::Swarm,
+};
 
 /// Every kind that there is.
-pub const ALL: [&dyn Fault; 6] = [
+pub const ALL: [&dyn Fault; 11] = [
     &kill::Kill,
     &restart::Restart,
+    &stop::Stop,
     &pause::Pause,
     &cut::Cut,
     &partition::Partition,
+    &corrupt::Corrupt,
     &disk_full::DiskFull,
+    &coordinator_kill::CoordinatorKill,
+    &coordinator_restart::CoordinatorRestart,
+    &coordinator_stop::CoordinatorStop,
 ];
 
-/// Something that happens to a peer.
+/// Something that happens to a node.
 #[async_trait]
 pub trait Fault: Sync {
     /// What the plan and the command line call it.
@@ -34,7 +44,17 @@ pub trait Fault: Sync {
     /// What it is, for the report.
     fn about(&self) -> &'static str;
 
-    /// Whether the peer is gone for the rest of the trial. Otherwise [`Fault::undo`] ends it.
+    /// Whom it hits.
+    fn target(&self) -> Target {
+        Target::Peer
+    }
+
+    /// Whether a coordinator gives its answers time to end, and hands over those that do not.
+    fn hands_over(&self) -> bool {
+        false
+    }
+
+    /// Whether the node is gone for the rest of the trial. Otherwise [`Fault::undo`] ends it.
     fn for_good(&self) -> bool {
         false
     }
@@ -44,7 +64,12 @@ pub trait Fault: Sync {
         false
     }
 
-    /// Does it to the peer in this seat. `variant` chooses among its forms.
+    /// What is missing here for it, beside namespaces.
+    fn obstacle(&self) -> Option<String> {
+        None
+    }
+
+    /// Does it to the node in this seat. `variant` chooses among its forms.
     async fn strike(&self, swarm: &mut Swarm, seat: usize, variant: u32) -> Result<()>;
 
     /// Ends it.
@@ -73,6 +98,8 @@ pub fn names() -> Vec<&'static str> {
 pub fn kind(fault: &dyn Fault) -> Kind {
     Kind {
         name: fault.name(),
+        target: fault.target(),
         for_good: fault.for_good(),
+        hands_over: fault.hands_over(),
     }
 }

@@ -1,21 +1,29 @@
-//! The clients: each reads its answer as a stream and notes when every token came.
+//! The clients: each reads its answer as a stream, comes back when that breaks, and notes when every
+//! token came.
+
+mod lasting;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use crate::{ChatRequest, Client, client::delta};
+use super::swarm::Directory;
+use crate::{ChatRequest, client::delta};
+use lasting::Lasting;
 
 /// What a client heard so far.
 #[derive(Clone, Debug)]
 pub struct Heard {
     /// The session, once it is told.
     pub session: Option<String>,
+    /// The node that the answer comes from.
+    pub at: String,
+    /// How often the client went on after its stream had broken.
+    pub came_back: usize,
     /// The text.
     pub text: String,
     /// The token ids.
@@ -28,11 +36,31 @@ pub struct Heard {
     pub asked: Instant,
     /// When each token came.
     pub times: Vec<Instant>,
-    /// Whether the stream ended, in whatever way.
-    pub ended: bool,
+    /// When the answer ended, in whatever way.
+    pub ended: Option<Instant>,
 }
 
 impl Heard {
+    fn begin(at: &str) -> Self {
+        Self {
+            session: None,
+            at: at.to_owned(),
+            came_back: 0,
+            text: String::new(),
+            tokens: Vec::new(),
+            finish: None,
+            error: None,
+            asked: Instant::now(),
+            times: Vec::new(),
+            ended: None,
+        }
+    }
+
+    /// Whether the answer ended.
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
     /// The longest silence that ended after `from`: between two tokens, or before the first.
     pub fn longest_silence(&self, from: Instant) -> Option<Duration> {
         let starts = std::iter::once(&self.asked).chain(&self.times);
@@ -56,26 +84,16 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Asks, and listens from now on.
-    pub fn start(client: Client, request: ChatRequest) -> Self {
-        let heard = Arc::new(Mutex::new(Heard {
-            session: None,
-            text: String::new(),
-            tokens: Vec::new(),
-            finish: None,
-            error: None,
-            asked: Instant::now(),
-            times: Vec::new(),
-            ended: false,
-        }));
+    /// Asks the node with this PeerId, and listens from now on.
+    pub fn start(nodes: &Directory, at: &str, request: ChatRequest) -> Self {
+        let heard = Arc::new(Mutex::new(Heard::begin(at)));
         let ear = Arc::clone(&heard);
+        let lasting = Lasting::new(nodes.clone(), at, request);
         let task = tokio::spawn(async move {
-            let end = listen(&client, &request, &ear).await;
+            let end = lasting.hear(&ear).await;
             let mut heard = lock(&ear);
-            if let Err(error) = end {
-                heard.error.get_or_insert(format!("{error:#}"));
-            }
-            heard.ended = true;
+            heard.error = end.err();
+            heard.ended = Some(Instant::now());
         });
         Self { heard, task }
     }
@@ -85,14 +103,9 @@ impl Listener {
         lock(&self.heard).clone()
     }
 
-    /// How many tokens were heard so far.
-    pub fn count(&self) -> usize {
-        lock(&self.heard).tokens.len()
-    }
-
     /// Whether its stream ended.
     pub fn has_ended(&self) -> bool {
-        lock(&self.heard).ended
+        lock(&self.heard).has_ended()
     }
 }
 
@@ -102,24 +115,7 @@ impl Drop for Listener {
     }
 }
 
-async fn listen(client: &Client, request: &ChatRequest, heard: &Mutex<Heard>) -> Result<()> {
-    let mut stream = client.stream(request).await?;
-    while let Some(event) = stream.next().await? {
-        let now = Instant::now();
-        take(&mut lock(heard), &event, now);
-    }
-    Ok(())
-}
-
 fn take(heard: &mut Heard, event: &Value, now: Instant) {
-    if let Some(error) = event.get("error") {
-        heard.error.get_or_insert(error.to_string());
-        return;
-    }
-    if let Some(id) = event["id"].as_str() {
-        let id = id.trim_start_matches("chatcmpl-");
-        heard.session.get_or_insert_with(|| id.to_owned());
-    }
     heard.text.push_str(delta(event));
     let choice = &event["choices"][0];
     let ids = choice["token_ids"].as_array();
@@ -145,14 +141,10 @@ mod tests {
         let asked = Instant::now();
         let at = |ms| asked + Duration::from_millis(ms);
         let heard = Heard {
-            session: None,
-            text: String::new(),
             tokens: vec![1, 2, 3, 4],
-            finish: None,
-            error: None,
             asked,
             times: vec![at(900), at(1000), at(1500), at(1510)],
-            ended: true,
+            ..Heard::begin("somebody")
         };
         let ms = Duration::from_millis;
         assert_eq!(heard.longest_silence(at(100)), Some(ms(900)));

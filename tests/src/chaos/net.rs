@@ -4,8 +4,10 @@
 //! it needs no privileges where the system lets a user do that, and all of it vanishes with the command,
 //! however that ends: the kernel kills what is left in the process namespace.
 
+mod scrambler;
+
 use std::{
-    env, fs,
+    env, fs, mem,
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -16,6 +18,8 @@ use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{PATIENCE, binaries, process::Process};
+use scrambler::Scrambler;
+pub use scrambler::{Damage, obstacle as cable_obstacle};
 
 /// Says to the command that it was started again inside.
 const INSIDE: &str = "ACCEL_CHAOS_INSIDE";
@@ -24,7 +28,7 @@ const UNSHARE: [&str; 4] = ["-rnmp", "--fork", "--kill-child", "--mount-proc"];
 pub const INTERRUPTED: u8 = 130;
 const HUB: &str = "hub";
 /// The nodes' own little network: nothing outside is reached from it.
-const PREFIX: &str = "10.77.0";
+const PREFIX: &str = "10.77";
 /// A hardware address that nobody has: what is sent there is lost without a word.
 const NOWHERE: &str = "02:00:00:00:00:ff";
 
@@ -95,7 +99,7 @@ fn probe(scratch: &Path) -> Result<()> {
 
 /// The bridge, and this command's own end of it.
 pub struct Net {
-    ports: u8,
+    ports: u16,
 }
 
 impl Net {
@@ -103,14 +107,9 @@ impl Net {
     pub fn open() -> Result<Self> {
         ip("link set lo up")?;
         ip(&format!("link add {HUB} type bridge"))?;
-        ip(&format!("addr add {PREFIX}.1/24 dev {HUB}"))?;
+        ip(&format!("addr add {PREFIX}.0.1/16 dev {HUB}"))?;
         ip(&format!("link set {HUB} up"))?;
         Ok(Self { ports: 1 })
-    }
-
-    /// The address of this command's end.
-    pub fn address(&self) -> String {
-        format!("{PREFIX}.1")
     }
 
     /// A namespace that is connected to the bridge.
@@ -122,19 +121,26 @@ impl Net {
 
 /// One end of the bridge: a machine, as far as its network goes.
 pub struct Port {
-    number: u8,
+    number: u16,
     holder: Process,
+    bad_cable: Option<Scrambler>,
+    damaged: u64,
 }
 
 impl Port {
-    fn open(number: u8, dir: &Path) -> Result<Self> {
+    fn open(number: u16, dir: &Path) -> Result<Self> {
         // A namespace lives as long as a process in it: this one, through all restarts of the node.
         let mut command = Command::new("unshare");
         command.args(["-n", "--", "sleep", "infinity"]);
         let mut holder = Process::spawn(&format!("port-{number}"), &mut command, dir)?;
         holder.hush();
         wait_for_namespace(&holder)?;
-        let port = Self { number, holder };
+        let port = Self {
+            number,
+            holder,
+            bad_cable: None,
+            damaged: 0,
+        };
         let link = port.link_name();
         let id = port.holder.id();
         ip(&format!(
@@ -142,14 +148,15 @@ impl Port {
         ))?;
         ip(&format!("link set {link} master {HUB} up"))?;
         port.ip("link set lo up")?;
-        port.ip(&format!("addr add {}/24 dev eth0", port.address()))?;
+        port.ip(&format!("addr add {}/16 dev eth0", port.address()))?;
         port.ip("link set eth0 up")?;
         Ok(port)
     }
 
     /// Its address.
     pub fn address(&self) -> String {
-        format!("{PREFIX}.{}", self.number)
+        let [high, low] = self.number.to_be_bytes();
+        format!("{PREFIX}.{high}.{low}")
     }
 
     /// What runs a program there, in its own place.
@@ -175,12 +182,32 @@ impl Port {
 
     /// From now on, nothing that it sends to this address arrives.
     pub fn lose(&self, address: &str) -> Result<()> {
-        self.ip(&loss(address, "eth0"))
+        self.ip(&loss(address))
     }
 
     /// What it sends to this address arrives again.
     pub fn reach(&self, address: &str) -> Result<()> {
-        self.ip(&gain(address, "eth0"))
+        self.ip(&gain(address))
+    }
+
+    /// Puts a bad cable in.
+    pub fn scramble(&mut self, damage: Damage) -> Result<()> {
+        let cable = Scrambler::splice(&self.link_name(), self.number, damage)?;
+        self.bad_cable = Some(cable);
+        Ok(())
+    }
+
+    /// Takes it out again.
+    pub fn repair(&mut self) -> Result<()> {
+        if let Some(cable) = self.bad_cable.take() {
+            self.damaged += cable.remove(self.number)?;
+        }
+        Ok(())
+    }
+
+    /// How many frames it damaged since this was asked last.
+    pub fn take_damaged(&mut self) -> u64 {
+        mem::take(&mut self.damaged)
     }
 
     fn link_name(&self) -> String {
@@ -199,24 +226,14 @@ impl Port {
     }
 }
 
-/// Nothing that this command's end sends to the address arrives.
-pub fn hub_loses(address: &str) -> Result<()> {
-    ip(&loss(address, HUB))
-}
-
-/// What this command's end sends to the address arrives again.
-pub fn hub_reaches(address: &str) -> Result<()> {
-    ip(&gain(address, HUB))
-}
-
 /// Loses one direction only, and silently: a route that refuses would tell the sender.
-fn loss(address: &str, device: &str) -> String {
-    format!("neigh replace {address} lladdr {NOWHERE} nud permanent dev {device}")
+fn loss(address: &str) -> String {
+    format!("neigh replace {address} lladdr {NOWHERE} nud permanent dev eth0")
 }
 
 /// Says nothing where nothing is lost: two partitions may share a pair of nodes.
-fn gain(address: &str, device: &str) -> String {
-    format!("neigh flush to {address} dev {device} nud permanent")
+fn gain(address: &str) -> String {
+    format!("neigh flush to {address} dev eth0 nud permanent")
 }
 
 fn ip(words: &str) -> Result<()> {

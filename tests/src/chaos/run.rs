@@ -1,6 +1,7 @@
 //! The command: which trials, on which nodes, and where the report goes.
 
 use std::{
+    collections::BTreeMap,
     env, fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -16,13 +17,13 @@ use super::{
     plan::{Plan, Shape, plan},
     report::{Report, machine},
     rpc_peers,
-    swarm::Swarm,
+    swarm::{Size, Swarm},
     trial::{self, Outcome},
 };
 use crate::{models, models::Model};
 
 /// Trials whose nodes are shared: within a batch those of one size come after each other.
-const BATCH: u32 = 30;
+const BATCH: u32 = 60;
 
 /// Seeded trials in which nodes are killed, stopped and cut off in the middle of answers.
 #[derive(Clone, Debug, Parser)]
@@ -48,7 +49,7 @@ pub struct Options {
     /// These trials only, on nodes that serve no other
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub trial: Vec<u32>,
-    /// Begin no batch of 30 trials after so many minutes
+    /// Begin no batch of 60 trials after so many minutes
     #[arg(long, value_name = "N")]
     pub minutes: Option<u64>,
     /// Stay on loopback, without network namespaces
@@ -96,6 +97,7 @@ async fn inside(options: Options, net: Option<Net>, why: &str) -> Result<u8> {
     let mut stage = Stage {
         baseline: Baseline::start(&model).await?,
         swarm: None,
+        usual: BTreeMap::new(),
         net,
         model,
         out: options.out.clone(),
@@ -128,6 +130,8 @@ async fn inside(options: Options, net: Option<Net>, why: &str) -> Result<u8> {
 struct Stage {
     baseline: Baseline,
     swarm: Option<Swarm>,
+    /// The bytes that one position needs without faults, on nodes of each size.
+    usual: BTreeMap<Size, f64>,
     net: Option<Net>,
     model: Model,
     out: PathBuf,
@@ -147,20 +151,22 @@ impl Stage {
     }
 
     async fn try_play(&mut self, plan: &Plan) -> Result<Outcome> {
-        let (nodes, layers) = (plan.nodes, plan.max_layers);
-        if !self
-            .swarm
-            .as_ref()
-            .is_some_and(|swarm| swarm.fits(nodes, layers))
-        {
+        let size = Size::of(plan);
+        if self.swarm.as_ref().is_none_or(|swarm| swarm.size != size) {
             // Ended before others start: this machine may hold just so many.
             self.swarm = None;
-            let swarm = Swarm::start(nodes, layers, &self.model, self.net.as_mut()).await?;
+            let swarm = Swarm::start(size, &self.model, self.net.as_mut()).await?;
             self.swarm = Some(swarm);
         }
         let swarm = self.swarm.as_mut().context("a swarm")?;
+        let (baseline, model) = (&mut self.baseline, &self.model.name);
+        let usual = match self.usual.get(&size) {
+            Some(usual) => *usual,
+            None => trial::usual_bytes(plan, swarm, baseline, model).await?,
+        };
+        self.usual.insert(size, usual);
         let logs = self.out.join(format!("trial-{}", plan.trial));
-        trial::play(plan, swarm, &mut self.baseline, &self.model.name, &logs).await
+        trial::play(plan, swarm, baseline, model, usual, &logs).await
     }
 }
 
@@ -175,7 +181,7 @@ fn plans(options: &Options, shape: &Shape) -> Vec<Plan> {
     let mut plans: Vec<Plan> = (0..options.trials)
         .map(|trial| plan(options.seed, trial, shape))
         .collect();
-    plans.sort_by_key(|plan| (plan.trial / BATCH, plan.nodes, plan.max_layers, plan.trial));
+    plans.sort_by_key(|plan| (plan.trial / BATCH, Size::of(plan), plan.trial));
     plans
 }
 
@@ -200,6 +206,8 @@ fn chosen_faults(
             options.only.is_empty() || options.only.iter().any(|name| name == fault.name());
         if wanted && fault.needs_namespaces() && !namespaces {
             left_out.push((fault.name(), format!("it needs namespaces, and {why}")));
+        } else if let Some(why) = fault.obstacle().filter(|_| wanted) {
+            left_out.push((fault.name(), why));
         } else if wanted {
             chosen.push(fault);
         }
@@ -216,13 +224,14 @@ fn chosen_faults(
 
 fn shape(options: &Options, model: &Model, chosen: &[&'static dyn Fault]) -> Shape {
     // Passing faults end well before the 30 seconds for which a session waits for a peer.
-    let (answer, long_prompt, longest_ms) = match options.generated {
-        true => ((300, 600), 2_000, 3_500),
-        false => ((50, 110), 500, 8_000),
+    let (answer, long_answer, long_prompt, longest_ms) = match options.generated {
+        true => ((300, 600), (2_000, 3_000), 2_000, 3_500),
+        false => ((50, 110), (180, 260), 500, 8_000),
     };
     Shape {
         layers: model.layers as u32,
         answer,
+        long_answer,
         prompt: (4, 60),
         long_prompt,
         longest_ms,
@@ -278,10 +287,11 @@ fn tell(outcome: &Outcome, count: usize) {
         None => "not healed".to_owned(),
     };
     println!(
-        "{count}: trial {} {word}: {} nodes, {} answers, {}; {:.1} s, {healed}",
+        "{count}: trial {} {word}: {} nodes, {} answers, {}, {}; {:.1} s, {healed}",
         outcome.plan.trial,
         outcome.plan.nodes,
         outcome.sessions.len(),
+        outcome.plan.fault_tolerance,
         faults.join(" + "),
         outcome.took_ms / 1000.0,
     );

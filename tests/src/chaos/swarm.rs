@@ -1,5 +1,8 @@
-//! The nodes of a trial: the asked one, and the peers in their seats. They serve trial after trial; what
-//! a fault took away is replaced by a fresh node, and what cannot be made whole again is given up.
+//! The nodes of a trial, each in its seat. They serve trial after trial; what a fault took away is
+//! replaced by a fresh node, and what cannot be made whole again is given up.
+
+mod directory;
+mod seat;
 
 use std::{
     collections::BTreeSet,
@@ -12,91 +15,105 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::net::{Disk, Net, Port};
-use crate::{Client, Node, NodeOptions, models::Model, node::make_swarm_key};
+pub use directory::Directory;
+pub use seat::Seat;
+
+use super::{
+    net::{Disk, Net, Port},
+    plan::Plan,
+};
+use crate::{Node, NodeOptions, models::Model, node::make_swarm_key};
 
 /// How long the nodes may need until all of them see each other.
 const TOGETHER: Duration = Duration::from_secs(60);
-/// Room on a peer's disk beside the model.
+/// Room on a node's disk beside the model.
 const SPARE_MIB: u64 = 96;
 
-/// The nodes that serve trials of one size.
+/// What trials must have in common to be played on the same nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size {
+    nodes: usize,
+    max_layers: u32,
+    spare_model: bool,
+}
+
+impl Size {
+    /// What a trial needs.
+    pub fn of(plan: &Plan) -> Self {
+        Self {
+            nodes: plan.nodes,
+            max_layers: plan.max_layers,
+            spare_model: plan.spare_model,
+        }
+    }
+}
+
+/// The nodes that serve trials of one size. The one in the first seat is asked.
 pub struct Swarm {
-    /// The node that is asked.
-    pub asked: Node,
+    /// What it is good for.
+    pub size: Size,
     /// The trials that these nodes have served.
     pub served: Vec<u32>,
+    /// The seat of the node that coordinates the watched answer now.
+    pub coordinator: usize,
     seats: Vec<Seat>,
-    max_layers: u32,
+    directory: Directory,
     key: PathBuf,
-    hub: Option<String>,
+    model: PathBuf,
     // Dropped last.
     _dir: TempDir,
 }
 
-/// A place for a peer, with the network and the disk that it has there.
-pub struct Seat {
-    node: Option<Node>,
-    data: PathBuf,
-    /// The kind of fault that it suffers from now.
-    pub afflicted: Option<&'static str>,
-    disk: Option<Disk>,
-    port: Option<Port>,
-}
-
 impl Swarm {
-    /// Starts so many nodes, each with its own network and disk where there is a `net`.
-    pub async fn start(
-        nodes: usize,
-        max_layers: u32,
-        model: &Model,
-        net: Option<&mut Net>,
-    ) -> Result<Self> {
+    /// Starts nodes, each with its own network and disk where there is a `net`.
+    pub async fn start(size: Size, model: &Model, net: Option<&mut Net>) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("accel-chaos-").tempdir()?;
         let key = make_swarm_key(dir.path())?;
-        let hub = net.as_ref().map(|net| net.address());
-        let seats = seats(nodes - 1, model, net, dir.path())?;
-        let mut options = common_options(&key, max_layers);
-        if let Some(hub) = &hub {
-            options.args.extend(listen_at(hub));
-        }
-        let mut asked = Node::start(&options).await?;
-        asked.process.hush();
-        asked.add_model(&model.path)?;
+        let seats = seats(size, model, net, dir.path())?;
         let mut swarm = Self {
-            asked,
+            size,
             served: Vec::new(),
+            coordinator: 0,
             seats,
-            max_layers,
+            directory: Directory::default(),
             key,
-            hub,
+            model: model.path.clone(),
             _dir: dir,
         };
         swarm.make_whole().await?;
         Ok(swarm)
     }
 
-    /// Whether it is what a trial of this size needs.
-    pub fn fits(&self, nodes: usize, max_layers: u32) -> bool {
-        self.seats.len() + 1 == nodes && self.max_layers == max_layers
-    }
-
-    /// The number of peers.
-    pub fn size(&self) -> usize {
+    /// The number of nodes.
+    pub fn count(&self) -> usize {
         self.seats.len()
     }
 
-    /// The address of the asked node's network, where there is one.
-    pub fn hub_address(&self) -> Option<String> {
-        self.hub.clone()
+    /// Where the nodes are asked.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
     }
 
-    /// A peer's place.
+    /// The node that is asked first.
+    pub fn asked(&self) -> Result<&Node> {
+        self.seats.first().context("a first seat")?.node()
+    }
+
+    /// A node's place.
     pub fn seat(&mut self, index: usize) -> Result<&mut Seat> {
         self.seats.get_mut(index).context("a seat of this swarm")
     }
 
-    /// The seats of peers that run and suffer from nothing, with their PeerIds.
+    /// The seat of a node that runs.
+    pub fn seat_of(&self, peer_id: &str) -> Option<usize> {
+        let is_there = |seat: &Seat| {
+            let node = seat.node.as_ref();
+            node.is_some_and(|node| node.peer_id == peer_id)
+        };
+        self.seats.iter().position(is_there)
+    }
+
+    /// The seats of nodes that run and suffer from nothing, with their PeerIds.
     pub fn healthy(&self) -> Vec<(usize, String)> {
         let seats = self.seats.iter().enumerate();
         seats
@@ -105,44 +122,68 @@ impl Swarm {
             .collect()
     }
 
+    /// Whether the node of this seat is one of the two with the whole model, so that it must stay.
+    pub fn is_spare(&self, index: usize) -> bool {
+        self.size.spare_model && self.seats.get(index).is_some_and(|seat| seat.has_model)
+    }
+
     /// Starts the node of a seat again with what is on its disk.
     pub async fn start_again(&mut self, index: usize) -> Result<()> {
-        let mut options = common_options(&self.key, self.max_layers);
-        options.join = self.asked.addrs.iter().take(1).cloned().collect();
+        let mut options = common_options(&self.key, self.size.max_layers);
+        let others = self.nodes().filter_map(|node| node.addrs.first());
+        options.join = others.take(2).cloned().collect();
         let seat = self.seat(index)?;
+        seat.vacate().await?;
         options.data = Some(seat.data.clone());
         if let Some(port) = &seat.port {
             let address = port.address();
             options.args.extend(listen_at(&address));
-            options
-                .args
-                .extend(["--api".to_owned(), format!("{address}:0")]);
             options.wrapper = port.wrapper();
         }
         let mut node = Node::start(&options).await?;
         node.process.hush();
         if seat.port.is_some() {
             let key = fs::read_to_string(seat.data.join("api-key")).context("the key of an API")?;
-            node.client = Client::with_key(&node.api, key.trim())?;
+            node.use_key(key.trim())?;
         }
+        let (peer_id, client) = (node.peer_id.clone(), node.client.clone());
         seat.node = Some(node);
+        self.directory.put(&peer_id, client);
         Ok(())
     }
 
     /// Puts fresh nodes where some are gone, and waits until all see all.
     pub async fn make_whole(&mut self) -> Result<()> {
         for index in 0..self.seats.len() {
-            let seat = self.seat(index)?;
-            if seat.node.is_none() {
-                seat.wipe()?;
-                self.start_again(index).await?;
+            if self.seat(index)?.node.is_none() {
+                self.fill(index).await?;
             }
             self.seat(index)?.afflicted = None;
         }
+        self.coordinator = 0;
+        let all: Vec<&str> = self.nodes().map(|node| node.peer_id.as_str()).collect();
+        self.directory.keep(&all);
+        self.wait_until_together().await
+    }
+
+    /// Puts a fresh node into a seat.
+    async fn fill(&mut self, index: usize) -> Result<()> {
+        let seat = self.seat(index)?;
+        seat.vacate().await?;
+        seat.wipe()?;
+        self.start_again(index).await?;
+        let model = self.model.clone();
+        let seat = self.seat(index)?;
+        if seat.has_model {
+            seat.node()?.add_model(&model)?;
+        }
+        Ok(())
+    }
+
+    async fn wait_until_together(&self) -> Result<()> {
         let deadline = Instant::now() + TOGETHER;
         loop {
-            let apart = self.apart().await;
-            match apart {
+            match self.apart().await {
                 Ok(None) => return Ok(()),
                 Ok(Some(who)) if Instant::now() > deadline => {
                     bail!(
@@ -158,8 +199,7 @@ impl Swarm {
 
     /// All nodes that run.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        let peers = self.seats.iter().filter_map(|seat| seat.node.as_ref());
-        std::iter::once(&self.asked).chain(peers)
+        self.seats.iter().filter_map(|seat| seat.node.as_ref())
     }
 
     /// Who does not see whom.
@@ -176,73 +216,41 @@ impl Swarm {
         Ok(None)
     }
 
-    /// Writes the log of every node that runs.
+    /// Begins a trial: what nodes logged before that are gone is of no interest any more.
+    pub fn begin(&mut self, trial: u32) {
+        self.served.push(trial);
+        for seat in &mut self.seats {
+            seat.past_logs.clear();
+        }
+    }
+
+    /// How many frames were damaged since this was asked last.
+    pub fn take_damaged(&mut self) -> u64 {
+        let ports = self.seats.iter_mut().filter_map(|seat| seat.port.as_mut());
+        ports.map(Port::take_damaged).sum()
+    }
+
+    /// Writes the logs of the nodes of this trial.
     pub fn keep_logs(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir)?;
-        fs::write(dir.join("asked.log"), self.asked.process.output())?;
         for (index, seat) in self.seats.iter().enumerate() {
-            if let Some(node) = &seat.node {
-                let text = format!("{}\n{}", node.peer_id, node.process.output());
-                fs::write(dir.join(format!("seat-{index}.log")), text)?;
-            }
+            fs::write(dir.join(format!("seat-{index}.log")), seat.logs())?;
         }
         Ok(())
     }
 }
 
-impl Seat {
-    /// Its node, which must run.
-    pub fn node(&self) -> Result<&Node> {
-        self.node.as_ref().context("no node is in this seat")
-    }
-
-    /// Its network.
-    pub fn port(&self) -> Result<&Port> {
-        self.port
-            .as_ref()
-            .context("this seat has no network of its own")
-    }
-
-    /// Its disk.
-    pub fn disk(&self) -> Result<&Disk> {
-        self.disk
-            .as_ref()
-            .context("this seat has no disk of its own")
-    }
-
-    /// Ends its node at once.
-    pub fn kill(&mut self) {
-        if let Some(mut node) = self.node.take() {
-            node.process.kill();
-        }
-    }
-
-    fn wipe(&self) -> Result<()> {
-        match fs::remove_dir_all(&self.data) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(error).context("cannot wipe a disk")
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-fn seats(count: usize, model: &Model, mut net: Option<&mut Net>, dir: &Path) -> Result<Vec<Seat>> {
+fn seats(size: Size, model: &Model, mut net: Option<&mut Net>, dir: &Path) -> Result<Vec<Seat>> {
     let mut seats = Vec::new();
-    for index in 0..count {
+    for index in 0..size.nodes {
         let home = dir.join(format!("seat-{index}"));
         let disk = match &net {
             Some(_) => Some(Disk::mount(&home, (model.bytes >> 20) + SPARE_MIB)?),
             None => None,
         };
         let port = net.as_mut().map(|net| net.port(dir)).transpose()?;
-        seats.push(Seat {
-            node: None,
-            data: home.join("data"),
-            afflicted: None,
-            disk,
-            port,
-        });
+        let has_model = index == 0 || (size.spare_model && index + 1 == size.nodes);
+        seats.push(Seat::new(home.join("data"), has_model, port, disk));
     }
     Ok(seats)
 }
@@ -257,8 +265,10 @@ fn common_options(key: &Path, max_layers: u32) -> NodeOptions {
     }
 }
 
-fn listen_at(address: &str) -> [String; 2] {
-    ["--listen".to_owned(), format!("/ip4/{address}/tcp/0")]
+fn listen_at(address: &str) -> [String; 4] {
+    let swarm = format!("/ip4/{address}/tcp/0");
+    let api = format!("{address}:0");
+    ["--listen".to_owned(), swarm, "--api".to_owned(), api]
 }
 
 fn connected(listing: &Value) -> Option<BTreeSet<&str>> {

@@ -1,6 +1,7 @@
 //! Plays one trial: asks, strikes when the plan says so, heals, and judges what was heard.
 
 mod judge;
+mod meter;
 mod strike;
 
 use std::{
@@ -16,10 +17,11 @@ use serde_json::Value;
 use super::{
     baseline::{Baseline, chat},
     listen::{Heard, Listener},
-    plan::Plan,
+    plan::{Plan, Target},
     swarm::Swarm,
 };
 use crate::{Answer, Node};
+use meter::{Bytes, Meter};
 use strike::Striker;
 
 /// An answer that has not ended by then hangs. It is many times what the slowest one needs.
@@ -43,8 +45,14 @@ pub struct Outcome {
     pub took_ms: f64,
     /// Milliseconds after that until all nodes saw each other again; absent if they did not.
     pub healed_ms: Option<f64>,
-    /// Bytes of the model that nodes fetched meanwhile, without those that were killed.
+    /// Bytes of the model that nodes fetched meanwhile, as far as they could still be asked.
     pub model_bytes_fetched: u64,
+    /// Frames whose bits were changed.
+    pub frames_damaged: u64,
+    /// Bytes that they sent over the tensor plane.
+    pub tensor_bytes: u64,
+    /// What that is without faults, by what the same nodes sent for one undisturbed answer.
+    pub usual_tensor_bytes: u64,
 }
 
 impl Outcome {
@@ -59,6 +67,9 @@ impl Outcome {
             took_ms: 0.0,
             healed_ms: None,
             model_bytes_fetched: 0,
+            frames_damaged: 0,
+            tensor_bytes: 0,
+            usual_tensor_bytes: 0,
         }
     }
 }
@@ -68,6 +79,8 @@ impl Outcome {
 pub struct Landed {
     /// Its kind.
     pub fault: &'static str,
+    /// Whether it was meant for a peer or for the coordinator.
+    pub target: Target,
     /// Whom it hit; absent where the answer was over before, or nobody was there to be hit.
     pub peer_id: Option<String>,
     /// Whether that peer computed for the watched session.
@@ -76,7 +89,8 @@ pub struct Landed {
     pub state: String,
     /// Tokens of the watched answer that were heard by then.
     pub after_tokens: usize,
-    /// Whether the session needed the peer: it was on the route, for good, with tokens to come.
+    /// Whether the session needed the node: it was on the route, for good, or had to be gone on with
+    /// elsewhere or later, with tokens to come.
     pub must_recover: bool,
     #[serde(skip)]
     at: Option<Instant>,
@@ -97,7 +111,10 @@ pub struct SessionOutcome {
     pub prompt_tokens: u64,
     /// Tokens of the answer.
     pub tokens: usize,
-    /// What the node tells of its recoveries.
+    /// How often its client came back.
+    pub came_back: usize,
+    /// What nodes tell of its recoveries: coordinators that were lost, as far as they were asked before,
+    /// and the last one.
     pub recoveries: Vec<Value>,
     /// The longest silence that its client heard after the first fault.
     pub silence_ms: Option<f64>,
@@ -106,11 +123,13 @@ pub struct SessionOutcome {
 }
 
 /// Plays a trial. An error means that it could not be played: the swarm is of no use any more.
+/// `usual` is the bytes that one position needs without faults.
 pub async fn play(
     plan: &Plan,
     swarm: &mut Swarm,
     baseline: &mut Baseline,
     model: &str,
+    usual: f64,
     logs: &Path,
 ) -> Result<Outcome> {
     let mut expected = Vec::new();
@@ -118,11 +137,11 @@ pub async fn play(
         expected.push(baseline.answer(request).await?);
     }
     let served_before = swarm.served.clone();
-    swarm.served.push(plan.trial);
-    let bytes_before = fetched(swarm).await;
+    swarm.begin(plan.trial);
+    let meter = Meter::start(swarm).await;
     let started = Instant::now();
     let mut listeners = Vec::new();
-    let mut striker = Striker::new(plan, expected.first().context("an answer")?);
+    let mut striker = Striker::new(plan, expected.first().context("an answer")?, meter);
     let played = disturb(plan, swarm, model, &mut listeners, &mut striker).await;
     let took = started.elapsed();
     let mut problems: Vec<String> = played
@@ -132,26 +151,20 @@ pub async fn play(
         .collect();
     problems.extend(striker.problems.iter().cloned());
     let heard: Vec<Heard> = listeners.iter().map(Listener::heard).collect();
-    let sessions = judge::all(
-        &swarm.asked,
-        &heard,
-        &expected,
-        &striker.landed,
-        &mut problems,
-    )
-    .await;
-    if !problems.is_empty() {
-        swarm.keep_logs(logs)?;
-    }
+    let mut judge = judge::Judge::new(plan, &striker, swarm, &mut problems);
+    let sessions = judge.all(&heard, &expected).await;
     drop(listeners);
     let healing = Instant::now();
     let healed = heal(swarm, &mut striker).await;
     let healed_ms = healed.is_ok().then(|| millis(healing.elapsed()));
     if let Err(error) = healed {
         problems.push(format!("the swarm does not heal: {error:#}"));
+    }
+    if !problems.is_empty() {
         swarm.keep_logs(logs)?;
     }
-    let bytes_after = fetched(swarm).await;
+    let bytes = striker.meter.finish(swarm).await;
+    let positions: u64 = expected.iter().map(positions).sum();
     Ok(Outcome {
         plan: plan.clone(),
         served_before,
@@ -160,8 +173,38 @@ pub async fn play(
         problems,
         took_ms: millis(took),
         healed_ms,
-        model_bytes_fetched: grown(&bytes_before, &bytes_after),
+        model_bytes_fetched: bytes.model,
+        frames_damaged: swarm.take_damaged(),
+        tensor_bytes: bytes.tensor,
+        usual_tensor_bytes: (usual * positions as f64) as u64,
     })
+}
+
+/// The bytes over the tensor plane that one position needs when nothing happens: the first answer of a
+/// plan, without its faults.
+pub async fn usual_bytes(
+    plan: &Plan,
+    swarm: &Swarm,
+    baseline: &mut Baseline,
+    model: &str,
+) -> Result<f64> {
+    let request = plan.requests.first().context("a request")?;
+    let expected = baseline.answer(request).await?;
+    let meter = Meter::start(swarm).await;
+    let request = chat(request, model, Some(plan.fault_tolerance));
+    let text = swarm.asked()?.client.stream(&request).await?.text().await?;
+    if text != expected.text {
+        bail!(
+            "an answer that nothing disturbed is {text:?}, not {:?}",
+            expected.text
+        );
+    }
+    let Bytes { tensor, .. } = meter.finish(swarm).await;
+    Ok(tensor as f64 / positions(&expected).max(1) as f64)
+}
+
+fn positions(answer: &Answer) -> u64 {
+    answer.prompt_tokens + answer.tokens.len() as u64
 }
 
 /// Asks everything, strikes when it is time, and waits for the answers.
@@ -172,11 +215,12 @@ async fn disturb(
     listeners: &mut Vec<Listener>,
     striker: &mut Striker,
 ) -> Result<()> {
-    let known = sessions(&swarm.asked).await?;
+    let known = sessions(swarm.asked()?).await?;
     let deadline = Instant::now() + LIMIT;
+    let asked = swarm.asked()?.peer_id.clone();
     for request in &plan.requests {
-        let client = swarm.asked.client.clone();
-        listeners.push(Listener::start(client, chat(request, model)));
+        let request = chat(request, model, Some(plan.fault_tolerance));
+        listeners.push(Listener::start(swarm.directory(), &asked, request));
         // A request that finds too few peers is refused, and rightly so: all are to be sessions
         // before anything happens.
         let new = new_sessions(swarm, &known, listeners, deadline).await?;
@@ -184,12 +228,11 @@ async fn disturb(
             striker.session = new.first().cloned();
         }
     }
-    let watched = |listeners: &[Listener]| listeners.first().map_or(0, Listener::count);
     while !listeners.iter().all(Listener::has_ended) {
         if Instant::now() > deadline {
             bail!("an answer has not ended after {} s", LIMIT.as_secs());
         }
-        striker.tick(swarm, watched(listeners)).await?;
+        striker.tick(swarm, listeners).await?;
         tokio::time::sleep(TICK).await;
     }
     Ok(())
@@ -219,7 +262,7 @@ async fn new_sessions(
     loop {
         let over = listeners.iter().filter(|listener| listener.has_ended());
         let over = over.count();
-        let now = sessions(&swarm.asked).await?;
+        let now = sessions(swarm.asked()?).await?;
         let new: Vec<String> = now.difference(known).cloned().collect();
         if new.len() >= listeners.len() || (over > 0 && new.len() + over >= listeners.len()) {
             return Ok(new);
@@ -229,33 +272,6 @@ async fn new_sessions(
         }
         tokio::time::sleep(TICK).await;
     }
-}
-
-/// Bytes of models that each node fetched since it started. One that cannot say counts as nothing.
-async fn fetched(swarm: &Swarm) -> Vec<(u32, u64)> {
-    let mut counts = Vec::new();
-    for node in swarm.nodes() {
-        let text = node.client.get_text("/metrics").await;
-        let text = text.map(|(_, text)| text).unwrap_or_default();
-        counts.push((
-            node.process.id(),
-            metric(&text, "accel_content_bytes_fetched_total"),
-        ));
-    }
-    counts
-}
-
-fn metric(text: &str, name: &str) -> u64 {
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    line.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0)
-}
-
-fn grown(before: &[(u32, u64)], after: &[(u32, u64)]) -> u64 {
-    let earlier = |process: u32| before.iter().find(|(id, _)| *id == process);
-    let grown = after.iter().map(|(process, bytes)| {
-        bytes.saturating_sub(earlier(*process).map_or(0, |(_, bytes)| *bytes))
-    });
-    grown.sum()
 }
 
 fn millis(span: Duration) -> f64 {

@@ -31,6 +31,9 @@ impl Machine {
     }
 
     pub(super) fn on_planned(&mut self, epoch: u64, route: Vec<RouteStage>) {
+        if self.wants_race(epoch) {
+            return self.begin_race(route);
+        }
         if matches!(self.phase, Phase::Planning) && epoch == self.epoch {
             self.route = route;
             self.place();
@@ -38,9 +41,12 @@ impl Machine {
     }
 
     pub(super) fn on_no_plan(&mut self, epoch: u64, failure: Failure) {
+        if self.wants_race(epoch) {
+            return self.give_race_up();
+        }
         if matches!(self.phase, Phase::Planning) && epoch == self.epoch {
             if self.pardons_suspects() {
-                return self.plan();
+                return self.plan(false);
             }
             let refusal = self.refusal.take().unwrap_or(failure);
             self.wait_or_fail(refusal);
@@ -82,10 +88,10 @@ impl Machine {
     }
 
     /// Everyone may be asked anew: what was refused before may be granted now.
-    pub(super) fn place_again(&mut self) {
+    pub(super) fn place_again(&mut self, anew: bool) {
         self.forget_refusals();
         self.phase = Phase::Planning;
-        self.plan();
+        self.plan(anew);
     }
 
     /// Over the same route once more.
@@ -100,29 +106,32 @@ impl Machine {
         self.refusal = None;
     }
 
-    fn plan(&mut self) {
+    pub(super) fn plan(&mut self, anew: bool) {
         let epoch = self.epoch;
         let refused = self.excluded.iter().copied();
         let mut excluding: Vec<PeerId> = refused.chain(self.recovery.excluded()).collect();
         excluding.sort();
         excluding.dedup();
-        self.out.push(Command::Plan { epoch, excluding });
+        self.out.push(Command::Plan {
+            epoch,
+            excluding,
+            anew,
+        });
     }
 
     /// Opens a new epoch over the route.
     fn place(&mut self) {
-        self.epoch += 1;
+        self.newest += 1;
+        self.epoch = self.newest;
         self.placements += 1;
-        self.reports.clear();
-        self.forget_steps();
+        self.begin_epoch();
         self.phase = Phase::Placing {
             ready: vec![false; self.route.len()],
         };
         let (epoch, keeps) = (self.epoch, self.may_keep());
         self.find_givers();
-        for (stage, hop) in self.route.iter().enumerate() {
-            self.holders.retain(|holder| holder.peer != hop.peer);
-            self.holders.push(hop.clone());
+        for (stage, hop) in self.route.clone().into_iter().enumerate() {
+            self.hold(hop);
             self.out.push(Command::Prepare {
                 epoch,
                 stage,
@@ -138,7 +147,24 @@ impl Machine {
         }
     }
 
+    /// Nothing is known of the stages of an epoch that begins.
+    pub(super) fn begin_epoch(&mut self) {
+        self.reports.clear();
+        self.arrived.clear();
+        self.givers.clear();
+        self.forget_steps();
+    }
+
+    /// Whoever is asked for a stage is told when that ends.
+    pub(super) fn hold(&mut self, hop: RouteStage) {
+        self.holders.retain(|holder| holder.peer != hop.peer);
+        self.holders.push(hop);
+    }
+
     pub(super) fn on_prepared(&mut self, epoch: u64, stage: usize, report: StageReport) {
+        if self.moves_to(epoch) {
+            return self.newcomer_prepared(stage, report);
+        }
         let Phase::Placing { ready } = &mut self.phase else {
             return;
         };
@@ -156,14 +182,23 @@ impl Machine {
         }
     }
 
-    fn commit(&mut self) {
+    pub(super) fn commit(&mut self) {
         let epoch = self.epoch;
         let lengths = self.plan_rebuild();
+        if !self.have_arrived(&lengths) {
+            // They were got ready for more than the others have: all begin anew, from what they keep.
+            return self.place();
+        }
+        let stages = 0..self.route.len();
+        let live = stages.map(|stage| self.arrived.contains_key(&stage));
         self.phase = Phase::Committing {
-            live: vec![false; self.route.len()],
+            live: live.collect(),
         };
         self.out.push(Command::Arm(Timer::Commit { epoch }));
         for (stage, length) in lengths.into_iter().enumerate() {
+            if self.arrived.contains_key(&stage) {
+                continue;
+            }
             let donor = self.donor_of(stage);
             self.out.push(Command::Commit {
                 epoch,
@@ -172,9 +207,13 @@ impl Machine {
                 donor,
             });
         }
+        self.run_if_live();
     }
 
     pub(super) fn on_committed(&mut self, epoch: u64, stage: usize) {
+        if self.moves_to(epoch) {
+            return self.newcomer_committed(stage);
+        }
         let Phase::Committing { live } = &mut self.phase else {
             return;
         };
@@ -182,6 +221,13 @@ impl Machine {
             return;
         };
         *slot = true;
+        self.run_if_live();
+    }
+
+    fn run_if_live(&mut self) {
+        let Phase::Committing { live } = &self.phase else {
+            return;
+        };
         if live.iter().all(|live| *live) {
             self.phase = Phase::Running;
             if self.feed.is_none() {
@@ -192,6 +238,12 @@ impl Machine {
     }
 
     pub(super) fn on_refused(&mut self, epoch: u64, stage: usize, failure: Failure) {
+        if self.moves_to(epoch) {
+            return match failure.code == SESSION_MOVED {
+                true => self.depose(),
+                false => self.drop_move(),
+            };
+        }
         let placing = matches!(self.phase, Phase::Placing { .. } | Phase::Committing { .. });
         if epoch != self.epoch || !placing {
             return;
@@ -208,6 +260,16 @@ impl Machine {
     /// Aborts the epoch on every stage, then looks for a route without the culprit, if that may
     /// help: what is wrong with the request itself is wrong everywhere.
     pub(super) fn placement_failed(&mut self, culprit: PeerId, failure: Failure) {
+        if self.has_switched {
+            // Nothing was wrong with the route before; but it is given up already.
+            self.abort_all();
+            self.phase = Phase::Planning;
+            return self.recover(Fault {
+                kind: FaultKind::PlacementFailed,
+                culprit: Some(culprit),
+                failure,
+            });
+        }
         if !self.another_may_help(&failure) {
             return self.fail(failure);
         }
@@ -230,7 +292,7 @@ impl Machine {
             return self.wait_or_fail(refusal);
         }
         self.refusal = Some(refusal);
-        self.plan();
+        self.plan(false);
     }
 
     /// A request that was computed before is no bad one, and content that was there comes back.

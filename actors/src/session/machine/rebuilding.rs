@@ -91,16 +91,17 @@ impl Machine {
         let Source::Cache(donor) = feed.source else {
             return None;
         };
-        self.party(donor).map(|donor| donor.peer)
+        self.party(self.epoch, donor).map(|donor| donor.peer)
     }
 
     /// The peer, if a stage waits for what it gives.
-    pub(super) fn giver_in_use(&self, peer: PeerId) -> Option<&RouteStage> {
+    pub(super) fn giver_in_use(&self, peer: PeerId) -> Option<RouteStage> {
         let feed = self.feed.filter(|_| matches!(self.phase, Phase::Running))?;
         let Source::Cache(donor) = feed.source else {
             return None;
         };
-        self.party(donor).filter(|donor| donor.peer == peer)
+        self.party(self.epoch, donor)
+            .filter(|donor| donor.peer == peer)
     }
 
     /// Positions in one step of a feed.
@@ -108,15 +109,20 @@ impl Machine {
         let Source::Cache(donor) = feed.source else {
             return CHUNK;
         };
-        let layers = self.party(donor).map_or(0, |donor| donor.layers.len());
+        let donor = self.party(self.epoch, donor);
+        self.rows_within(donor.map_or(0, |donor| donor.layers.len())) as usize
+    }
+
+    /// Positions of the KV cache of so many layers that may be sent at once.
+    pub(super) fn rows_within(&self, layers: u32) -> u64 {
         let bytes = self.opening.kv_bytes.saturating_mul(u64::from(layers));
         let rows = COPIED_BYTES.checked_div(bytes).unwrap_or(1);
-        rows.clamp(1, CHUNK as u64) as usize
+        rows.clamp(1, CHUNK as u64)
     }
 
     /// The route runs: whoever is not in it need keep nothing any more.
     pub(super) fn release_others(&mut self) {
-        let epoch = self.epoch;
+        let epoch = self.newest;
         let route = &self.route;
         let is_in = |peer| route.iter().any(|stage| stage.peer == peer);
         let holders = std::mem::take(&mut self.holders).into_iter();

@@ -9,7 +9,7 @@ use super::{Machine, Phase};
 use crate::error::Failure;
 use crate::session::event::{Command, RouteStage, Timer};
 use crate::session::rebuild::Way;
-use crate::session::recovery::{Attempt, Decision, Fault, FaultKind, Remedy, Strategy};
+use crate::session::recovery::{Attempt, Decision, Fault, FaultKind, Remedy, Strategy, for_losses};
 
 /// How much a session survives.
 #[derive(Clone, Copy)]
@@ -37,15 +37,20 @@ pub(crate) struct Tolerance {
 pub(super) enum Then {
     /// Steps are sent again to the stages, which are held meanwhile.
     Resume,
+    /// The same, and stand-ins get ready.
+    Race,
     /// The route is placed again; its stages are held meanwhile, unless they were given up.
     Restart { holds: bool },
     /// Another route is looked for, with nothing held.
-    FailOver,
+    FailOver { anew: bool },
 }
 
 impl Then {
     pub(super) fn holds_stages(self) -> bool {
-        matches!(self, Self::Resume | Self::Restart { holds: true })
+        matches!(
+            self,
+            Self::Resume | Self::Race | Self::Restart { holds: true }
+        )
     }
 }
 
@@ -56,6 +61,8 @@ pub(super) struct Recovery {
     attempts: u32,
     /// Peers that are gone, until they are heard of again.
     lost: Vec<PeerId>,
+    /// How many were lost since the last token.
+    losses: u32,
     /// Peers that did not do their part, until a token comes or nobody else is there.
     suspects: Vec<PeerId>,
     /// The last fault, in words.
@@ -95,6 +102,11 @@ impl Recovery {
         self.lost.iter().chain(&self.suspects).copied()
     }
 
+    /// Stages have so many positions.
+    pub(super) fn was_given(&mut self, positions: u64) {
+        self.given = positions;
+    }
+
     /// Whether a peer is gone.
     pub(super) fn has_lost(&self, peer: PeerId) -> bool {
         self.lost.contains(&peer)
@@ -102,6 +114,7 @@ impl Recovery {
 
     fn lose(&mut self, peer: PeerId) {
         if !self.lost.contains(&peer) {
+            self.losses += 1;
             self.lost.push(peer);
         }
     }
@@ -117,11 +130,12 @@ impl Recovery {
 impl Machine {
     pub(super) fn on_peer_lost(&mut self, peer: PeerId) {
         self.replica_gone(peer);
+        self.newcomer_lost(peer);
         let stage = self.route.iter().find(|stage| stage.peer == peer);
-        let Some(stage) = stage.or_else(|| self.giver_in_use(peer)) else {
+        let Some(stage) = stage.cloned().or_else(|| self.giver_in_use(peer)) else {
             return;
         };
-        let failure = left(stage);
+        let failure = left(&stage);
         self.recovery.lose(peer);
         match self.phase {
             Phase::Placing { .. } | Phase::Committing { .. } => {
@@ -143,12 +157,18 @@ impl Machine {
     }
 
     pub(super) fn on_unreachable(&mut self, epoch: u64, peer: PeerId, failure: Failure) {
+        if self.moves_to(epoch) {
+            return self.drop_move();
+        }
         if epoch == self.epoch && matches!(self.phase, Phase::Running) {
             self.fault(FaultKind::PeerLost, Some(peer), failure);
         }
     }
 
     pub(super) fn on_step_failed(&mut self, epoch: u64, culprit: Option<PeerId>, failure: Failure) {
+        if self.moves_to(epoch) {
+            return self.drop_move();
+        }
         if epoch == self.epoch && matches!(self.phase, Phase::Running) {
             self.fault(FaultKind::StepFailed, culprit, failure);
         }
@@ -157,6 +177,10 @@ impl Machine {
     pub(super) fn on_step_timeout(&mut self, step: u64) {
         if !self.waits_for(step) {
             return;
+        }
+        if self.is_racing() {
+            // Stand-ins are on their way: the others may still be first.
+            return self.send_again();
         }
         let message = format!("step {step} was not answered in time by the stages");
         let hint = "send the request again; a peer may be overloaded or cut off (`accel peers`)";
@@ -177,6 +201,7 @@ impl Machine {
         let Some(strategy) = self.tolerance.strategy else {
             return self.fail(fault.failure);
         };
+        let strategy = for_losses(strategy, self.recovery.losses);
         let attempt = Attempt {
             number: self.recovery.attempts,
             salt: self.tolerance.salt,
@@ -207,12 +232,18 @@ impl Machine {
         let holds = self.holds_stages();
         match remedy {
             Remedy::Resume if holds => Then::Resume,
-            Remedy::Resume | Remedy::Restart => Then::Restart { holds },
-            Remedy::FailOver => Then::FailOver,
+            Remedy::Race if holds => Then::Race,
+            Remedy::Resume | Remedy::Race | Remedy::Restart => Then::Restart { holds },
+            Remedy::FailOver => Then::FailOver { anew: false },
+            Remedy::Replan => Then::FailOver { anew: true },
         }
     }
 
     fn begin(&mut self, strategy: &'static str, fault: &Fault, then: Then) {
+        self.drop_move();
+        self.wants_race = false;
+        self.has_switched = false;
+        self.arrived.clear();
         self.recovery.attempts += 1;
         fault.failure.message.clone_into(&mut self.recovery.reason);
         if self.sent > 0 {
@@ -220,8 +251,10 @@ impl Machine {
         }
         let (remedy, replayed) = match then {
             Then::Resume => (Remedy::Resume, 0),
+            Then::Race => (Remedy::Race, 0),
             Then::Restart { .. } => (Remedy::Restart, self.sent),
-            Then::FailOver => (Remedy::FailOver, self.sent),
+            Then::FailOver { anew: false } => (Remedy::FailOver, self.sent),
+            Then::FailOver { anew: true } => (Remedy::Replan, self.sent),
         };
         self.out.push(Command::Recovering {
             fault: fault.kind,
@@ -230,13 +263,14 @@ impl Machine {
             replayed: replayed as u64,
             reason: self.recovery.reason.clone(),
         });
-        if then == Then::FailOver {
+        let leaves = matches!(then, Then::FailOver { .. });
+        if leaves || then == Then::Race {
             self.suspect(fault.culprit);
         }
-        if then == Then::FailOver && !self.may_keep() {
+        if leaves && !self.may_keep() {
             self.release_all();
         }
-        if then != Then::Resume {
+        if !matches!(then, Then::Resume | Then::Race) {
             self.forget_steps();
         }
     }
@@ -263,8 +297,12 @@ impl Machine {
     pub(super) fn after_pause(&mut self, then: Then) {
         match then {
             Then::Resume => self.resume(),
+            Then::Race => {
+                self.resume();
+                self.race();
+            }
             Then::Restart { .. } => self.restart(),
-            Then::FailOver => self.place_again(),
+            Then::FailOver { anew } => self.place_again(anew),
         }
     }
 
@@ -281,6 +319,9 @@ impl Machine {
     pub(super) fn made_progress(&mut self) {
         self.placements = 0;
         self.waits = 0;
+        self.recovery.losses = 0;
+        self.moved();
+        self.end_race();
         self.recovery.suspects.clear();
         self.distrusts = false;
         if std::mem::take(&mut self.recovery.attempts) > 0 {

@@ -71,6 +71,7 @@ impl Machine {
         let stopped = machine.take_past(past.tokens);
         let tokens = machine.tokens();
         machine.epoch = past.claim << PLACEMENT_BITS;
+        machine.newest = machine.epoch;
         // The stages of coordinators before may hold something.
         machine.has_computed = true;
         machine.journaled = tokens;
@@ -146,7 +147,7 @@ impl Machine {
             replayed: positions,
             reason: REASON.to_owned(),
         });
-        self.place_again();
+        self.place_again(false);
     }
 
     /// The client is gone. What is complete is complete all the same.

@@ -13,7 +13,9 @@
 //! | `storm.rs` | faults |
 //! | `copies.rs` | peers that keep the journal |
 //! | `interruption.rs` | the coordinator crashes, the client is gone, and comes back |
+//! | `moves.rs` | routes that are offered to a session that runs |
 //! | `checks.rs` | the rules |
+//! | `tests.rs` | many seeds, or one that failed |
 //! | `lanes.rs` | witnessed sessions, and peers that lie |
 
 mod checks;
@@ -22,8 +24,10 @@ mod copies;
 mod interruption;
 pub(super) mod lanes;
 mod messages;
+mod moves;
 mod peer;
 mod storm;
+mod tests;
 pub(super) mod toy;
 mod weather;
 
@@ -86,6 +90,8 @@ enum Happening {
     Lost(usize),
     Advert(usize),
     Interrupt(Interruption),
+    /// Another route is offered to the session.
+    Offer,
     /// The client comes back for the rest.
     ClientReturns,
     /// An advert, and the next one in its time.
@@ -131,6 +137,8 @@ struct Simulation {
 pub(super) enum Seen {
     Recovery(FaultKind, Remedy),
     Rebuild(&'static str),
+    Moved,
+    MoveDropped,
 }
 
 /// Plays one seed to its end; panics where a rule is broken. Gives the recoveries that it took.
@@ -279,6 +287,7 @@ impl Simulation {
             }
             Happening::Advert(peer) => self.hear_advert(peer),
             Happening::Interrupt(how) => self.interrupt(how),
+            Happening::Offer => self.offer(),
             Happening::ClientReturns => self.client_returns(),
             Happening::Renewal(peer) => {
                 self.hear_advert(peer);

@@ -28,11 +28,47 @@ pub(super) struct InFlight {
     until: usize,
 }
 
+impl InFlight {
+    /// One that feeds some stages, and draws nothing.
+    pub(super) fn feed(step: u64, positions: Range<usize>, source: Source, until: usize) -> Self {
+        Self {
+            step,
+            position: positions.start,
+            end: positions.end,
+            sample: false,
+            source,
+            until,
+        }
+    }
+
+    pub(super) fn position(&self) -> usize {
+        self.position
+    }
+
+    pub(super) fn end(&self) -> usize {
+        self.end
+    }
+
+    pub(super) fn is_step(&self, step: u64) -> bool {
+        self.step == step
+    }
+
+    /// Whether this stage's word that it applied this step answers it.
+    pub(super) fn is_answer(&self, step: u64, stage: usize) -> bool {
+        self.step == step && self.until == stage
+    }
+
+    /// Whether it goes to its last stage alone.
+    pub(super) fn feeds_one(&self) -> bool {
+        matches!(self.source, Source::Cache(_))
+    }
+}
+
 impl Machine {
     /// Sends as much as may be under way: chunks of what the stages do not have yet. The one that
     /// ends with the newest token draws the next.
     pub(super) fn forward(&mut self) {
-        if self.feed_some() {
+        if self.feed_some() || self.follow() {
             return;
         }
         let until = self.route.len().saturating_sub(1);
@@ -72,7 +108,7 @@ impl Machine {
             source,
             until,
         };
-        self.out.push(self.command(sent));
+        self.out.push(self.command(self.epoch, sent));
         if self.in_flight.is_empty() {
             self.arm(self.step, positions.len() as u32);
         }
@@ -80,14 +116,14 @@ impl Machine {
     }
 
     /// The command that sends a step.
-    fn command(&self, sent: InFlight) -> Command {
+    pub(super) fn command(&self, epoch: u64, sent: InFlight) -> Command {
         let InFlight {
             step,
             sample,
             until,
             ..
         } = sent;
-        let (epoch, position) = (self.epoch, sent.position as u64);
+        let position = sent.position as u64;
         match sent.source {
             Source::Tokens => Command::Forward {
                 epoch,
@@ -123,7 +159,7 @@ impl Machine {
             self.arm(oldest.step, CHUNK as u32);
         }
         for sent in unanswered {
-            self.out.push(self.command(sent));
+            self.out.push(self.command(self.epoch, sent));
         }
     }
 
@@ -175,7 +211,10 @@ impl Machine {
     }
 
     pub(super) fn on_applied(&mut self, epoch: u64, step: u64, stage: usize) {
-        let is_its = |sent: &InFlight| sent.step == step && sent.until == stage;
+        if self.moves_to(epoch) {
+            return self.newcomer_applied(step, stage);
+        }
+        let is_its = |sent: &InFlight| sent.is_answer(step, stage);
         if self.in_flight.iter().any(is_its) && self.answered(epoch, step, false).is_some() {
             self.forward();
         }

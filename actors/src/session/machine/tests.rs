@@ -1,80 +1,10 @@
-use std::collections::HashSet;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::fixtures::{machine, memory_in_use, peer, route};
-use super::simulation::{self, Seen, toy::VOCAB};
+use super::simulation::toy::VOCAB;
 use super::{CHUNK, Machine, PEER_WAITS, WAITS};
 use crate::error::Failure;
 use crate::session::event::{Command, Drawn, Event, Outcome, StageReport, Timer};
 use crate::session::recovery::{FaultKind, Remedy};
 use crate::tolerance::FaultTolerance;
-
-/// Replays one seed, and tells what happens.
-const SEED: &str = "ACCEL_SIM_SEED";
-/// How many seeds are played otherwise.
-const SEEDS: u64 = 10_000;
-
-#[test]
-fn whatever_the_network_and_the_peers_do_the_answer_is_the_one_without_faults() {
-    if let Ok(seed) = std::env::var(SEED) {
-        simulation::play(seed.parse().expect("a number"), true);
-        return;
-    }
-    let (next, seen) = (AtomicU64::new(0), Mutex::new(HashSet::new()));
-    let play = || {
-        let mut own = HashSet::new();
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= SEEDS {
-                break;
-            }
-            let mut failing = Failing { seed, failed: true };
-            own.extend(simulation::play(seed, false));
-            failing.failed = false;
-        }
-        seen.lock().expect("nobody failed").extend(own);
-    };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(play);
-        }
-    });
-    use {FaultKind::*, Remedy::*};
-    let seen = seen.into_inner().expect("nobody failed");
-    let faults = [PeerLost, StepFailed, StepTimeout];
-    for way in faults.map(|fault| [(fault, Resume), (fault, Restart), (fault, FailOver)]) {
-        for (fault, remedy) in way {
-            let way = Seen::Recovery(fault, remedy);
-            assert!(seen.contains(&way), "no {fault:?}, {remedy:?}");
-        }
-    }
-    assert!(seen.contains(&Seen::Recovery(PlacementFailed, Restart)));
-    assert!(seen.contains(&Seen::Recovery(Interrupted, FailOver)));
-    for way in ["keep", "replay", "copy", "prefill"] {
-        assert!(seen.contains(&Seen::Rebuild(way)), "never {way}");
-    }
-}
-
-/// Says how to see a seed again that failed.
-struct Failing {
-    seed: u64,
-    failed: bool,
-}
-
-impl Drop for Failing {
-    fn drop(&mut self) {
-        if self.failed {
-            let Self { seed, .. } = self;
-            let test = "whatever_the_network_and_the_peers_do";
-            eprintln!(
-                "seed {seed} failed; see it with\n  \
-                 {SEED}={seed} cargo test -p accel-actors --lib {test} -- --nocapture"
-            );
-        }
-    }
-}
 
 /// Drives a machine to the point where its first step is under way.
 fn running(prompt: usize) -> (Machine, Vec<Command>) {
@@ -225,6 +155,7 @@ fn a_lost_peer_is_planned_without_until_it_is_heard_of_again() {
     let expected = (FaultKind::PeerLost, Remedy::FailOver, 5);
     assert_eq!(remedy(&commands), Some(expected));
     let plan = |excluding| Command::Plan {
+        anew: false,
         epoch: 1,
         excluding,
     };
@@ -331,7 +262,14 @@ fn a_peer_that_is_lost_before_the_first_placement_is_done_is_waited_for() {
         let plan = machine.on(Event::PeerLost(peer(201)));
         let excluding = vec![peer(201)];
         let epoch = 1;
-        assert_eq!(plan.last(), Some(&Command::Plan { epoch, excluding }));
+        assert_eq!(
+            plan.last(),
+            Some(&Command::Plan {
+                epoch,
+                excluding,
+                anew: false,
+            })
+        );
         let no_plan = || Event::NoPlan {
             epoch,
             failure: Failure::unavailable("no_peers", "too few peers", "wait"),
@@ -351,7 +289,14 @@ fn a_peer_that_is_lost_before_the_first_placement_is_done_is_waited_for() {
         machine.on(Event::PeerHeard(peer(201)));
         let excluding = Vec::new();
         let commands = machine.on(Event::Timeout(timer));
-        assert_eq!(commands, [Command::Plan { epoch, excluding }]);
+        assert_eq!(
+            commands,
+            [Command::Plan {
+                epoch,
+                excluding,
+                anew: false,
+            }]
+        );
     }
 }
 
@@ -399,6 +344,7 @@ fn a_refusal_before_the_first_token_tries_another_route_under_a_new_epoch() {
     assert_eq!(
         commands[2],
         Command::Plan {
+            anew: false,
             epoch: 1,
             excluding: vec![peer(201)]
         }
@@ -449,7 +395,14 @@ fn a_session_waits_for_memory_that_others_hold_and_holds_nothing_meanwhile() {
         assert_eq!(commands, [Command::Arm(timer)]);
         let excluding = Vec::new();
         let commands = machine.on(Event::Timeout(timer));
-        assert_eq!(commands, [Command::Plan { epoch, excluding }]);
+        assert_eq!(
+            commands,
+            [Command::Plan {
+                epoch,
+                excluding,
+                anew: false,
+            }]
+        );
         let route = route(&[200, 201]);
         machine.on(Event::Planned { epoch, route });
     }

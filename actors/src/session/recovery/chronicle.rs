@@ -48,6 +48,11 @@ impl Chronicle {
         self.moved = now;
     }
 
+    /// For how long the session has not got on.
+    pub(in crate::session) fn since_progress(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.moved)
+    }
+
     /// A recovery begins behind so many tokens.
     pub(in crate::session) fn begin(&mut self, begun: Begun, tokens: u64, now: Instant) {
         self.count += 1;

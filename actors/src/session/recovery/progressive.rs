@@ -22,11 +22,8 @@ impl Strategy for Progressive {
     }
 
     fn decide(&self, fault: &Fault, attempt: Attempt) -> Decision {
-        if fault.is_the_requests() {
-            return Decision::GiveUp(fault.failure.clone());
-        }
-        if attempt.number >= ATTEMPTS {
-            return Decision::GiveUp(no_progress(fault));
+        if let Some(failure) = given_up(fault, attempt) {
+            return Decision::GiveUp(failure);
         }
         let remedy = match (fault.kind, attempt.number) {
             (FaultKind::PeerLost | FaultKind::PlacementFailed | FaultKind::Interrupted, _) => {
@@ -37,11 +34,24 @@ impl Strategy for Progressive {
             (FaultKind::StepTimeout, 1) | (FaultKind::StepFailed, 0) => Remedy::Restart,
             _ => Remedy::FailOver,
         };
-        let after = match attempt.number {
-            0 => Duration::ZERO,
-            _ => attempt.pause(),
-        };
+        let after = pause(attempt);
         Decision::Try { remedy, after }
+    }
+}
+
+/// Why nothing is tried any more, if that is so.
+pub(super) fn given_up(fault: &Fault, attempt: Attempt) -> Option<Failure> {
+    if fault.is_the_requests() {
+        return Some(fault.failure.clone());
+    }
+    (attempt.number >= ATTEMPTS).then(|| no_progress(fault))
+}
+
+/// How long to wait before an attempt: the first is made at once.
+pub(super) fn pause(attempt: Attempt) -> Duration {
+    match attempt.number {
+        0 => Duration::ZERO,
+        _ => attempt.pause(),
     }
 }
 

@@ -55,8 +55,43 @@ fn progressive_tries_what_is_cheap_first_and_replaces_a_lost_peer_at_once() {
 }
 
 #[test]
+fn parallel_asks_a_peer_that_may_only_be_slow_and_others_at_once() {
+    use Remedy::{FailOver, Race};
+    let cases = [
+        (FaultKind::PeerLost, [FailOver, FailOver]),
+        (FaultKind::StepFailed, [FailOver, FailOver]),
+        (FaultKind::StepTimeout, [Race, FailOver]),
+    ];
+    for (kind, expected) in cases {
+        let remedies = remedies(FaultTolerance::High, kind);
+        assert_eq!(remedies[..2], expected, "{kind:?}");
+        assert_eq!(remedies.len(), 10, "{kind:?}");
+    }
+}
+
+#[test]
+fn after_several_losses_the_route_is_planned_as_a_whole_where_that_is_allowed() {
+    for level in [FaultTolerance::Medium, FaultTolerance::High] {
+        let usual = strategy(level).expect("it has a strategy");
+        let names = [0, 1, 2, 3].map(|losses| for_losses(usual, losses).name());
+        let expected = [usual.name(), usual.name(), "coordinated", "coordinated"];
+        assert_eq!(names, expected, "{level}");
+    }
+    let simple = strategy(FaultTolerance::Low).expect("it has a strategy");
+    assert_eq!(for_losses(simple, 5).name(), "simple", "it keeps its peers");
+    let coordinated = for_losses(strategy(FaultTolerance::Medium).expect("one"), SEVERAL);
+    let decision = coordinated.decide(&fault(FaultKind::PeerLost), attempt(0));
+    let (remedy, after) = (Remedy::Replan, Duration::ZERO);
+    assert_eq!(decision, Decision::Try { remedy, after });
+}
+
+#[test]
 fn what_is_wrong_with_the_request_is_not_tried_again() {
-    for level in [FaultTolerance::Low, FaultTolerance::Medium] {
+    for level in [
+        FaultTolerance::Low,
+        FaultTolerance::Medium,
+        FaultTolerance::High,
+    ] {
         let mut fault = fault(FaultKind::StepFailed);
         "context_overflow".clone_into(&mut fault.failure.code);
         let strategy = strategy(level).expect("it has a strategy");

@@ -124,11 +124,15 @@ impl StageServer {
         let Some(seat) = self.seats.get_mut(&session) else {
             return self.complaints.unknown_session(from, session, epoch, step);
         };
-        let SeatState::Ready { cache, length } = &seat.state else {
-            return;
+        // Whoever waits for its next plan gives under that; whoever computes goes on meanwhile, and gives
+        // to one that gets ready under a newer epoch.
+        let (cache, length, is_its_epoch) = match &seat.state {
+            SeatState::Ready { cache, length } => (cache, *length, seat.epoch == epoch),
+            SeatState::Live(live) => (&live.cache, live.fence.length(), seat.epoch < epoch),
+            _ => return,
         };
-        let is_its = seat.coordinator == from && seat.epoch == epoch;
-        let is_there = position.saturating_add(u64::from(rows)) <= *length;
+        let is_its = seat.coordinator == from && is_its_epoch;
+        let is_there = position.saturating_add(u64::from(rows)) <= length;
         if !is_its || !is_there || u64::from(rows) > MOST_ROWS {
             return tracing::warn!(%session, epoch, peer = %from, "rows that are not to be had");
         }

@@ -138,6 +138,14 @@ impl StageServer {
         if epoch <= newest {
             return Err(stale(epoch, newest));
         }
+        if self.deps.shelf.is_draining() && !self.seats.contains_key(&session) {
+            let message = "this node takes no more layers: it is draining";
+            return Err(Failure::unavailable(
+                "draining",
+                message,
+                "another node takes them",
+            ));
+        }
         if self.seats.len() >= MOST_SEATS {
             let message = "this node serves as many sessions as it can";
             return Err(Failure::unavailable("busy", message, "try again later"));

@@ -78,6 +78,17 @@ impl Isa for Avx2 {
         }
     }
 
+    /// A sum of pairs is at most 2 · 127 · 2^(bits - 1) for each group.
+    #[inline(always)]
+    fn groups_around_zero(bits: u32) -> usize {
+        match bits {
+            0..=5 => 8,
+            6 => 4,
+            7 => 2,
+            _ => 1,
+        }
+    }
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Floats {
         [_mm256_set1_ps(value); 2]
@@ -194,6 +205,16 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn splat_i(value: i32) -> Ints {
         [_mm256_set1_epi32(value); 2]
+    }
+
+    #[inline(always)]
+    unsafe fn load_i(from: *const i32) -> Ints {
+        Self::load_b(from.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn store_i(to: *mut i32, value: Ints) {
+        Self::store_b(to.cast(), value);
     }
 
     #[inline(always)]
@@ -321,6 +342,11 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn acc_begin(halves: i32) -> Ints {
+        Self::splat_i(halves)
+    }
+
+    #[inline(always)]
     unsafe fn acc(acc: Ints, weights: Ints, activations: i32) -> Ints {
         let activations = [_mm256_set1_epi32(activations); 2];
         both!(_mm256_add_epi16(
@@ -374,6 +400,17 @@ impl Isa for Avx2 {
         let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
         let one = _mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
         _mm_cvtsi128_si32(one)
+    }
+
+    #[inline(always)]
+    unsafe fn sums_of_pairs(a: Ints) -> (i32, i32) {
+        let eight = _mm256_add_epi32(a[0], a[1]);
+        let four = _mm_add_epi32(
+            _mm256_castsi256_si128(eight),
+            _mm256_extracti128_si256::<1>(eight),
+        );
+        let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b10_11_00_01>(four));
+        (_mm_cvtsi128_si32(two), _mm_extract_epi32::<2>(two))
     }
 
     #[inline(always)]

@@ -132,6 +132,16 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i(from: *const i32) -> __m512i {
+        _mm512_loadu_si512(from.cast())
+    }
+
+    #[inline(always)]
+    unsafe fn store_i(to: *mut i32, value: __m512i) {
+        _mm512_storeu_si512(to.cast(), value);
+    }
+
+    #[inline(always)]
     unsafe fn add_i(a: __m512i, b: __m512i) -> __m512i {
         _mm512_add_epi32(a, b)
     }
@@ -253,6 +263,11 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn acc_begin(halves: i32) -> __m512i {
+        _mm512_madd_epi16(_mm512_set1_epi32(halves), _mm512_set1_epi16(1))
+    }
+
+    #[inline(always)]
     unsafe fn acc(acc: __m512i, weights: __m512i, activations: i32) -> __m512i {
         _mm512_dpbusd_epi32(acc, weights, _mm512_set1_epi32(activations))
     }
@@ -281,6 +296,17 @@ impl Isa for Avx512 {
     #[inline(always)]
     unsafe fn sum_i(a: __m512i) -> i32 {
         _mm512_reduce_add_epi32(a)
+    }
+
+    #[inline(always)]
+    unsafe fn sums_of_pairs(a: __m512i) -> (i32, i32) {
+        let eight = _mm256_add_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64::<1>(a));
+        let four = _mm_add_epi32(
+            _mm256_castsi256_si128(eight),
+            _mm256_extracti128_si256::<1>(eight),
+        );
+        let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b10_11_00_01>(four));
+        (_mm_cvtsi128_si32(two), _mm_extract_epi32::<2>(two))
     }
 
     #[inline(always)]

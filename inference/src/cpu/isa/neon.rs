@@ -245,6 +245,16 @@ impl<D: Dot> Isa for Neon<D> {
     }
 
     #[inline(always)]
+    unsafe fn load_i(from: *const i32) -> Ints {
+        each!(vld1q_s32([from, from.add(4), from.add(8), from.add(12)]))
+    }
+
+    #[inline(always)]
+    unsafe fn store_i(to: *mut i32, value: Ints) {
+        each!(vst1q_s32([to, to.add(4), to.add(8), to.add(12)], value));
+    }
+
+    #[inline(always)]
     unsafe fn add_i(a: Ints, b: Ints) -> Ints {
         each!(vaddq_s32(a, b))
     }
@@ -367,6 +377,11 @@ impl<D: Dot> Isa for Neon<D> {
     }
 
     #[inline(always)]
+    unsafe fn acc_begin(halves: i32) -> D::Acc {
+        D::begin(halves)
+    }
+
+    #[inline(always)]
     unsafe fn acc(acc: D::Acc, weights: Bytes, activations: i32) -> D::Acc {
         let activations = vreinterpretq_s8_s32(vdupq_n_s32(activations));
         D::add(acc, each!(vreinterpretq_s8_u8(weights)), activations)
@@ -396,6 +411,13 @@ impl<D: Dot> Isa for Neon<D> {
     #[inline(always)]
     unsafe fn sum_i(a: Ints) -> i32 {
         vaddvq_s32(vaddq_s32(vaddq_s32(a[0], a[1]), vaddq_s32(a[2], a[3])))
+    }
+
+    #[inline(always)]
+    unsafe fn sums_of_pairs(a: Ints) -> (i32, i32) {
+        let four = vaddq_s32(vaddq_s32(a[0], a[1]), vaddq_s32(a[2], a[3]));
+        let two = vpaddq_s32(four, four);
+        (vgetq_lane_s32::<0>(two), vgetq_lane_s32::<1>(two))
     }
 
     #[inline(always)]

@@ -153,6 +153,16 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_i(from: *const i32) -> Ints {
+        from.cast::<Ints>().read_unaligned()
+    }
+
+    #[inline(always)]
+    unsafe fn store_i(to: *mut i32, value: Ints) {
+        to.cast::<Ints>().write_unaligned(value);
+    }
+
+    #[inline(always)]
     unsafe fn add_i(a: Ints, b: Ints) -> Ints {
         from_fn(|lane| a[lane].wrapping_add(b[lane]))
     }
@@ -258,6 +268,12 @@ impl Isa for Scalar {
         [0; LANES]
     }
 
+    #[inline(always)]
+    unsafe fn acc_begin(halves: i32) -> Ints {
+        let (low, high) = self::halves(halves);
+        [low + high; LANES]
+    }
+
     // A function of its own: a copy for each group of each kernel would be very large.
     #[inline(never)]
     unsafe fn acc(acc: Ints, weights: Self::B, activations: i32) -> Ints {
@@ -302,6 +318,14 @@ impl Isa for Scalar {
     #[inline(always)]
     unsafe fn sum_i(a: Ints) -> i32 {
         a.into_iter().fold(0, i32::wrapping_add)
+    }
+
+    #[inline(always)]
+    unsafe fn sums_of_pairs(a: Ints) -> (i32, i32) {
+        let sum = |sum: i32, pair: &[i32; 2]| sum.wrapping_add(pair[0]).wrapping_add(pair[1]);
+        let pairs = a.as_chunks::<2>().0;
+        let (first, second) = (pairs.iter().step_by(2), pairs.iter().skip(1).step_by(2));
+        (first.fold(0, sum), second.fold(0, sum))
     }
 
     #[inline(always)]

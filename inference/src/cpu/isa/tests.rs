@@ -206,8 +206,14 @@ unsafe fn integers<I: Isa>(results: &mut Results) {
         ] {
             results.push((name, int_bits::<I>(value).to_vec()));
         }
+        let mut stored = [0; LANES];
+        I::store_i(stored.as_mut_ptr(), a);
+        let loaded = int_bits::<I>(I::load_i(stored.as_ptr()));
+        results.push(("load_i, store_i", loaded.to_vec()));
         results.push(("highest_i", vec![I::highest_i(a) as u32]));
         results.push(("sum_i", vec![I::sum_i(a) as u32]));
+        let (first, second) = I::sums_of_pairs(a);
+        results.push(("sums_of_pairs", vec![first as u32, second as u32]));
         let mut stored = [0i8; LANES];
         let signed = I::sub_i(small, I::splat_i(128));
         I::store_i8(stored.as_mut_ptr(), signed);
@@ -252,6 +258,29 @@ fn small_twice(bits: &u32) -> u32 {
     u32::from(small) << 16 | u32::from(small)
 }
 
+/// Products with weights of which each counts half its range too much.
+unsafe fn products_around_zero<I: Isa>(weights: I::B, bits: u32, groups: &[u32]) -> I::I {
+    let offset = 1 << (bits - 1);
+    let mut sum = I::splat_i(0);
+    // What a sum begins with must fit into sixteen bits.
+    let most = if bits > 5 { 4 } else { 8 };
+    for part in groups.chunks(I::groups_around_zero(bits).min(most)) {
+        let (mut low, mut high) = (0, 0);
+        for case in part {
+            let four = activations(*case)
+                .0
+                .to_ne_bytes()
+                .map(|byte| i32::from(byte as i8));
+            low -= offset * (four[0] + four[1]);
+            high -= offset * (four[2] + four[3]);
+        }
+        let add = |acc, case: &u32| I::acc(acc, weights, activations(*case).0);
+        let begin = I::acc_begin(low & 0xffff | high << 16);
+        sum = I::add_i(sum, I::acc_finish(part.iter().fold(begin, add)));
+    }
+    sum
+}
+
 unsafe fn products<I: Isa>(results: &mut Results) {
     let extremes = [0x7f7f_7f7f, 0x8181_8181, 0x7f81_7f81];
     let mut cases = noise(64, 9);
@@ -279,6 +308,8 @@ unsafe fn products<I: Isa>(results: &mut Results) {
                 }
                 results.push(("acc", int_bits::<I>(sum).to_vec()));
                 results.push(("acc_scaled", int_bits::<I>(scaled).to_vec()));
+                let around_zero = products_around_zero::<I>(weights, bits, groups);
+                results.push(("acc_begin", int_bits::<I>(around_zero).to_vec()));
             }
         }
     }

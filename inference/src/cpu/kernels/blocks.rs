@@ -7,35 +7,51 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
 use super::Rows;
-use super::layout::{Layout, Split, Unpack, ask_ahead, dot, dot_signed, dot_split};
+use super::layout::{
+    Layout, Next, Scales, Split, Unpack, VECTOR, ask_ahead, dot, dot_signed, dot_split, numbers,
+    widen_numbers,
+};
 use crate::cpu::activations::{BlockSide, Row};
 use crate::cpu::format::BlockFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
-use crate::cpu::pack::{Bytes, CHUNK, GROUPS, Pack};
+use crate::cpu::pack::{CHUNK, GROUPS, Pack};
 use std::marker::PhantomData;
 
-/// A nibble in each byte.
-type Nibbles = Bytes<4>;
-
-/// How the integers are multiplied.
+/// How the integers of a block are multiplied: exact sums of `weight · value`.
 trait Dot<F> {
-    /// What each weight counts too much.
-    fn offset<I: Isa>() -> i32;
-    /// The products of a chunk.
-    unsafe fn dot<I: Isa, const N: usize>(chunk: *const u8, values: *const i8) -> [I::I; N];
+    /// The products of a chunk with `N` rows. What unsigned weights count too much is taken off.
+    unsafe fn dot<I: Isa, const N: usize>(
+        chunk: *const u8,
+        values: *const i8,
+        side: *const BlockSide,
+    ) -> [I::I; N];
 }
 
 /// Unsigned values in the packing `P`.
 struct Unsigned<P>(PhantomData<P>);
 
 impl<F: BlockFormat, P: Pack> Dot<F> for Unsigned<P> {
-    fn offset<I: Isa>() -> i32 {
-        F::OFFSET
-    }
-
     #[inline(always)]
-    unsafe fn dot<I: Isa, const N: usize>(chunk: *const u8, values: *const i8) -> [I::I; N] {
-        dot::<I, P, 0, GROUPS, CHUNK, N>(chunk, values, |part| unsafe { I::acc_finish(part) })
+    unsafe fn dot<I: Isa, const N: usize>(
+        chunk: *const u8,
+        values: *const i8,
+        side: *const BlockSide,
+    ) -> [I::I; N] {
+        let limit = match F::OFFSET {
+            0 => I::groups(P::BITS),
+            _ => I::groups_around_zero(P::BITS),
+        };
+        let mut starts = [I::acc_zero(); N];
+        for n in 0..N {
+            match F::OFFSET {
+                0 => {}
+                8 => starts[n] = I::acc_begin((*side.add(n)).less8),
+                _ => starts[n] = I::acc_begin((*side.add(n)).less16),
+            }
+        }
+        dot::<I, P, 0, GROUPS, CHUNK, N>(chunk, values, starts, limit, |part| unsafe {
+            I::acc_finish(part)
+        })
     }
 }
 
@@ -43,27 +59,52 @@ impl<F: BlockFormat, P: Pack> Dot<F> for Unsigned<P> {
 struct Signed;
 
 impl<F: BlockFormat> Dot<F> for Signed {
-    fn offset<I: Isa>() -> i32 {
-        I::SIGNED_OFFSET
-    }
-
     #[inline(always)]
-    unsafe fn dot<I: Isa, const N: usize>(chunk: *const u8, values: *const i8) -> [I::I; N] {
-        dot_signed::<I, F::Packing, CHUNK, N>(chunk, values)
+    unsafe fn dot<I: Isa, const N: usize>(
+        chunk: *const u8,
+        values: *const i8,
+        side: *const BlockSide,
+    ) -> [I::I; N] {
+        let mut sums = dot_signed::<I, F::Packing, CHUNK, N>(chunk, values);
+        if I::SIGNED_OFFSET != 0 {
+            let sixteenth = I::SIGNED_OFFSET / 16;
+            let factor = I::splat_i(sixteenth << 16 | sixteenth);
+            for n in 0..N {
+                let less = I::madd16(I::splat_i((*side.add(n)).less16), factor);
+                sums[n] = I::add_i(sums[n], less);
+            }
+        }
+        sums
     }
 }
 
-/// Signed bytes in two planes of nibbles.
+/// Signed bytes in two planes.
 struct InPlanes;
 
 impl<F: BlockFormat> Dot<F> for InPlanes {
-    fn offset<I: Isa>() -> i32 {
-        128
+    #[inline(always)]
+    unsafe fn dot<I: Isa, const N: usize>(
+        chunk: *const u8,
+        values: *const i8,
+        side: *const BlockSide,
+    ) -> [I::I; N] {
+        let mut starts = [I::acc_zero(); N];
+        for n in 0..N {
+            starts[n] = I::acc_begin((*side.add(n)).less16);
+        }
+        dot_split::<I, CHUNK, N>(chunk, values, starts)
     }
+}
+
+/// The scales, and the minima if there are any, as `f32`.
+struct Wide;
+
+impl<F: BlockFormat> Scales<F> for Wide {
+    const BYTES: usize = F::SCALES * VECTOR;
 
     #[inline(always)]
-    unsafe fn dot<I: Isa, const N: usize>(chunk: *const u8, values: *const i8) -> [I::I; N] {
-        dot_split::<I, Nibbles, CHUNK, N>(chunk, values)
+    unsafe fn widen<I: Isa>(meta: *const u8, to: *mut u8) {
+        widen_numbers::<I, F>(meta, to);
     }
 }
 
@@ -79,24 +120,31 @@ pub(super) unsafe fn multiply<I: Isa, F: BlockFormat>(
     if rows.count == 1 {
         let row = rows.activations.blocks(rows.first);
         if F::SIGNED {
-            I::call(Blocks::<F, Signed, 1>(packed, row, out, PhantomData));
+            let work = Blocks::<F, Signed, 1, false>(packed, row, out, Next::NOTHING, PhantomData);
+            I::call(work);
         } else {
-            let work = Blocks::<F, Unsigned<F::Packing>, 1>(packed, row, out, PhantomData);
+            let work = Blocks::<F, Unsigned<F::Packing>, 1, false>(
+                packed,
+                row,
+                out,
+                Next::NOTHING,
+                PhantomData,
+            );
             I::call(work);
         }
     } else if F::SIGNED && I::SPLIT_SIGNED {
         for part in packed.parts::<F>(2) {
-            let layout = I::call(Split::<F>(part, scratch, PhantomData));
+            let layout = I::call(Split::<F, Wide>(part, scratch, PhantomData));
             pass::<I, F, InPlanes>(part, layout, rows, out);
         }
     } else if F::SIGNED {
         for part in packed.parts::<F>(1) {
-            let layout = I::call(Unpack::<F>(part, scratch, PhantomData));
+            let layout = I::call(Unpack::<F, Wide>(part, scratch, PhantomData));
             pass::<I, F, Signed>(part, layout, rows, out);
         }
     } else {
         for part in packed.parts::<F>(1) {
-            let layout = I::call(Unpack::<F>(part, scratch, PhantomData));
+            let layout = I::call(Unpack::<F, Wide>(part, scratch, PhantomData));
             pass::<I, F, Unsigned<<F::Packing as Pack>::Unpacked>>(part, layout, rows, out);
         }
     }
@@ -111,28 +159,33 @@ unsafe fn pass<I: Isa, F: BlockFormat, D: Dot<F>>(
     out: *mut f32,
 ) {
     rows.steps(|at, count| unsafe {
-        packed.ask_for_next::<I>(at, at + count, rows.count);
+        let next = packed.next(at, at + count, rows.count, packed.blocks);
         let row = rows.activations.blocks(rows.first + at);
         let out = out.add(at * LANES);
         match count {
-            1 => I::call(Blocks::<F, D, 1>(layout, row, out, PhantomData)),
-            2 => I::call(Blocks::<F, D, 2>(layout, row, out, PhantomData)),
-            _ => I::call(Blocks::<F, D, 4>(layout, row, out, PhantomData)),
+            1 => I::call(Blocks::<F, D, 1, true>(layout, row, out, next, PhantomData)),
+            2 => I::call(Blocks::<F, D, 2, true>(layout, row, out, next, PhantomData)),
+            _ => I::call(Blocks::<F, D, 4, true>(layout, row, out, next, PhantomData)),
         }
     });
 }
 
 /// `out[row][lane] (+)= Σ over blocks of scale · scale' · Σ q · q' (+ min · scaled sum)` for `N`
-/// rows that lie side by side.
-struct Blocks<F, D, const N: usize>(Layout, Row<BlockSide>, *mut f32, PhantomData<(F, D)>);
+/// rows that lie side by side; `WIDE` says in which form the scales are.
+struct Blocks<F, D, const N: usize, const WIDE: bool>(
+    Layout,
+    Row<BlockSide>,
+    *mut f32,
+    Next,
+    PhantomData<(F, D)>,
+);
 
-impl<F: BlockFormat, D: Dot<F>, const N: usize> Kernel for Blocks<F, D, N> {
+impl<F: BlockFormat, D: Dot<F>, const N: usize, const WIDE: bool> Kernel for Blocks<F, D, N, WIDE> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let Self(layout, row, out, _) = self;
-        let offset = D::offset::<I>();
+        let Self(layout, row, out, mut next, _) = self;
         let mut results = [I::splat(0.0); N];
         if layout.first > 0 {
             for n in 0..N {
@@ -145,20 +198,17 @@ impl<F: BlockFormat, D: Dot<F>, const N: usize> Kernel for Blocks<F, D, N> {
         for _ in 0..layout.blocks {
             if N == 1 {
                 ask_ahead::<I>(meta, F::TILE_BLOCK);
+            } else {
+                next.ask::<I>();
             }
-            let sums = D::dot::<I, N>(chunk, values);
-            let scales = I::load_f16(meta.cast());
+            let sums = D::dot::<I, N>(chunk, values, side);
+            let scales = numbers::<I, WIDE>(meta, 0);
             for n in 0..N {
                 let own = &*side.add(n);
-                let mut sum = sums[n];
-                if offset != 0 {
-                    let surplus = I::mul_i(I::splat_i(own.sum), I::splat_i(offset));
-                    sum = I::sub_i(sum, surplus);
-                }
                 let scale = I::mul(scales, I::splat(own.scale));
-                results[n] = I::fma(I::from_int(sum), scale, results[n]);
+                results[n] = I::fma(I::from_int(sums[n]), scale, results[n]);
                 if F::HAS_MIN {
-                    let mins = I::load_f16(meta.add(2 * LANES).cast());
+                    let mins = numbers::<I, WIDE>(meta, 1);
                     results[n] = I::fma(mins, I::splat(own.scaled_sum), results[n]);
                 }
             }

@@ -8,13 +8,18 @@
 
 use super::unroll_groups;
 use crate::cpu::format::Format;
-use crate::cpu::isa::{Isa, Kernel};
-use crate::cpu::pack::{GROUP_BYTES, GROUPS, Pack};
+use crate::cpu::isa::{Isa, Kernel, LANES};
+use crate::cpu::pack::{Bytes, GROUP_BYTES, GROUPS, Pack};
 use std::marker::PhantomData;
 
 /// Bytes of unpacked integers that are multiplied before the next are unpacked: half of the
 /// smallest cache that we know of.
 const UNPACKED: usize = 16 << 10;
+/// Bytes of a vector of `f32` or `i32`.
+pub(super) const VECTOR: usize = size_of::<[f32; LANES]>();
+/// Bits of a signed byte that [`Split`] puts into the first plane, and into the second one.
+const LOWER: u32 = 3;
+const UPPER: u32 = 8 - LOWER;
 /// Bytes of an unpacked chunk.
 const CHUNK_BYTES: usize = GROUPS * GROUP_BYTES;
 /// How far ahead of the multiplication packed weights are asked for.
@@ -61,28 +66,67 @@ impl Layout {
         })
     }
 
-    /// The same, but with the integers, unpacked, in `scratch`.
-    fn in_scratch<F: Format>(self, planes: usize, scratch: &mut Vec<u8>) -> Self {
-        if scratch.len() < UNPACKED {
-            scratch.resize(UNPACKED, 0);
+    /// The same, but with the integers, unpacked, and the scales, wide, in `scratch`.
+    fn in_scratch<F: Format, S: Scales<F>>(self, planes: usize, scratch: &mut Vec<u8>) -> Self {
+        let integers = F::CHUNKS * planes * CHUNK_BYTES;
+        let step = integers + S::BYTES;
+        if scratch.len() < self.blocks * step {
+            scratch.resize(self.blocks * step, 0);
         }
         Self {
+            meta: scratch.as_ptr().wrapping_add(integers),
+            meta_step: step,
             quants: scratch.as_ptr(),
-            quants_step: F::CHUNKS * planes * CHUNK_BYTES,
+            quants_step: step,
             chunk_step: planes * CHUNK_BYTES,
             ..self
         }
     }
 
-    /// Asks for a share of the packed bytes that follow this part: while rows `from..to` of `all`
-    /// pass, as much of them.
+    /// A share of the packed bytes that follow this part: while rows `from..to` of `all` pass, as
+    /// much of them, in `turns` turns.
     #[inline(always)]
-    pub(super) unsafe fn ask_for_next<I: Isa>(self, from: usize, to: usize, all: usize) {
+    pub(super) fn next(self, from: usize, to: usize, all: usize, turns: usize) -> Next {
         let bytes = self.blocks * self.meta_step;
-        let next = self.meta.wrapping_add(bytes);
         let lines = bytes.div_ceil(64);
-        for line in lines * from / all..lines * to / all {
-            I::prefetch_far(next.wrapping_add(64 * line));
+        let first = lines * from / all;
+        Next {
+            line: self.meta.wrapping_add(bytes + 64 * first),
+            lines: lines * to / all - first,
+            turns,
+            due: 0,
+        }
+    }
+}
+
+/// Lines of the memory that are asked for while others are multiplied, evenly: a processor that is
+/// asked for more than it can remember waits.
+#[derive(Clone, Copy)]
+pub(super) struct Next {
+    line: *const u8,
+    lines: usize,
+    turns: usize,
+    /// Lines that are due, in parts of `turns`.
+    due: usize,
+}
+
+impl Next {
+    /// None at all.
+    pub(super) const NOTHING: Self = Self {
+        line: std::ptr::null(),
+        lines: 0,
+        turns: 1,
+        due: 0,
+    };
+
+    /// Asks for those of one turn.
+    #[inline(always)]
+    pub(super) unsafe fn ask<I: Isa>(&mut self) {
+        self.due += self.lines;
+        while self.due >= self.turns {
+            I::prefetch_far(self.line);
+            self.line = self.line.wrapping_add(64);
+            self.due -= self.turns;
         }
     }
 }
@@ -95,16 +139,45 @@ pub(super) unsafe fn ask_ahead<I: Isa>(block: *const u8, bytes: usize) {
     }
 }
 
-/// Unpacks a part of a tile into bytes.
-pub(super) struct Unpack<'a, F>(pub Layout, pub &'a mut Vec<u8>, pub PhantomData<F>);
+/// How the scales of a format lie when several rows use them: as the multiplication takes them, so
+/// that they are made once and not for every few rows.
+pub(super) trait Scales<F> {
+    /// Bytes of the wide scales of a block.
+    const BYTES: usize;
 
-impl<F: Format> Kernel for Unpack<'_, F> {
+    /// Makes them from the scales of a packed block.
+    unsafe fn widen<I: Isa>(meta: *const u8, to: *mut u8);
+}
+
+/// The scales of a block, or the minima that come next: `f32` if they are wide, else `f16`.
+#[inline(always)]
+pub(super) unsafe fn numbers<I: Isa, const WIDE: bool>(meta: *const u8, index: usize) -> I::F {
+    if WIDE {
+        I::load(meta.cast::<f32>().add(index * LANES))
+    } else {
+        I::load_f16(meta.cast::<u16>().add(index * LANES))
+    }
+}
+
+/// Makes the wide form of all that [`numbers`] reads.
+#[inline(always)]
+pub(super) unsafe fn widen_numbers<I: Isa, F: Format>(meta: *const u8, to: *mut u8) {
+    for index in 0..F::SCALES {
+        let scales = numbers::<I, false>(meta, index);
+        I::store(to.cast::<f32>().add(index * LANES), scales);
+    }
+}
+
+/// Unpacks a part of a tile into bytes and wide scales.
+pub(super) struct Unpack<'a, F, S>(pub Layout, pub &'a mut Vec<u8>, pub PhantomData<(F, S)>);
+
+impl<F: Format, S: Scales<F>> Kernel for Unpack<'_, F, S> {
     type Output = Layout;
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) -> Layout {
         let Self(packed, scratch, _) = self;
-        let layout = packed.in_scratch::<F>(1, scratch);
+        let layout = packed.in_scratch::<F, S>(1, scratch);
         let mut to = scratch.as_mut_ptr();
         for block in 0..packed.blocks {
             for part in 0..F::CHUNKS {
@@ -116,33 +189,37 @@ impl<F: Format> Kernel for Unpack<'_, F> {
                 });
                 to = to.add(CHUNK_BYTES);
             }
+            S::widen::<I>(packed.meta.add(block * packed.meta_step), to);
+            to = to.add(S::BYTES);
         }
         layout
     }
 }
 
-/// Splits a part of a tile of signed bytes into two planes of nibbles: the lower ones, and the
-/// upper ones plus eight.
-pub(super) struct Split<'a, F>(pub Layout, pub &'a mut Vec<u8>, pub PhantomData<F>);
+/// Splits a part of a tile of signed bytes into two planes: the [`LOWER`] bits, and the [`UPPER`]
+/// ones plus 16. So the sums of either fit into sixteen bits.
+pub(super) struct Split<'a, F, S>(pub Layout, pub &'a mut Vec<u8>, pub PhantomData<(F, S)>);
 
-impl<F: Format> Kernel for Split<'_, F> {
+impl<F: Format, S: Scales<F>> Kernel for Split<'_, F, S> {
     type Output = Layout;
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) -> Layout {
         let Self(packed, scratch, _) = self;
-        let layout = packed.in_scratch::<F>(2, scratch);
+        let layout = packed.in_scratch::<F, S>(2, scratch);
         let mut to = scratch.as_mut_ptr();
         for block in 0..packed.blocks {
             let from = packed.quants.add(block * packed.quants_step);
             unroll_groups!(G, {
                 let signed = F::Packing::group::<I>(from, G);
-                let upper = I::and_b(I::shr_b::<4>(signed), 0x0f);
+                let upper = I::and_b(I::shr_b::<3>(signed), 0x1f);
                 let at = to.add(G * GROUP_BYTES);
-                I::store_b(at, I::and_b(signed, 0x0f));
-                I::store_b(at.add(CHUNK_BYTES), I::xor_b(upper, 0x08));
+                I::store_b(at, I::and_b(signed, 0x07));
+                I::store_b(at.add(CHUNK_BYTES), I::xor_b(upper, 0x10));
             });
             to = to.add(2 * CHUNK_BYTES);
+            S::widen::<I>(packed.meta.add(block * packed.meta_step), to);
+            to = to.add(S::BYTES);
         }
         layout
     }
@@ -155,8 +232,8 @@ unsafe fn four(values: *const i8) -> i32 {
 }
 
 /// The products of groups `FROM..TO` of a chunk with the values of `N` rows, which lie `BLOCK`
-/// bytes apart; `values` are those of the first row that go with the chunk. `finish` turns what
-/// was added up into whole numbers.
+/// bytes apart; `values` are those of the first row that go with the chunk. The sums begin with
+/// `starts`; after every `limit` groups `finish` turns what was added up into whole numbers.
 #[inline(always)]
 pub(super) unsafe fn dot<
     I: Isa,
@@ -168,11 +245,12 @@ pub(super) unsafe fn dot<
 >(
     chunk: *const u8,
     values: *const i8,
+    starts: [I::Acc; N],
+    limit: usize,
     finish: impl Fn(I::Acc) -> I::I,
 ) -> [I::I; N] {
-    let limit = I::groups(P::BITS);
     let mut sums = [I::splat_i(0); N];
-    let mut parts = [I::acc_zero(); N];
+    let mut parts = starts;
     unroll_groups!(G, {
         if (FROM..TO).contains(&G) {
             let weights = P::group::<I>(chunk, G);
@@ -211,20 +289,30 @@ pub(super) unsafe fn dot_signed<I: Isa, P: Pack, const BLOCK: usize, const N: us
     sums
 }
 
-/// The same for a whole chunk of signed bytes that was taken apart by [`Split`]. Every weight
-/// counts as `weight + 128`.
+/// The same for a whole chunk of signed bytes that was taken apart by [`Split`]. `starts` take off
+/// what the upper bits count too much.
 #[inline(always)]
-pub(super) unsafe fn dot_split<I: Isa, P: Pack, const BLOCK: usize, const N: usize>(
+pub(super) unsafe fn dot_split<I: Isa, const BLOCK: usize, const N: usize>(
     chunk: *const u8,
     values: *const i8,
+    starts: [I::Acc; N],
 ) -> [I::I; N] {
-    let sixteen = I::splat_i(16 << 16 | 16);
+    let eight = I::splat_i(8 << 16 | 8);
     let upper = chunk.add(CHUNK_BYTES);
-    let mut sums =
-        dot::<I, P, 0, 8, BLOCK, N>(chunk, values, |part| unsafe { I::acc_finish(part) });
-    let others = dot::<I, P, 0, 8, BLOCK, N>(upper, values, |part| unsafe {
-        I::acc_scaled(part, sixteen)
-    });
+    let mut sums = dot::<I, Bytes<LOWER>, 0, 8, BLOCK, N>(
+        chunk,
+        values,
+        [I::acc_zero(); N],
+        I::groups(LOWER),
+        |part| unsafe { I::acc_finish(part) },
+    );
+    let others = dot::<I, Bytes<UPPER>, 0, 8, BLOCK, N>(
+        upper,
+        values,
+        starts,
+        I::groups_around_zero(UPPER),
+        |part| unsafe { I::acc_scaled(part, eight) },
+    );
     for row in 0..N {
         sums[row] = I::add_i(sums[row], others[row]);
     }

@@ -7,12 +7,90 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
 use super::Rows;
-use super::layout::{Layout, Unpack, ask_ahead, dot};
+use super::layout::{Layout, Next, Scales, Unpack, VECTOR, ask_ahead, dot, numbers, widen_numbers};
 use crate::cpu::activations::{Row, SUPER, SuperSide};
 use crate::cpu::format::SuperFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
 use crate::cpu::pack::{CHUNK, Pack};
 use std::marker::PhantomData;
+
+/// The scales as `f32`, then for each pair of sub-blocks the integer scales, each twice, and the
+/// factors of the corrections if there are any.
+struct Wide;
+
+impl Wide {
+    /// Where the integers of a pair lie.
+    #[inline(always)]
+    unsafe fn pair<F: SuperFormat>(meta: *const u8, pair: usize) -> *const i32 {
+        meta.add((F::SCALES + pair * vectors::<F>()) * VECTOR)
+            .cast()
+    }
+}
+
+impl<F: SuperFormat> Scales<F> for Wide {
+    const BYTES: usize = (F::SCALES + pairs::<F>() * vectors::<F>()) * VECTOR;
+
+    #[inline(always)]
+    unsafe fn widen<I: Isa>(meta: *const u8, to: *mut u8) {
+        widen_numbers::<I, F>(meta, to);
+        for pair in 0..pairs::<F>() {
+            let own = integers::<I, F, false>(meta, pair);
+            let to = Self::pair::<F>(to, pair).cast_mut();
+            I::store_i(to, own.low);
+            I::store_i(to.add(LANES), own.high);
+            if is_corrected::<F>() {
+                I::store_i(to.add(2 * LANES), own.factors);
+            }
+        }
+    }
+}
+
+/// Vectors of integers of a pair.
+const fn vectors<F: SuperFormat>() -> usize {
+    if is_corrected::<F>() { 3 } else { 2 }
+}
+
+/// The integers of two sub-blocks.
+struct Integers<I: Isa> {
+    /// The scale of the first in both halves of every word.
+    low: I::I,
+    /// That of the second, likewise.
+    high: I::I,
+    /// What the sums of the activations are multiplied with: minima, or the scales.
+    factors: I::I,
+}
+
+#[inline(always)]
+unsafe fn integers<I: Isa, F: SuperFormat, const WIDE: bool>(
+    meta: *const u8,
+    pair: usize,
+) -> Integers<I> {
+    if WIDE {
+        let from = Wide::pair::<F>(meta, pair);
+        let (low, high) = (I::load_i(from), I::load_i(from.add(LANES)));
+        let factors = if is_corrected::<F>() {
+            I::load_i(from.add(2 * LANES))
+        } else {
+            low
+        };
+        return Integers { low, high, factors };
+    }
+    let scales = F::scales::<I>(meta, pair);
+    Integers {
+        low: I::low_twice(scales),
+        high: I::high_twice(scales),
+        factors: if F::HAS_MIN {
+            F::mins::<I>(meta, pair)
+        } else {
+            scales
+        },
+    }
+}
+
+/// Pairs of sub-blocks.
+const fn pairs<F: SuperFormat>() -> usize {
+    if F::SUB16 { SUPER / 32 } else { SUPER / 64 }
+}
 
 /// Multiplies a tile with rows.
 #[inline(always)]
@@ -25,11 +103,12 @@ pub(super) unsafe fn multiply<I: Isa, F: SuperFormat>(
     let packed = Layout::packed::<F>(tile, rows.activations.columns());
     if rows.count == 1 {
         let row = rows.activations.supers(rows.first);
-        I::call(Supers::<F, F::Packing, 1>(packed, row, out, PhantomData));
+        let work = Supers::<F, F::Packing, 1, false>(packed, row, out, Next::NOTHING, PhantomData);
+        I::call(work);
         return;
     }
     for part in packed.parts::<F>(1) {
-        let layout = I::call(Unpack::<F>(part, scratch, PhantomData));
+        let layout = I::call(Unpack::<F, Wide>(part, scratch, PhantomData));
         pass::<I, F, <F::Packing as Pack>::Unpacked>(part, layout, rows, out);
     }
 }
@@ -43,28 +122,35 @@ unsafe fn pass<I: Isa, F: SuperFormat, P: Pack>(
     out: *mut f32,
 ) {
     rows.steps(|at, count| unsafe {
-        packed.ask_for_next::<I>(at, at + count, rows.count);
+        let turns = packed.blocks * pairs::<F>();
+        let next = packed.next(at, at + count, rows.count, turns);
         let row = rows.activations.supers(rows.first + at);
         let out = out.add(at * LANES);
         match count {
-            1 => I::call(Supers::<F, P, 1>(layout, row, out, PhantomData)),
-            2 => I::call(Supers::<F, P, 2>(layout, row, out, PhantomData)),
-            _ => I::call(Supers::<F, P, 4>(layout, row, out, PhantomData)),
+            1 => I::call(Supers::<F, P, 1, true>(layout, row, out, next, PhantomData)),
+            2 => I::call(Supers::<F, P, 2, true>(layout, row, out, next, PhantomData)),
+            _ => I::call(Supers::<F, P, 4, true>(layout, row, out, next, PhantomData)),
         }
     });
 }
 
 /// `out[row][lane] (+)= Σ over super-blocks of scale · scale' · Σ over sub-blocks of sub-scale ·
 /// Σ q · q' (- min · scale' · Σ over sub-blocks of sub-min · Σ q')` for `N` rows that lie side by
-/// side.
-struct Supers<F, P, const N: usize>(Layout, Row<SuperSide>, *mut f32, PhantomData<(F, P)>);
+/// side; `WIDE` says in which form the scales are.
+struct Supers<F, P, const N: usize, const WIDE: bool>(
+    Layout,
+    Row<SuperSide>,
+    *mut f32,
+    Next,
+    PhantomData<(F, P)>,
+);
 
-impl<F: SuperFormat, P: Pack, const N: usize> Kernel for Supers<F, P, N> {
+impl<F: SuperFormat, P: Pack, const N: usize, const WIDE: bool> Kernel for Supers<F, P, N, WIDE> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        let Self(layout, row, out, _) = self;
+        let Self(layout, row, out, mut next, _) = self;
         let mut results = [I::splat(0.0); N];
         if layout.first > 0 {
             for n in 0..N {
@@ -79,20 +165,26 @@ impl<F: SuperFormat, P: Pack, const N: usize> Kernel for Supers<F, P, N> {
             if N == 1 {
                 ask_ahead::<I>(meta, F::TILE_BLOCK);
             }
-            let (sums, corrections) =
-                super_block::<I, F, P, N>(meta, chunks, layout.chunk_step, values, side);
-            let scales = I::load_f16(meta.cast());
+            let (sums, corrections) = super_block::<I, F, P, N, WIDE>(
+                meta,
+                chunks,
+                layout.chunk_step,
+                values,
+                side,
+                &mut next,
+            );
+            let scales = numbers::<I, WIDE>(meta, 0);
             for n in 0..N {
                 let own = (*side.add(n)).scale;
                 let mut sum = sums[n];
-                if F::OFFSET != 0 {
+                if F::OFFSET != 0 && !is_around_zero::<F>() {
                     let offset = I::mul_i(corrections[n], I::splat_i(F::OFFSET));
                     sum = I::sub_i(sum, offset);
                 }
                 let scale = I::mul(scales, I::splat(own));
                 results[n] = I::fma(I::from_int(sum), scale, results[n]);
                 if F::HAS_MIN {
-                    let mins = I::mul(I::load_f16(meta.add(2 * LANES).cast()), I::splat(-own));
+                    let mins = I::mul(numbers::<I, WIDE>(meta, 1), I::splat(-own));
                     results[n] = I::fma(I::from_int(corrections[n]), mins, results[n]);
                 }
             }
@@ -103,58 +195,85 @@ impl<F: SuperFormat, P: Pack, const N: usize> Kernel for Supers<F, P, N> {
     }
 }
 
-/// The integer part of one super-block: scaled sums, and for formats with an offset or with
-/// minima the sums of the activations scaled likewise.
+/// Whether the sums of a format begin with what its offset takes off.
+const fn is_around_zero<F: SuperFormat>() -> bool {
+    F::OFFSET == 32 && F::SUB16
+}
+
+/// Whether the sums of the activations are needed, scaled like the weights: for minima, and for
+/// an offset that is not taken off beforehand.
+const fn is_corrected<F: SuperFormat>() -> bool {
+    F::HAS_MIN || F::OFFSET != 0 && !is_around_zero::<F>()
+}
+
+/// The integer part of one super-block: scaled sums, and where [`is_corrected`] says so the sums of
+/// the activations scaled likewise.
 #[inline(always)]
-unsafe fn super_block<I: Isa, F: SuperFormat, P: Pack, const N: usize>(
+unsafe fn super_block<I: Isa, F: SuperFormat, P: Pack, const N: usize, const WIDE: bool>(
     meta: *const u8,
     chunks: *const u8,
     chunk_step: usize,
     values: *const i8,
     side: *const SuperSide,
+    next: &mut Next,
 ) -> ([I::I; N], [I::I; N]) {
     let mut sums = [I::splat_i(0); N];
     let mut corrections = [I::splat_i(0); N];
     // Two sub-blocks at a time: they share a load of scales.
-    let pairs = if F::SUB16 { SUPER / 32 } else { SUPER / 64 };
-    for pair in 0..pairs {
-        let scales = F::scales::<I>(meta, pair);
-        let (low, high) = (I::low_twice(scales), I::high_twice(scales));
-        let low = |part| unsafe { I::acc_scaled(part, low) };
-        let high = |part| unsafe { I::acc_scaled(part, high) };
+    for pair in 0..pairs::<F>() {
+        if N > 1 {
+            next.ask::<I>();
+        }
+        let scales = integers::<I, F, WIDE>(meta, pair);
+        let low = |part| unsafe { I::acc_scaled(part, scales.low) };
+        let high = |part| unsafe { I::acc_scaled(part, scales.high) };
         let (first, second) = if F::SUB16 {
             let (chunk, values) = (chunks.add(pair * chunk_step), values.add(pair * CHUNK));
+            let a = starts::<I, F, P, N>(side, 2 * pair);
+            let b = starts::<I, F, P, N>(side, 2 * pair + 1);
             (
-                dot::<I, P, 0, 4, SUPER, N>(chunk, values, low),
-                dot::<I, P, 4, 8, SUPER, N>(chunk, values, high),
+                dot::<I, P, 0, 4, SUPER, N>(chunk, values, a.0, a.1, low),
+                dot::<I, P, 4, 8, SUPER, N>(chunk, values, b.0, b.1, high),
             )
         } else {
             let chunk = chunks.add(2 * pair * chunk_step);
-            let values = values.add(2 * pair * CHUNK);
+            let (next, values) = (chunk.add(chunk_step), values.add(2 * pair * CHUNK));
+            let (zeros, limit) = ([I::acc_zero(); N], I::groups(P::BITS));
             (
-                dot::<I, P, 0, 8, SUPER, N>(chunk, values, low),
-                dot::<I, P, 0, 8, SUPER, N>(chunk.add(chunk_step), values.add(CHUNK), high),
+                dot::<I, P, 0, 8, SUPER, N>(chunk, values, zeros, limit, low),
+                dot::<I, P, 0, 8, SUPER, N>(next, values.add(CHUNK), zeros, limit, high),
             )
         };
         for n in 0..N {
             sums[n] = I::add_i(sums[n], I::add_i(first[n], second[n]));
         }
-        if F::OFFSET != 0 || F::HAS_MIN {
-            let factors = if F::HAS_MIN {
-                F::mins::<I>(meta, pair)
-            } else {
-                scales
-            };
+        if is_corrected::<F>() {
             for n in 0..N {
                 let side = &*side.add(n);
                 let own = match F::SUB16 {
                     true => side.sums16[pair],
                     false => side.sums32[pair],
                 };
-                let own = I::madd16(factors, I::splat_i(own));
+                let own = I::madd16(scales.factors, I::splat_i(own));
                 corrections[n] = I::add_i(corrections[n], own);
             }
         }
     }
     (sums, corrections)
+}
+
+/// What the sums of a sub-block of 16 begin with, and how many groups they may take.
+#[inline(always)]
+unsafe fn starts<I: Isa, F: SuperFormat, P: Pack, const N: usize>(
+    side: *const SuperSide,
+    sub: usize,
+) -> ([I::Acc; N], usize) {
+    let mut starts = [I::acc_zero(); N];
+    if !is_around_zero::<F>() {
+        return (starts, I::groups(P::BITS));
+    }
+    for n in 0..N {
+        starts[n] = I::acc_begin((*side.add(n)).less32[sub]);
+    }
+    (starts, I::groups_around_zero(P::BITS))
 }

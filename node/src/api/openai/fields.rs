@@ -45,9 +45,19 @@ impl Fields {
 
     /// A flag; false when absent.
     pub fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
+        Ok(self.optional_flag(name)?.unwrap_or(false))
+    }
+
+    /// A flag that must be there.
+    pub fn required_flag(&mut self, name: &str) -> Result<bool, ApiError> {
+        self.optional_flag(name)?
+            .ok_or_else(|| ApiError::param(name, format!("`{name}` is required")))
+    }
+
+    fn optional_flag(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
         match self.take(name) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(flag),
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
             Some(other) => Err(wrong_type(name, "a boolean", &other)),
         }
     }

@@ -5,16 +5,13 @@ use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 
 use super::Fault;
-use crate::chaos::{
-    net::{hub_loses, hub_reaches},
-    swarm::Swarm,
-};
+use crate::chaos::swarm::Swarm;
 
 pub(super) struct Partition;
 
 /// Who no longer hears whom, of the peer and the others.
 struct Form {
-    asked: bool,
+    coordinator: bool,
     peers: bool,
     outwards: bool,
     inwards: bool,
@@ -23,28 +20,28 @@ struct Form {
 const FORMS: [Form; 4] = [
     // Not the coordinator, but the other stages.
     Form {
-        asked: true,
+        coordinator: true,
         peers: false,
         outwards: true,
         inwards: true,
     },
     // Not the other stages, but the coordinator.
     Form {
-        asked: false,
+        coordinator: false,
         peers: true,
         outwards: true,
         inwards: true,
     },
     // One way: nobody hears it.
     Form {
-        asked: true,
+        coordinator: true,
         peers: true,
         outwards: true,
         inwards: false,
     },
     // One way: it hears nobody.
     Form {
-        asked: true,
+        coordinator: true,
         peers: true,
         outwards: false,
         inwards: true,
@@ -58,7 +55,7 @@ impl Fault for Partition {
     }
 
     fn about(&self) -> &'static str {
-        "for a while packets are lost between the node and the asked one, the other peers, or all in one direction"
+        "for a while packets are lost between the node and the coordinator, the other peers, or all in one direction"
     }
 
     fn needs_namespaces(&self) -> bool {
@@ -78,25 +75,16 @@ fn apply(swarm: &mut Swarm, seat: usize, variant: u32, lose: bool) -> Result<()>
     let form = FORMS
         .get(variant as usize % FORMS.len())
         .context("a form of partition")?;
-    let hub = swarm.hub_address().context("no network of its own")?;
-    let own = swarm.seat(seat)?.port()?.address();
-    if form.asked && form.outwards {
-        let port = swarm.seat(seat)?.port()?;
-        if lose {
-            port.lose(&hub)
-        } else {
-            port.reach(&hub)
-        }?;
-    }
-    if form.asked && form.inwards {
-        if lose {
-            hub_loses(&own)
-        } else {
-            hub_reaches(&own)
-        }?;
-    }
-    let others = (0..swarm.size()).filter(|other| *other != seat && form.peers);
-    for other in others {
+    let coordinator = swarm.coordinator;
+    for other in 0..swarm.count() {
+        // Its end is for all: there may be another coordinator by then.
+        let is_meant = match other == coordinator {
+            true => form.coordinator || !lose,
+            false => form.peers || !lose,
+        };
+        if other == seat || !is_meant {
+            continue;
+        }
         if form.outwards {
             between(swarm, seat, other, lose)?;
         }

@@ -50,7 +50,12 @@ pub(super) struct Group {
     pub silence: Spread,
     /// Positions computed again, for each position of the answers that recovered.
     pub extra_compute: Option<f64>,
+    /// Bytes over the tensor plane beyond the usual ones, for each usual one.
+    pub extra_bytes: Option<f64>,
+    /// Times that clients came back.
+    pub came_back: usize,
     pub model_bytes: u64,
+    pub damaged: u64,
 }
 
 impl Group {
@@ -58,18 +63,19 @@ impl Group {
         let sessions: Vec<&SessionOutcome> =
             trials.iter().flat_map(|trial| &trial.sessions).collect();
         let blows: Vec<_> = trials.iter().flat_map(|trial| &trial.blows).collect();
-        let disturbed = || {
-            sessions
-                .iter()
-                .filter(|session| !session.recoveries.is_empty())
-        };
+        let recovered = sessions
+            .iter()
+            .filter(|session| !session.recoveries.is_empty());
+        let disturbed = sessions
+            .iter()
+            .filter(|session| session.came_back > 0 || !session.recoveries.is_empty());
         let entries: Vec<&Value> = sessions
             .iter()
             .flat_map(|session| &session.recoveries)
             .collect();
         let number = |entry: &&Value| entry["tokens_replayed"].as_u64().unwrap_or_default();
         let replayed: u64 = entries.iter().map(number).sum();
-        let positions: u64 = disturbed()
+        let positions: u64 = recovered
             .map(|session| session.prompt_tokens + session.tokens as u64)
             .sum();
         Self {
@@ -86,15 +92,21 @@ impl Group {
             on_route: blows.iter().filter(|blow| blow.on_route).count(),
             recoveries: entries.len(),
             stall: stalls(&entries),
-            silence: Spread::of(
-                disturbed()
-                    .filter_map(|session| session.silence_ms)
-                    .collect(),
-            ),
+            silence: Spread::of(disturbed.filter_map(|session| session.silence_ms).collect()),
             extra_compute: (positions > 0).then(|| replayed as f64 / positions as f64),
+            extra_bytes: extra_bytes(trials),
+            came_back: sessions.iter().map(|session| session.came_back).sum(),
+            damaged: trials.iter().map(|trial| trial.frames_damaged).sum(),
             model_bytes: trials.iter().map(|trial| trial.model_bytes_fetched).sum(),
         }
     }
+}
+
+/// Below nothing where lost nodes could not be asked for their last bytes, or fewer stages were left.
+fn extra_bytes(trials: &[&Outcome]) -> Option<f64> {
+    let usual: u64 = trials.iter().map(|trial| trial.usual_tensor_bytes).sum();
+    let sent: u64 = trials.iter().map(|trial| trial.tensor_bytes).sum();
+    (usual > 0).then(|| sent as f64 / usual as f64 - 1.0)
 }
 
 /// The pauses that nodes tell of.

@@ -10,6 +10,17 @@ use super::{
 };
 use crate::chaos::trial::Outcome;
 
+const BY_FAULT: &str = "## By fault
+
+A stand-in is there where the nodes that were not hit can hold the model; otherwise the answer has to wait until a fault passes. \
+Tensor bytes are those beyond what the same answers need without faults, per byte of that. Of the model, megabytes (10⁶) \
+are what nodes fetched in a trial.
+
+| fault | level | stand-in | trials | faults | complete | equal | recoveries | pause p50 / p95 / p99 / most, ms \
+| silence p50 / p95 / p99 / most, ms | computed again | tensor bytes | MB of the model |
+|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|
+";
+
 pub(super) fn text(report: &Report) -> String {
     let parts = [
         heading(report),
@@ -104,9 +115,15 @@ fn overview(report: &Report) -> String {
             ratio(group.extra_compute),
         ),
         (
-            "bytes of the model fetched meanwhile, without those of killed nodes",
+            "bytes over the tensor plane beyond the usual ones, per usual one",
+            ratio(group.extra_bytes),
+        ),
+        (
+            "bytes of the model fetched meanwhile",
             group.model_bytes.to_string(),
         ),
+        ("frames that were damaged", group.damaged.to_string()),
+        ("times that clients came back", group.came_back.to_string()),
         (
             "until all nodes saw each other again, ms, p50 / p95 / p99 / most",
             spread(&Spread::of(healing)),
@@ -114,12 +131,12 @@ fn overview(report: &Report) -> String {
     ] {
         let _ = writeln!(text, "| {what} | {figure} |");
     }
-    text + "\nPauses and silences are of answers that recovered; a silence counts from the token before it, or \
-            from the request.\n"
+    text + "\nPauses are of answers that recovered, silences of those and of answers whose client came back; a silence \
+            counts from the token before it, or from the request.\n"
 }
 
 fn by_fault(report: &Report) -> String {
-    let mut groups: BTreeMap<(&str, bool), Vec<&Outcome>> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, &str, bool), Vec<&Outcome>> = BTreeMap::new();
     for trial in &report.outcomes {
         let none = trial.blows.iter().all(|blow| blow.peer_id.is_none());
         let name = match only_kind(trial) {
@@ -127,22 +144,16 @@ fn by_fault(report: &Report) -> String {
             None if none => "none in time",
             None => "several kinds",
         };
-        groups
-            .entry((name, has_stand_in(trial)))
-            .or_default()
-            .push(trial);
+        let key = (name, trial.plan.fault_tolerance, has_stand_in(trial));
+        groups.entry(key).or_default().push(trial);
     }
-    let mut text = String::from(
-        "## By fault\n\nA stand-in is there where the peers that were not hit can hold the model; otherwise the answer \
-         has to wait until a fault passes.\n\n| fault | stand-in | trials | faults | complete | equal | recoveries | pause p50 / p95 / p99 / most, ms \
-         | silence p50 / p95 / p99 / most, ms | computed again |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|\n",
-    );
-    for ((name, stand_in), trials) in &groups {
+    let mut text = String::from(BY_FAULT);
+    for ((name, level, stand_in), trials) in &groups {
         let group = Group::of(trials);
         let stand_in = if *stand_in { "yes" } else { "no" };
         let _ = writeln!(
             text,
-            "| {name} | {stand_in} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {name} | {level} | {stand_in} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.1} |",
             group.trials,
             group.landed,
             share(group.complete, group.answers),
@@ -151,6 +162,8 @@ fn by_fault(report: &Report) -> String {
             spread(&group.stall),
             spread(&group.silence),
             ratio(group.extra_compute),
+            ratio(group.extra_bytes),
+            group.model_bytes as f64 / 1e6 / group.trials.max(1) as f64,
         );
     }
     text

@@ -128,7 +128,7 @@ fn one_that_is_placed_just_then_is_handed_over_without_a_token() {
     machine.start();
     machine.on(Event::Opened);
     let commands = machine.on(Event::HandOver);
-    assert!(matches!(commands.first(), Some(Command::Abort { .. })));
+    assert!(matches!(commands.first(), Some(Command::Release { .. })));
     found(&mut machine, &[7]);
     let (peer, tokens) = (peer(7), 0);
     let commands = machine.on(Event::Replicated { peer, tokens });

@@ -72,7 +72,10 @@ fn it_claims_the_session_then_emits_what_the_client_lacks_and_plans_above_all_ol
     assert_eq!(emitted(&commands), [(1, "8 "), (2, "9 ")]);
     assert_eq!(machine.seen_chars(), 2);
     assert_eq!(machine.state(), "recovering");
-    let Some(Command::Plan { epoch, excluding }) = commands.last() else {
+    let Some(Command::Plan {
+        epoch, excluding, ..
+    }) = commands.last()
+    else {
         panic!("{commands:?}");
     };
     assert!(excluding.is_empty());

@@ -10,8 +10,8 @@ use super::storm::DISK;
 use super::toy;
 use super::weather::{Promise, Weather};
 use crate::request::FinishReason;
-use crate::session::event::{Command, Outcome, RouteStage};
-use crate::session::machine::CHUNK;
+use crate::session::event::{Command, Outcome};
+use crate::session::machine::{CHUNK, Machine};
 use crate::tolerance::FaultTolerance;
 
 /// What was seen of a session, beside what it should be.
@@ -30,9 +30,9 @@ pub(super) struct Checks {
     prepared: BTreeSet<(u64, usize)>,
     /// Who was asked to prepare and not told since that it is over.
     obliged: BTreeMap<PeerId, u64>,
-    /// Positions that each stage has or was sent under the newest epoch, and the steps that they
+    /// Positions that each stage has or was sent, by epoch and stage, and the steps that they
     /// went in.
-    lengths: BTreeMap<usize, u64>,
+    lengths: BTreeMap<(u64, usize), u64>,
     steps: BTreeMap<(u64, u64), Command>,
     /// Whether any stage was sent anything.
     computed: bool,
@@ -73,19 +73,23 @@ impl Checks {
         self.durable = self.durable.max(index + 1);
     }
 
-    /// The plan has so many stages, and donors behind them.
-    pub(super) fn command(&mut self, command: &Command, parties: &[RouteStage], stages: usize) {
+    /// Of what the machine commands, everything is as it should be.
+    pub(super) fn command(&mut self, command: &Command, machine: &Machine) {
         assert!(self.closed.is_none(), "{command:?} after the end");
+        let stages_of = |epoch| machine.route_of(epoch).len();
         match command {
-            Command::Prepare { epoch, stage, .. } => self.prepare(*epoch, *stage, parties),
+            Command::Prepare { epoch, stage, .. } => {
+                let party = machine.party(*epoch, *stage).expect("somebody");
+                self.prepare(*epoch, *stage, party.peer);
+            }
             Command::Commit {
                 epoch,
                 stage,
                 length,
                 ..
             } => {
-                assert_eq!(*epoch, self.epoch, "an old epoch");
-                self.lengths.insert(*stage, *length);
+                assert!(*epoch >= machine.epoch(), "an old epoch");
+                self.lengths.insert((*epoch, *stage), *length);
             }
             // What was computed may stay after an abort.
             Command::Abort { .. } if self.computed => {}
@@ -105,10 +109,21 @@ impl Checks {
                 let known = self.prompt.iter().chain(&self.expected);
                 let known = known.skip(*position as usize).take(tokens.len());
                 assert!(known.eq(tokens), "the stages get what was drawn");
-                let is_last = until + 1 == stages;
+                let is_last = until + 1 == stages_of(*epoch);
                 assert!(is_last || !sample, "a token without the last stage");
+                assert!(
+                    *epoch == machine.epoch() || !sample,
+                    "a token of another epoch"
+                );
                 let rows = tokens.len();
-                self.step(command, (*epoch, *step), 0..=*until, *position, rows);
+                self.step(
+                    command,
+                    machine,
+                    (*epoch, *step),
+                    0..=*until,
+                    *position,
+                    rows,
+                );
             }
             Command::Replay {
                 epoch,
@@ -119,8 +134,8 @@ impl Checks {
                 until,
             } => {
                 let (fed, rows) = (stage + 1..=*until, *rows as usize);
-                assert!(!fed.is_empty() && *until < stages);
-                self.step(command, (*epoch, *step), fed, *position, rows);
+                assert!(!fed.is_empty() && *until < stages_of(*epoch));
+                self.step(command, machine, (*epoch, *step), fed, *position, rows);
             }
             Command::Copy {
                 epoch,
@@ -130,9 +145,10 @@ impl Checks {
                 position,
                 rows,
             } => {
-                assert_eq!(parties[*donor].layers, parties[*stage].layers);
+                let layers = |n| machine.party(*epoch, n).map(|party| party.layers);
+                assert_eq!(layers(*donor), layers(*stage));
                 let (fed, rows) = (*stage..=*stage, *rows as usize);
-                self.step(command, (*epoch, *step), fed, *position, rows);
+                self.step(command, machine, (*epoch, *step), fed, *position, rows);
             }
             Command::JournalToken { index, drawn } => {
                 assert_eq!(*index, self.journaled, "journaled in order, once");
@@ -149,6 +165,8 @@ impl Checks {
                 self.seen.push(Seen::Recovery(*fault, *remedy));
             }
             Command::Rebuilding { way, .. } => self.seen.push(Seen::Rebuild(way)),
+            Command::Moved => self.seen.push(Seen::Moved),
+            Command::MoveDropped => self.seen.push(Seen::MoveDropped),
             Command::Close(outcome) => {
                 let obliged = &self.obliged;
                 assert!(
@@ -162,6 +180,7 @@ impl Checks {
             | Command::Plan { .. }
             | Command::Reconnect { .. }
             | Command::Recovered
+            | Command::Switching { .. }
             | Command::FindReplicas { .. }
             | Command::OpenReplica { .. }
             | Command::DropReplica { .. }
@@ -203,34 +222,38 @@ impl Checks {
         assert_eq!(Some(&token), expected, "token {index} is another one");
     }
 
-    fn prepare(&mut self, epoch: u64, stage: usize, parties: &[RouteStage]) {
+    fn prepare(&mut self, epoch: u64, stage: usize, peer: PeerId) {
         assert!(epoch >= self.epoch, "epochs only grow");
         assert!(
             self.prepared.insert((epoch, stage)),
             "an epoch is used once"
         );
         self.epoch = epoch;
-        self.lengths.clear();
-        self.obliged.insert(parties[stage].peer, epoch);
+        self.obliged.insert(peer, epoch);
     }
 
     /// Every stage that a step is for gets every position once, in order, above what it has.
     fn step(
         &mut self,
         command: &Command,
+        machine: &Machine,
         name: (u64, u64),
         stages: RangeInclusive<usize>,
         position: u64,
         rows: usize,
     ) {
-        assert_eq!(name.0, self.epoch, "only the newest epoch computes");
+        let is_fed = machine.moves_to(name.0);
+        assert!(
+            name.0 == machine.epoch() || is_fed,
+            "only the newest epoch computes"
+        );
         assert!(rows > 0 && rows <= CHUNK);
         self.computed = true;
         if let Some(before) = self.steps.insert(name, command.clone()) {
             return assert_eq!(before, *command, "a repeat says something else");
         }
         for stage in stages {
-            let length = self.lengths.get_mut(&stage);
+            let length = self.lengths.get_mut(&(name.0, stage));
             let length = length.expect("a stage that was committed");
             assert_eq!(*length, position, "no gap and no repeat at stage {stage}");
             *length += rows as u64;
@@ -251,7 +274,13 @@ impl Checks {
             text_tail: String::new(),
         };
         if weather.promise == Promise::Undisturbed {
-            assert_eq!(self.seen, [], "nothing had to be recovered");
+            let faults = self.seen.iter().filter(|seen| !matches!(seen, Seen::Moved));
+            assert_eq!(
+                faults.count(),
+                0,
+                "nothing had to be recovered: {:?}",
+                self.seen
+            );
         }
         if *outcome == Outcome::Cancelled {
             assert!(weather.broken_off, "nobody cancelled it");

@@ -62,11 +62,7 @@ impl Simulation {
                 println!("       -> {command:?}");
             }
             self.check_replicas(&command);
-            let donors = self.machine.givers.iter().map(|(giver, _)| giver);
-            let parties: Vec<RouteStage> =
-                self.machine.route.iter().chain(donors).cloned().collect();
-            let stages = self.machine.route.len();
-            self.checks.command(&command, &parties, stages);
+            self.checks.command(&command, &self.machine);
             self.obey(command);
         }
     }
@@ -78,7 +74,9 @@ impl Simulation {
                 self.disk.claim(claim);
                 self.soon(Event::Opened);
             }
-            Command::Plan { epoch, excluding } => {
+            Command::Plan {
+                epoch, excluding, ..
+            } => {
                 let event = match self.route(&excluding) {
                     Some(route) => Event::Planned { epoch, route },
                     None => Event::NoPlan {
@@ -111,7 +109,7 @@ impl Simulation {
             } => {
                 self.unleash();
                 let rows = tokens.into_iter().map(u64::from).collect();
-                let first = self.index(self.machine.route[0].peer);
+                let first = self.index(self.machine.route_of(epoch)[0].peer);
                 let step = Step {
                     epoch,
                     step,
@@ -131,7 +129,7 @@ impl Simulation {
                 rows,
                 until,
             } => {
-                let to = self.index(self.machine.route[stage].peer);
+                let to = self.index(self.machine.route_of(epoch)[stage].peer);
                 let replay = Replay {
                     epoch,
                     step,
@@ -149,14 +147,15 @@ impl Simulation {
                 position,
                 rows,
             } => {
-                let donor = self.machine.party(donor).expect("a donor of the plan");
+                let donor = self.machine.party(epoch, donor);
+                let donor = donor.expect("a donor of the plan");
                 let from = self.index(donor.peer);
                 let copy = Replay {
                     epoch,
                     step,
                     position,
                     rows,
-                    until: self.index(self.machine.route[stage].peer),
+                    until: self.index(self.machine.route_of(epoch)[stage].peer),
                 };
                 self.send(0, from, Message::Copy(copy));
             }
@@ -179,12 +178,18 @@ impl Simulation {
             Command::OpenReplica { peer, claim } => self.open_replica(peer, claim),
             Command::DropReplica { peer } => self.drop_replica(peer),
             Command::Arm(Timer::Replicas) => self.wait_for_replicas(),
+            Command::Arm(timer @ Timer::Feed { .. }) => {
+                self.later(self.now + STEP, Event::Timeout(timer));
+            }
             Command::Arm(timer) => self.arm(timer),
             Command::Close(outcome) => self.closed(&outcome),
             Command::Reconnect { .. }
             | Command::Recovering { .. }
             | Command::Rebuilding { .. }
-            | Command::Recovered => {}
+            | Command::Recovered
+            | Command::Switching { .. }
+            | Command::Moved
+            | Command::MoveDropped => {}
         }
     }
 
@@ -204,7 +209,7 @@ impl Simulation {
             Timer::Commit { .. } => 10 * second,
             Timer::Memory { .. } => 30 * second / Millis::from(WAITS),
             Timer::Peers { .. } | Timer::Replicas => 30 * second / Millis::from(PEER_WAITS),
-            Timer::Step { .. } => STEP,
+            Timer::Step { .. } | Timer::Feed { .. } => STEP,
             Timer::Pause { after, .. } => millis(after),
         };
         self.timer += 1;
@@ -243,7 +248,7 @@ impl Simulation {
     }
 
     fn call(&mut self, epoch: u64, stage: usize, ask: Ask) {
-        let party = self.machine.party(stage).cloned();
+        let party = self.machine.party(epoch, stage);
         let RouteStage { peer, layers } = party.expect("somebody of the plan");
         let to = self.index(peer);
         let call = self.order;
@@ -258,7 +263,7 @@ impl Simulation {
             Ask::Commit { length, donor } => Message::Commit {
                 call,
                 epoch,
-                route: self.route_indices(),
+                route: self.route_indices(epoch),
                 length,
                 donor: donor.map(|donor| self.index(donor)),
             },
@@ -267,15 +272,15 @@ impl Simulation {
                 epoch,
                 layers,
                 keeps,
-                only: stage >= self.machine.route.len(),
+                only: stage >= self.machine.route_of(epoch).len(),
             },
         };
         self.at(self.now + CALL, Happening::Answer(call, Err("peer_silent")));
         self.send(0, to, message);
     }
 
-    fn route_indices(&self) -> Vec<usize> {
-        let stages = self.machine.route.iter();
+    fn route_indices(&self, epoch: u64) -> Vec<usize> {
+        let stages = self.machine.route_of(epoch).iter();
         stages.map(|stage| self.index(stage.peer)).collect()
     }
 
@@ -341,8 +346,8 @@ impl Simulation {
             return;
         }
         if self.running && self.machine.is_held() {
-            let epoch = self.machine.epoch();
-            for to in self.route_indices() {
+            for (peer, epoch) in self.machine.leased() {
+                let to = self.index(peer);
                 self.send(0, to, Message::Renew { epoch });
             }
         }
@@ -380,10 +385,10 @@ impl Simulation {
 
     /// A frame of the tensor plane came, and means what it means to the real actor.
     pub(super) fn hear(&mut self, from: usize, report: Report) {
-        let peers = self.machine.route.iter().map(|stage| stage.peer);
-        let route: Vec<PeerId> = peers.collect();
+        let peers = |stages: &[RouteStage]| stages.iter().map(|stage| stage.peer).collect();
         let frame = frame(report);
-        let donors = self.machine.donors();
+        let route: Vec<PeerId> = peers(self.machine.route_of(frame.epoch()));
+        let donors: Vec<PeerId> = peers(&self.machine.donors_of(frame.epoch()));
         let event = incoming::event(&route, &donors, fixtures::peer(from as u8), frame);
         if let Some(event) = event {
             self.feed(event);

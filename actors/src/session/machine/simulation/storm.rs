@@ -26,6 +26,7 @@ impl Simulation {
         }
         let until = self.now + self.weather.window;
         self.storm = Some(until);
+        self.offer_later();
         self.at(until, Happening::Calm);
         let Weather {
             crashes,

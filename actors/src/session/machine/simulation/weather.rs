@@ -57,6 +57,8 @@ pub(super) struct Weather {
     pub(super) slow_client: bool,
     /// Whether the client goes away, or the journal fails, in the middle of it.
     pub(super) broken_off: bool,
+    /// How often another route is offered to the session.
+    pub(super) moves: u32,
     /// How often the coordinator crashes or the client is gone, for a while.
     pub(super) interruptions: u32,
 }
@@ -121,6 +123,7 @@ impl Weather {
             breaks: false,
             slow_client: rng.random_bool(0.1),
             broken_off: false,
+            moves: [0, 0, 1, 4][rng.random_range(0..4)],
             interruptions: 0,
         }
     }

@@ -22,6 +22,8 @@ pub(crate) trait Dot: Copy + Send + Sync + 'static {
     fn groups(bits: u32) -> usize;
 
     unsafe fn zero() -> Self::Acc;
+    /// See [`crate::cpu::isa::Isa::acc_begin`].
+    unsafe fn begin(halves: i32) -> Self::Acc;
     /// Adds, in each lane, four products; the weights are those of an unsigned format.
     unsafe fn add(acc: Self::Acc, weights: Weights, activations: int8x16_t) -> Self::Acc;
     unsafe fn finish(acc: Self::Acc) -> Ints;
@@ -66,6 +68,11 @@ impl Dot for Dotprod {
     }
 
     #[inline(always)]
+    unsafe fn begin(halves: i32) -> Ints {
+        [vdupq_n_s32((halves << 16 >> 16) + (halves >> 16)); 4]
+    }
+
+    #[inline(always)]
     unsafe fn add(acc: Ints, weights: Weights, activations: int8x16_t) -> Ints {
         each!(sdot(acc, weights, [activations; 4]))
     }
@@ -107,6 +114,14 @@ impl Dot for Widening {
     #[inline(always)]
     unsafe fn zero() -> Self::Acc {
         [[vdupq_n_s16(0); 4]; 2]
+    }
+
+    /// The sum of value 0 begins with what goes with 0 and 1, that of value 2 likewise: in the end
+    /// it is at most 2 · 127 · 2^(bits - 1) for each group, so [`Self::groups`] holds here too.
+    #[inline(always)]
+    unsafe fn begin(halves: i32) -> Self::Acc {
+        let spread = i64::from(halves & 0xffff) | i64::from(halves >> 16 & 0xffff) << 32;
+        [[vreinterpretq_s16_s64(vdupq_n_s64(spread)); 4]; 2]
     }
 
     #[inline(always)]

@@ -38,7 +38,9 @@ impl Lanes {
         let number = run.number;
         match command {
             Command::JournalOpen | Command::JournalClaim { .. } => self.soon(number, Event::Opened),
-            Command::Plan { epoch, excluding } => self.plan(lane, epoch, &excluding),
+            Command::Plan {
+                epoch, excluding, ..
+            } => self.plan(lane, epoch, &excluding),
             Command::Prepare {
                 epoch,
                 stage,
@@ -137,7 +139,10 @@ impl Lanes {
             Command::Reconnect { .. }
             | Command::Recovering { .. }
             | Command::Rebuilding { .. }
-            | Command::Recovered => {}
+            | Command::Recovered
+            | Command::Switching { .. }
+            | Command::Moved
+            | Command::MoveDropped => {}
         }
     }
 
@@ -146,7 +151,7 @@ impl Lanes {
             Timer::Commit { .. } => 10_000,
             Timer::Memory { .. } => 1_500,
             Timer::Peers { .. } | Timer::Replicas => 500,
-            Timer::Step { .. } => 2_000,
+            Timer::Step { .. } | Timer::Feed { .. } => 2_000,
             Timer::Pause { after, .. } => millis(after),
         };
         let run = self.run_of(lane);

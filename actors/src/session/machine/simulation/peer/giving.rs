@@ -50,7 +50,12 @@ impl Peer {
         let Some(seat) = &mut self.seat else {
             return failed("unknown_session");
         };
-        if seat.epoch != epoch || !seat.ready {
+        let is_its = match seat.live.is_some() {
+            // It goes on meanwhile.
+            true => seat.epoch < epoch,
+            false => seat.epoch == epoch && seat.ready,
+        };
+        if !is_its {
             return Vec::new();
         }
         seat.expires = now + LEASE;

@@ -1,0 +1,243 @@
+//! A session that goes over to other peers while it runs.
+
+use super::super::fixtures::{self, first_peers, peer, route};
+use super::*;
+use crate::error::Failure;
+use crate::session::event::{Drawn, Event};
+use crate::tolerance::FaultTolerance;
+
+const PROMPT: usize = 100;
+
+/// A session on the peers 200 and 201 that has drawn a token.
+fn running() -> Machine {
+    let mut machine = fixtures::machine(FaultTolerance::Medium, PROMPT, 2);
+    machine.start();
+    machine.on(Event::Opened);
+    for stage in [0, 1] {
+        prepared(&mut machine, 1, stage, 0);
+    }
+    for stage in [0, 1] {
+        machine.on(Event::Committed { epoch: 1, stage });
+    }
+    token(&mut machine);
+    machine
+}
+
+fn prepared(machine: &mut Machine, epoch: u64, stage: usize, cached: u64) -> Vec<Command> {
+    let report = StageReport {
+        cached,
+        ..StageReport::default()
+    };
+    machine.on(Event::Prepared {
+        epoch,
+        stage,
+        report,
+    })
+}
+
+/// The step under way draws one.
+fn token(machine: &mut Machine) -> Vec<Command> {
+    let step = machine.step;
+    let drawn = Drawn {
+        token: 5,
+        logprob: 0.0,
+        top: Vec::new(),
+    };
+    let index = machine.tokens();
+    let commands = machine.on(Event::Token {
+        epoch: machine.epoch(),
+        step,
+        position: PROMPT as u64 + index,
+        drawn,
+    });
+    machine.on(Event::Journaled { index });
+    machine.on(Event::Emitted { index });
+    commands
+}
+
+/// The second stage is to go to peer 7.
+fn offered() -> (Machine, Vec<Command>) {
+    let mut machine = running();
+    let mut better = route(&first_peers(2));
+    better[1].peer = peer(7);
+    let commands = machine.on(Event::MoveOffered { route: better });
+    (machine, commands)
+}
+
+fn refusal() -> Failure {
+    Failure::unavailable("insufficient_memory", "no", "wait")
+}
+
+fn released(epoch: u64, n: u8) -> Command {
+    let mut stage = route(&first_peers(2)).remove(1);
+    stage.peer = peer(n);
+    Command::Release { epoch, stage }
+}
+
+#[test]
+fn a_newcomer_gets_ready_while_tokens_come_and_then_the_others_follow() {
+    let (mut machine, commands) = offered();
+    let (epoch, stage) = (2, 1);
+    let keeps = false;
+    let prepare = Command::Prepare {
+        epoch,
+        stage,
+        keeps,
+    };
+    assert_eq!(commands, [prepare]);
+    let donor = Some(peer(201));
+    let length = 0;
+    let commit = Command::Commit {
+        epoch,
+        stage,
+        length,
+        donor,
+    };
+    assert_eq!(prepared(&mut machine, epoch, stage, 0), [commit]);
+    let mut commands = machine.on(Event::Committed { epoch, stage });
+    for (position, rows) in [(0, 64), (64, 36)] {
+        let step = machine.step;
+        let copy = Command::Copy {
+            epoch,
+            step,
+            donor: 3,
+            stage,
+            position,
+            rows,
+        };
+        assert_eq!(
+            commands,
+            [copy, Command::Arm(Timer::Feed { epoch, step })],
+            "what all stages have, from the one that has the same layers"
+        );
+        commands = machine.on(Event::Applied { epoch, step, stage });
+    }
+    assert_eq!(commands, [], "a step of the present route is under way");
+    let before = vec![peer(200), peer(201)];
+    let mut commands = token_of(&mut machine, 2);
+    let prepare = Command::Prepare {
+        epoch,
+        stage: 0,
+        keeps: true,
+    };
+    assert_eq!(
+        commands.split_off(1),
+        [Command::Switching { before }, prepare]
+    );
+    let commands = prepared(&mut machine, epoch, 0, 101);
+    let commit = Command::Commit {
+        epoch,
+        stage: 0,
+        length: 100,
+        donor: None,
+    };
+    assert_eq!(commands, [Command::Arm(Timer::Commit { epoch }), commit]);
+    let commands = machine.on(Event::Committed { epoch, stage: 0 });
+    assert_eq!(commands.first(), Some(&released(2, 201)));
+    let Some(Command::Forward {
+        epoch: 2,
+        position: 100,
+        sample: true,
+        tokens,
+        ..
+    }) = commands.get(1)
+    else {
+        panic!("{commands:?}");
+    };
+    assert_eq!(tokens.len(), 2, "what the newcomer lacks, with the next");
+    assert_eq!(token(&mut machine).first(), Some(&Command::Moved));
+    assert_eq!(machine.epoch(), 2);
+}
+
+/// The first step of the first route, which took the whole prompt, was followed by this one.
+fn token_of(machine: &mut Machine, step: u64) -> Vec<Command> {
+    let drawn = Drawn {
+        token: 6,
+        logprob: 0.0,
+        top: Vec::new(),
+    };
+    machine.on(Event::Token {
+        epoch: 1,
+        step,
+        position: PROMPT as u64 + 1,
+        drawn,
+    })
+}
+
+#[test]
+fn a_move_that_fails_is_dropped_and_the_answer_goes_on_as_it_was() {
+    let epoch = 2;
+    let failures = [
+        Event::Refused {
+            epoch,
+            stage: 1,
+            failure: refusal(),
+        },
+        Event::StepFailed {
+            epoch,
+            culprit: Some(peer(201)),
+            failure: refusal(),
+        },
+        Event::PeerLost(peer(7)),
+    ];
+    for failure in failures {
+        let (mut machine, _) = offered();
+        let commands = machine.on(failure);
+        assert_eq!(commands, [released(2, 7), Command::MoveDropped]);
+        let commands = token(&mut machine);
+        let goes_on = |command: &Command| matches!(command, Command::Forward { epoch: 1, .. });
+        assert!(commands.iter().any(goes_on), "{commands:?}");
+    }
+}
+
+#[test]
+fn a_fault_of_the_present_route_ends_the_move_and_the_next_epoch_is_a_new_one() {
+    let (mut machine, _) = offered();
+    let commands = machine.on(Event::PeerLost(peer(201)));
+    assert!(commands.contains(&released(2, 7)), "{commands:?}");
+    let plan = commands
+        .iter()
+        .find(|command| matches!(command, Command::Plan { .. }));
+    assert!(plan.is_some(), "{commands:?}");
+    let commands = machine.on(Event::Planned {
+        epoch: 1,
+        route: route(&[200, 8]),
+    });
+    let is_new = |command: &Command| matches!(command, Command::Prepare { epoch: 3, .. });
+    assert!(commands.iter().all(is_new), "{commands:?}");
+}
+
+#[test]
+fn what_cannot_be_moved_to_while_it_runs_is_not_taken_up() {
+    let mut other_layers = route(&[200, 7]);
+    other_layers[0].layers.end = 2;
+    other_layers[1].layers = accel_inference::LayerRange::new(2, 3);
+    for offer in [other_layers, route(&first_peers(2))] {
+        let mut machine = running();
+        assert_eq!(machine.on(Event::MoveOffered { route: offer }), []);
+    }
+    let mut machine = fixtures::machine(FaultTolerance::Low, PROMPT, 2);
+    machine.start();
+    assert!(!machine.may_move(), "before there is a token");
+}
+
+#[test]
+fn when_the_others_cannot_follow_it_is_a_fault_like_any_other() {
+    let (mut machine, _) = offered();
+    let (epoch, stage) = (2, 1);
+    prepared(&mut machine, epoch, stage, 0);
+    machine.on(Event::Committed { epoch, stage });
+    for _ in 0..2 {
+        let step = machine.step;
+        machine.on(Event::Applied { epoch, step, stage });
+    }
+    token_of(&mut machine, 2);
+    let failure = refusal();
+    let commands = machine.on(Event::Refused {
+        epoch,
+        stage: 0,
+        failure,
+    });
+    let recovers = |command: &Command| matches!(command, Command::Recovering { .. });
+    assert!(commands.iter().any(recovers), "{commands:?}");
+}
