@@ -227,8 +227,8 @@ async fn a_node_whose_layers_nobody_can_take_stops_in_time_and_its_sessions_wait
     let mut client = Listener::default();
     let mut stream = asked.client.stream(&sampled(&model, "medium")).await?;
     client.hear(&mut stream, 30).await?;
-    // Nobody reads meanwhile, so that the answer cannot end before.
-    stop(&mut cluster.nodes[0])?;
+    // Nobody reads meanwhile, so that the answer cannot end before. The first is whom others join.
+    stop(&mut cluster.nodes[1])?;
     cluster.add(small(NodeOptions::default())).await?;
     client.hear_all(stream).await?;
     assert_eq!(client.text, expected);

@@ -139,7 +139,10 @@ async fn recoveries(node: &Node, session: &str) -> Result<Vec<Value>> {
     let log = view["recovery_log"].as_array().cloned();
     let log = log.with_context(|| format!("no log in {view}"))?;
     for recovery in &log {
-        assert_eq!(recovery["strategy"], "progressive", "{recovery}");
+        // Of several losses in a row the later ones are met with another.
+        let strategy = recovery["strategy"].as_str().unwrap_or_default();
+        let fits = ["progressive", "coordinated"].contains(&strategy);
+        assert!(fits, "{recovery}");
     }
     let last = log.last().context("a last recovery")?;
     assert_eq!(last["stall_ms"]["tag"], "measured", "{last}");

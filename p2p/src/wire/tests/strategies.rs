@@ -463,14 +463,10 @@ pub fn frame() -> impl Strategy<Value = TensorFrame> {
 }
 
 fn claim() -> impl Strategy<Value = SignedClaim> {
-    any::<[[u8; 32]; 3]>().prop_map(|[input, output, half]| {
-        let mut signature = [0; 64];
-        signature[..32].copy_from_slice(&half);
-        SignedClaim {
-            input,
-            output,
-            signature,
-        }
+    any::<([u8; 32], [u8; 32], u8)>().prop_map(|(input, output, byte)| SignedClaim {
+        input,
+        output,
+        signature: [byte; 64],
     })
 }
 
