@@ -144,7 +144,7 @@ async fn an_invite_to_a_swarm_whose_key_was_replaced_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_the_pre_shared_key_but_no_certificate_gets_nothing() {
     let swarm = PrivateSwarm::new();
-    let mut member = swarm.node(&[]).await;
+    let member = swarm.node(&[]).await;
     let cid = member.store.put("secret");
 
     // An intruder that got hold of an invite and does not ask to be let in.
@@ -158,7 +158,7 @@ async fn who_has_the_pre_shared_key_but_no_certificate_gets_nothing() {
     config.join = vec![member.as_target()];
     let error = refused(config).await;
     assert_eq!(error.code(), "no_certificate");
-    member.sees_disconnected(peer_of(intruder_seed)).await;
+    member.is_without(peer_of(intruder_seed)).await;
     assert_eq!(member.store.times_asked(&cid), 0);
 }
 

@@ -147,6 +147,18 @@ impl Node {
         })
         .await;
     }
+
+    /// Waits until `peer` is not connected, also if it came and went between two looks at the
+    /// table of connections, which no event tells.
+    pub async fn is_without(&self, peer: PeerId) {
+        let leaving = async {
+            while self.network.is_connected(&peer) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let left = tokio::time::timeout(PATIENCE, leaving).await;
+        left.expect("the peer leaves");
+    }
 }
 
 /// A private swarm to test with.
