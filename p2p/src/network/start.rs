@@ -19,7 +19,7 @@ use super::members::Members;
 use super::streams::Streams;
 use super::tasks::Tasks;
 use super::{Inner, Network, NetworkConfig, NetworkEvent, watch};
-use crate::adverts::{Adverts, gossip, hello};
+use crate::adverts::{Adverts, AdvertsDeps, gossip, hello};
 use crate::bitswap::{Bitswap, BlockStore};
 use crate::clock::unix_ms;
 use crate::tensor::{PlaneConfig, TensorPlane};
@@ -69,13 +69,14 @@ async fn build(
     let life = unix_ms();
     let (tensor, frames) = bind_tensor(&keypair, config, life, &members)?;
     let addrs = Arc::new(LocalAddrs::new(peer, tensor.local_addrs()));
-    let adverts = Arc::new(Adverts::new(
-        keypair,
-        config.advert_ttl,
-        Arc::clone(&members),
-        Arc::clone(&addrs),
-        events.clone(),
-    ));
+    let known = AdvertsDeps {
+        members: Arc::clone(&members),
+        addrs: Arc::clone(&addrs),
+        connections: Arc::clone(&connections),
+        plane: tensor.clone(),
+        events: events.clone(),
+    };
+    let adverts = Arc::new(Adverts::new(keypair, life, config.advert_ttl, known));
     let dialler = Dialler::new(
         ipfs.clone(),
         peer,
@@ -178,6 +179,7 @@ impl Network {
         tasks.spawn(control::serve(
             inner.streams.accept(protocol::CONTROL)?,
             Arc::clone(&inner.members),
+            Arc::clone(&inner.connections),
             tasks.clone(),
             inner.events.clone(),
         ));
