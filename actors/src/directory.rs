@@ -1,9 +1,11 @@
 //! The directory: what this node knows of the swarm. Peers are there as long as their adverts
-//! hold; a goodbye removes them at once. The state is a plain value with time as an argument; the
+//! hold; a goodbye removes them at once. A peer counts as connected once it has greeted on its
+//! connection, and with an advert of the life of which it said so: one that was started again listens
+//! elsewhere, and what it said before is of no use. The state is a plain value with time as an argument; the
 //! actor gives it a mailbox. After a restart it is empty, and full again once every peer has
 //! renewed its advert.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +28,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 pub(crate) struct PeerRecord {
     pub(crate) peer: PeerId,
     pub(crate) is_self: bool,
+    /// Whether it is connected, and in the life of this advert.
     pub(crate) connected: bool,
     pub(crate) body: Arc<AdvertBody>,
     /// When the advert arrived.
@@ -49,6 +52,8 @@ pub(crate) enum Heard {
     Own(PeerId, Arc<AdvertBody>),
     Advert(Box<Advert>),
     Connected(PeerId),
+    /// A connected peer says when it was started, by its own clock.
+    Greeted(PeerId, u64),
     Disconnected(PeerId),
     /// It said goodbye, or its advert expired.
     Gone(PeerId),
@@ -61,6 +66,7 @@ pub(crate) struct Snapshot;
 
 struct Entry {
     seq: u64,
+    started_unix_ms: u64,
     expires: Instant,
     seen: Instant,
     body: Arc<AdvertBody>,
@@ -71,7 +77,8 @@ struct Entry {
 struct State {
     own: Option<(PeerId, Arc<AdvertBody>, Instant)>,
     entries: HashMap<PeerId, Entry>,
-    connected: HashSet<PeerId>,
+    /// When each was started, if it has said so on this connection.
+    connected: HashMap<PeerId, Option<u64>>,
 }
 
 impl State {
@@ -80,7 +87,12 @@ impl State {
             Heard::Own(peer, body) => self.own = Some((peer, body, now)),
             Heard::Advert(advert) => self.hear_advert(*advert, now),
             Heard::Connected(peer) => {
-                self.connected.insert(peer);
+                self.connected.insert(peer, None);
+            }
+            Heard::Greeted(peer, started_unix_ms) => {
+                if let Some(started) = self.connected.get_mut(&peer) {
+                    *started = Some(started_unix_ms);
+                }
             }
             Heard::Disconnected(peer) => {
                 self.connected.remove(&peer);
@@ -104,6 +116,7 @@ impl State {
         }
         let entry = Entry {
             seq: advert.seq,
+            started_unix_ms: advert.started_unix_ms,
             expires: now + Duration::from_millis(advert.ttl_ms),
             seen: now,
             body: Arc::new(advert.body),
@@ -128,13 +141,17 @@ impl State {
         let others = others.map(|(peer, entry)| PeerRecord {
             peer: *peer,
             is_self: false,
-            connected: self.connected.contains(peer),
+            connected: self.is_connected(peer, entry),
             body: Arc::clone(&entry.body),
             seen: entry.seen,
         });
         let mut records: Vec<PeerRecord> = own.chain(others).collect();
         records.sort_by_key(|record| (!record.is_self, record.peer));
         records
+    }
+
+    fn is_connected(&self, peer: &PeerId, entry: &Entry) -> bool {
+        self.connected.get(peer) == Some(&Some(entry.started_unix_ms))
     }
 }
 
@@ -145,7 +162,10 @@ pub(crate) struct Directory {
 
 impl Directory {
     /// A directory that knows of these connections, and of nobody's adverts yet.
-    pub(crate) fn new(own: (PeerId, Arc<AdvertBody>), connected: Vec<PeerId>) -> Self {
+    pub(crate) fn new(
+        own: (PeerId, Arc<AdvertBody>),
+        connected: Vec<(PeerId, Option<u64>)>,
+    ) -> Self {
         let (peer, body) = own;
         let state = State {
             own: Some((peer, body, Instant::now())),
@@ -224,9 +244,14 @@ mod tests {
     }
 
     fn advert(peer: PeerId, seq: u64, version: &str) -> Heard {
+        advert_in(peer, 1, seq, version)
+    }
+
+    fn advert_in(peer: PeerId, life: u64, seq: u64, version: &str) -> Heard {
         Heard::Advert(Box::new(Advert {
             peer,
             seq,
+            started_unix_ms: life,
             issued_unix_ms: 0,
             ttl_ms: 1000,
             body: body(version),
@@ -270,8 +295,10 @@ mod tests {
         for peer in [near, far] {
             state.hear(advert(peer, 1, "other"), now);
         }
-        state.hear(Heard::Connected(near), now);
-        state.hear(Heard::Connected(far), now);
+        for peer in [near, far] {
+            state.hear(Heard::Connected(peer), now);
+            state.hear(Heard::Greeted(peer, 1), now);
+        }
         state.hear(Heard::Disconnected(far), now);
         let records = state.snapshot(now);
         assert!(records[0].is_self);
@@ -282,5 +309,46 @@ mod tests {
             .collect();
         assert_eq!(connected.len(), 2);
         assert!(!connected.contains(&far));
+    }
+
+    #[test]
+    fn a_peer_that_was_started_again_is_connected_only_with_what_it_says_since() {
+        let (mut state, now, peer) = (State::default(), Instant::now(), PeerId::random());
+        let mut hear = |heard| {
+            state.hear(heard, now);
+            let records = state.snapshot(now);
+            let connected = records.iter().find(|record| record.connected);
+            connected.map(|record| record.body.version.clone())
+        };
+        let old = Some("old".to_owned());
+        assert_eq!(hear(advert_in(peer, 7, 1, "old")), None);
+        assert_eq!(hear(Heard::Connected(peer)), None, "it has not greeted");
+        assert_eq!(hear(Heard::Greeted(peer, 7)), old);
+        // It is killed, started again, and back before its advert.
+        assert_eq!(hear(Heard::Disconnected(peer)), None);
+        assert_eq!(hear(Heard::Connected(peer)), None);
+        assert_eq!(
+            hear(advert_in(peer, 7, 2, "late")),
+            None,
+            "it was under way"
+        );
+        assert_eq!(hear(Heard::Greeted(peer, 9)), None);
+        let new = Some("new".to_owned());
+        assert_eq!(hear(advert_in(peer, 9, 3, "new")), new);
+        // A broken connection is none of that.
+        hear(Heard::Disconnected(peer));
+        hear(Heard::Connected(peer));
+        assert_eq!(hear(Heard::Greeted(peer, 9)), new);
+    }
+
+    #[test]
+    fn an_advert_may_come_before_the_greeting_and_whoever_is_not_connected_does_not_greet() {
+        let (mut state, now, peer) = (State::default(), Instant::now(), PeerId::random());
+        state.hear(Heard::Greeted(peer, 9), now);
+        state.hear(advert_in(peer, 9, 3, "new"), now);
+        assert!(!state.snapshot(now)[0].connected);
+        state.hear(Heard::Connected(peer), now);
+        state.hear(Heard::Greeted(peer, 9), now);
+        assert!(state.snapshot(now)[0].connected);
     }
 }

@@ -47,6 +47,10 @@ impl Pump {
                 }
                 self.hear(Heard::Connected(peer)).await;
             }
+            NetworkEvent::PeerGreeted {
+                peer,
+                started_unix_ms,
+            } => self.hear(Heard::Greeted(peer, started_unix_ms)).await,
             NetworkEvent::PeerDisconnected(peer) => {
                 self.sessions.peer_lost(peer);
                 self.dropped(peer).await;

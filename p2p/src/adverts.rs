@@ -6,6 +6,9 @@
 //! member. Either way the signature, the clock, the membership and the sequence number are
 //! checked before anything is believed.
 //!
+//! A node that is started again is the same peer at other ports. So greetings and adverts say when
+//! it was started, by its own clock, and what it said in an earlier life is void from then on.
+//!
 //! | File | Does |
 //! |---|---|
 //! | [`book`] | decides, purely: what is news, what expired |
@@ -16,6 +19,7 @@ pub(crate) mod book;
 pub(crate) mod gossip;
 pub(crate) mod hello;
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +30,8 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::clock::unix_ms;
 use crate::membership::CertificateError;
-use crate::network::{LocalAddrs, Members, NetworkEvent};
+use crate::network::{Connections, LocalAddrs, Members, NetworkEvent};
+use crate::tensor::TensorPlane;
 use crate::wire::{Advert, AdvertBody, AdvertError, Goodbye, Gossip};
 use book::{AdvertBook, Source, Verdict};
 
@@ -36,9 +41,13 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 pub(crate) struct Adverts {
     keypair: Keypair,
     peer: PeerId,
+    /// When this node was started.
+    life: u64,
     ttl: Duration,
     members: Arc<Members>,
     addrs: Arc<LocalAddrs>,
+    connections: Arc<Connections>,
+    plane: TensorPlane,
     book: Mutex<AdvertBook>,
     own: Mutex<Own>,
     /// Wakes the publisher before its time.
@@ -54,6 +63,24 @@ struct Own {
     last_seq: u64,
 }
 
+/// What adverts are told with, and whom they concern.
+pub(crate) struct AdvertsDeps {
+    pub(crate) members: Arc<Members>,
+    pub(crate) addrs: Arc<LocalAddrs>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) plane: TensorPlane,
+    pub(crate) events: mpsc::Sender<NetworkEvent>,
+}
+
+/// How gossip came here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// In a greeting of this peer.
+    Greeting(PeerId),
+    /// Over gossipsub, published just now; the last hop was this peer.
+    Gossip(PeerId),
+}
+
 /// Why gossip was not believed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HearError {
@@ -64,25 +91,22 @@ pub(crate) enum HearError {
 }
 
 impl Adverts {
-    pub(crate) fn new(
-        keypair: Keypair,
-        ttl: Duration,
-        members: Arc<Members>,
-        addrs: Arc<LocalAddrs>,
-        events: mpsc::Sender<NetworkEvent>,
-    ) -> Self {
+    pub(crate) fn new(keypair: Keypair, life: u64, ttl: Duration, deps: AdvertsDeps) -> Self {
         let peer = keypair.public().to_peer_id();
         Self {
             keypair,
             peer,
+            life,
             ttl,
-            members,
-            addrs,
+            members: deps.members,
+            addrs: deps.addrs,
+            connections: deps.connections,
+            plane: deps.plane,
             book: Mutex::new(AdvertBook::new(peer)),
             own: Mutex::default(),
             publish_now: Notify::new(),
             news: watch::Sender::new(0),
-            events,
+            events: deps.events,
         }
     }
 
@@ -122,6 +146,7 @@ impl Adverts {
         let advert = Advert {
             peer: self.peer,
             seq,
+            started_unix_ms: self.life,
             issued_unix_ms,
             ttl_ms: u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX),
             body,
@@ -158,33 +183,75 @@ impl Adverts {
         (own.last_seq, now)
     }
 
-    /// Checks signed gossip, remembers it and tells the owner what is new. `teller` is the peer
-    /// that told it in a greeting; what came over gossipsub was published just now.
-    pub(crate) async fn hear(
-        &self,
-        sealed: Bytes,
-        teller: Option<PeerId>,
-    ) -> Result<(), HearError> {
+    /// A connected peer greets in this life. Returns once the owner was told, so that what the peer
+    /// says next is told after it.
+    pub(crate) async fn greeted(&self, peer: PeerId, life: u64) {
+        self.connections.wait_for_report(&peer, life).await;
+        self.met(peer, life).await;
+        self.connections.wait_for_owner().await;
+    }
+
+    /// A peer says itself that it is in this life.
+    async fn met(&self, peer: PeerId, life: u64) {
+        self.moved(peer, life, &[]).await;
+        let is_void = self.book().outlived(&peer, life, unix_ms());
+        if is_void {
+            self.tell(NetworkEvent::PeerExpired(peer)).await;
+        }
+        self.connections.greeted(&peer, life);
+    }
+
+    /// The tensor plane lets go of what an earlier life of the peer had.
+    async fn moved(&self, peer: PeerId, life: u64, tensor_addrs: &[SocketAddr]) {
+        if let Some(loss) = self.plane.moved(&peer, life, tensor_addrs) {
+            self.tell(loss.into()).await;
+        }
+    }
+
+    async fn tell(&self, event: NetworkEvent) {
+        // The owner is gone only while the network ends.
+        let _ = self.events.send(event).await;
+    }
+
+    /// Checks signed gossip, remembers it and tells the owner what is new.
+    pub(crate) async fn hear(&self, sealed: Bytes, told: Told) -> Result<(), HearError> {
         let now = unix_ms();
         let gossip = Gossip::open(&sealed, now)?;
-        let source = match teller {
-            Some(teller) if teller != gossip.peer() => Source::Relayed,
-            _ => Source::Fresh,
-        };
         if let Gossip::Advert(advert) = &gossip {
             self.members
                 .admit(advert.peer, advert.body.membership.as_ref())?;
+            self.meet_author(advert, told).await;
         }
-        let verdict = self.book().accept(gossip, sealed, source, now);
+        let source = match told {
+            Told::Greeting(teller) if teller != gossip.peer() => Source::Relayed,
+            _ => Source::Fresh,
+        };
+        let life = self.connections.life_of(&gossip.peer());
+        let verdict = self.book().accept(gossip, sealed, source, life, now);
         let event = match verdict {
-            Verdict::News(advert) => NetworkEvent::Advert(advert),
+            Verdict::News(advert) => {
+                let (life, addrs) = (advert.started_unix_ms, &advert.body.tensor_addrs);
+                self.moved(advert.peer, life, addrs).await;
+                NetworkEvent::Advert(advert)
+            }
             Verdict::Gone(peer) => NetworkEvent::PeerExpired(peer),
             Verdict::Nothing => return Ok(()),
         };
         self.news.send_modify(|news| *news += 1);
-        // The owner is gone only while the network ends.
-        let _ = self.events.send(event).await;
+        self.tell(event).await;
         Ok(())
+    }
+
+    /// What a connected peer says itself is of the life in which it is connected; and if others
+    /// tell that it began a later one than it was connected in, that has its signature.
+    async fn meet_author(&self, advert: &Advert, told: Told) {
+        let (peer, life) = (advert.peer, advert.started_unix_ms);
+        let (Told::Greeting(teller) | Told::Gossip(teller)) = told;
+        let known = self.connections.life_of(&peer);
+        let is_first = known.is_none() && teller == peer;
+        if is_first || known.is_some_and(|known| life > known) {
+            self.met(peer, life).await;
+        }
     }
 
     /// Tells the owner of adverts that expire, for as long as the network runs.
@@ -194,7 +261,7 @@ impl Adverts {
             ticks.tick().await;
             let expired = self.book().sweep(unix_ms());
             for peer in expired {
-                let _ = self.events.send(NetworkEvent::PeerExpired(peer)).await;
+                self.tell(NetworkEvent::PeerExpired(peer)).await;
             }
         }
     }
@@ -212,6 +279,11 @@ impl Adverts {
     /// Where one advertised peer listens.
     pub(crate) fn addrs_of(&self, peer: &PeerId) -> Vec<Multiaddr> {
         self.book().addrs_of(peer)
+    }
+
+    /// Where the tensor plane of one advertised peer listens.
+    pub(crate) fn tensor_addrs_of(&self, peer: &PeerId) -> Vec<SocketAddr> {
+        self.book().tensor_addrs_of(peer)
     }
 
     fn sealed_for(&self, peer: &PeerId) -> Vec<Bytes> {

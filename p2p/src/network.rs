@@ -28,6 +28,7 @@ pub use config::{DEFAULT_ADVERT_TTL, JoinTarget, NetworkConfig};
 pub use error::NetworkError;
 pub use event::NetworkEvent;
 
+pub(crate) use connections::Connections;
 pub(crate) use local::LocalAddrs;
 pub(crate) use members::{GRACE, Members};
 pub(crate) use streams::Streams;
@@ -53,8 +54,7 @@ use crate::join;
 use crate::membership::{Invite, InviteError, SwarmMembership};
 use crate::replica::{self, ReplicaStream};
 use crate::tensor::{TensorError, TensorPlane, TensorSender};
-use crate::wire::{AdvertBody, ControlRequest};
-use connections::Connections;
+use crate::wire::{AdvertBody, ControlRequest, limit};
 use dial::{Dialler, Found};
 
 /// How long a goodbye may take to leave, and tasks to end.
@@ -123,6 +123,11 @@ impl Network {
         self.inner.connections.peers()
     }
 
+    /// The peers that are connected now, with when they were started as far as they have said so.
+    pub fn connected_lives(&self) -> Vec<(PeerId, Option<u64>)> {
+        self.inner.connections.lives()
+    }
+
     /// Whether a peer is connected now.
     pub fn is_connected(&self, peer: &PeerId) -> bool {
         self.inner.connections.is_connected(peer)
@@ -188,13 +193,20 @@ impl Network {
         replica::open(&self.inner.streams, peer).await
     }
 
-    /// A way to send tensor frames to a peer; its connection is shared and kept.
+    /// A way to send tensor frames to a peer; its connection is shared and kept. Somebody says that
+    /// the peer listens at `addrs`; where it says so itself is tried first.
     pub async fn tensor(
         &self,
         peer: PeerId,
         addrs: &[SocketAddr],
     ) -> Result<TensorSender, TensorError> {
-        self.inner.tensor.sender(peer, addrs).await
+        let mut all = self.inner.adverts.tensor_addrs_of(&peer);
+        for addr in addrs.iter().take(limit::ADDRS) {
+            if !all.contains(addr) {
+                all.push(*addr);
+            }
+        }
+        self.inner.tensor.sender(peer, &all).await
     }
 
     /// Connects to one of the peers, unless one is connected already.

@@ -6,7 +6,9 @@
 //! `size: u32, header size: u16, header, payload` (`frame.rs`).
 //!
 //! A silent peer is noticed after [`SILENCE`] and a look, a closed connection at once; both are told
-//! by [`TensorPlane::losses`]. The next [`TensorSender::send`] connects again. Frames of one sender
+//! by [`TensorPlane::losses`]. So is a peer that was started again, as soon as it shows: each end
+//! says in its greeting when it was started, and [`TensorPlane::moved`] takes what the node hears of
+//! that elsewhere. The next [`TensorSender::send`] connects again. Frames of one sender
 //! arrive in order; those that were under way when a connection broke are lost, and it is for the
 //! session's steps to ask again.
 //!
@@ -15,19 +17,23 @@
 //! - `greeting.rs`: both ends show that they are members, before any frame is taken.
 //! - `frame.rs`: frames on a stream.
 //! - `budget.rs`: how much memory incoming frames may take.
-//! - `link.rs`: the connections to one peer, dialling, writing.
+//! - `link.rs`: the connections to one peer, and in which of its lives it is.
+//! - `dial.rs`: one attempt to connect, for all who need the peer.
+//! - `sender.rs`: writing.
 //! - `accept.rs`: incoming connections and reading.
 //! - `pulse.rs`: whether the other end lives.
 //! - `rate.rs`: how fast large frames come in.
 
 mod accept;
 mod budget;
+mod dial;
 mod endpoint;
 mod frame;
 mod greeting;
 mod link;
 mod pulse;
 mod rate;
+mod sender;
 mod thread;
 
 use std::collections::HashMap;
@@ -47,9 +53,10 @@ use crate::membership::{Certificate, CertificateError};
 use crate::wire::{TensorFrame, WireError};
 use budget::Budget;
 use link::Link;
-pub use link::{TensorSender, Traffic};
+pub use link::Traffic;
 pub use pulse::SILENCE;
 use rate::Rate;
+pub use sender::TensorSender;
 use thread::PlaneThread;
 
 /// How often an idle connection shows that it lives.
@@ -57,7 +64,7 @@ pub const KEEP_ALIVE: Duration = Duration::from_millis(250);
 /// After how much silence QUIC itself gives a connection up. Longer than [`SILENCE`], because it
 /// goes by the clock, also while this node did not run.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one attempt to connect may take.
+/// How long one attempt to connect may take, unless a node is told otherwise.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one frame may wait for a peer that lives but does not read.
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -175,6 +182,17 @@ pub struct PeerLoss {
     pub error: TensorError,
 }
 
+/// What a tensor plane is started with.
+#[derive(Debug, Clone)]
+pub struct PlaneConfig {
+    /// Where to listen (UDP, port 0 allowed).
+    pub listen: SocketAddr,
+    /// Which life of the node it is: greater than that of each earlier one, as a time is.
+    pub started_unix_ms: u64,
+    /// How long one attempt to connect may take.
+    pub connect_timeout: Duration,
+}
+
 /// Handle to the node's tensor plane; clones share it. Without one, its thread ends.
 #[derive(Clone)]
 pub struct TensorPlane {
@@ -187,6 +205,9 @@ struct Shared {
     endpoint: quinn::Endpoint,
     client: quinn::ClientConfig,
     admission: Arc<dyn Admission>,
+    /// Which life of this node it is.
+    life: u64,
+    connect_timeout: Duration,
     links: Mutex<HashMap<PeerId, Arc<Link>>>,
     frames: mpsc::Sender<(PeerId, TensorFrame)>,
     losses: broadcast::Sender<PeerLoss>,
@@ -199,21 +220,22 @@ struct Shared {
 }
 
 impl TensorPlane {
-    /// Listens on `addr` (UDP, port 0 allowed) as the peer that `keypair` belongs to. Incoming
-    /// frames come out of the receiver.
+    /// Listens as the peer that `keypair` belongs to. Incoming frames come out of the receiver.
     pub fn bind(
         keypair: &Keypair,
-        addr: SocketAddr,
+        config: &PlaneConfig,
         admission: Arc<dyn Admission>,
     ) -> Result<(Self, mpsc::Receiver<(PeerId, TensorFrame)>), TensorError> {
         let thread = PlaneThread::start();
         let thread = thread.map_err(|error| TensorError::Thread(error.to_string()))?;
-        let (endpoint, client) = endpoint::bind(keypair, addr, &thread)?;
+        let (endpoint, client) = endpoint::bind(keypair, config.listen, &thread)?;
         let (frames, received) = mpsc::channel(FRAME_QUEUE);
         let shared = Arc::new(Shared {
             endpoint,
             client,
             admission,
+            life: config.started_unix_ms,
+            connect_timeout: config.connect_timeout,
             links: Mutex::default(),
             frames,
             losses: broadcast::Sender::new(LOSS_QUEUE),
@@ -237,7 +259,8 @@ impl TensorPlane {
         self.shared.endpoint.local_addr().into_iter().collect()
     }
 
-    /// A way to send frames to `peer`; connects if no connection is there yet.
+    /// A way to send frames to `peer`; connects if no connection is there yet. All who need the same
+    /// peer wait for one attempt to connect, and share its failure.
     pub async fn sender(
         &self,
         peer: PeerId,
@@ -247,6 +270,19 @@ impl TensorPlane {
         let sender = TensorSender::new(self.shared.clone(), link, addrs.to_vec());
         sender.connect().await?;
         Ok(sender)
+    }
+
+    /// `peer` itself says when it was started, and where it listens since; `addrs` are empty while
+    /// that is not known. What is left of an earlier life of it is closed: that is the loss.
+    pub fn moved(
+        &self,
+        peer: &PeerId,
+        started_unix_ms: u64,
+        addrs: &[SocketAddr],
+    ) -> Option<PeerLoss> {
+        let link = self.shared.lock_links().get(peer).cloned()?;
+        let outlived = link.moved(started_unix_ms, addrs);
+        outlived.then(|| endpoint::outlived(*peer))
     }
 
     /// Peers lost from now on. A listener that falls behind sees how many it missed.

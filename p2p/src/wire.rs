@@ -74,7 +74,7 @@ pub mod tag {
     pub const GOODBYE: u8 = 0x02;
     /// The signed envelope around gossip, version 1.
     pub const GOSSIP_ENVELOPE: u8 = 0x03;
-    /// First frame of a greeting: the id of the sender's swarm, version 1.
+    /// First frame of a greeting: the id of the sender's swarm and when it was started, version 1.
     pub const GREETING: u8 = 0x04;
     /// [`ControlRequest`](super::ControlRequest), version 1.
     pub const CONTROL_REQUEST: u8 = 0x10;

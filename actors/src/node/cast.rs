@@ -149,7 +149,7 @@ impl Cast {
         let (network, own) = (self.network.clone(), Arc::clone(&self.shared.own));
         unit.member("directory", move || {
             let body = Arc::new(own.body());
-            Directory::new((network.peer_id(), body), network.connected()).start()
+            Directory::new((network.peer_id(), body), network.connected_lives()).start()
         })
     }
 

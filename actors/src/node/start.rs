@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use accel_inference::hardware::{self, Hardware, Measured};
+use accel_p2p::tensor::CONNECT_TIMEOUT;
 use accel_p2p::{BlockStore, Keypair, Multiaddr, Network, NetworkConfig, NetworkEvent};
 use accel_storage::{DataDir, Store};
 use actix::Arbiter;
@@ -125,6 +126,7 @@ pub(super) async fn start(config: NodeConfig) -> Result<Inner, StartError> {
         listen,
         join: standing.join,
         swarm: standing.membership,
+        tensor_connect_timeout: CONNECT_TIMEOUT,
         advert_ttl: config.limits.advert_ttl,
     };
     let io = IoThreads::start()?;

@@ -1,6 +1,7 @@
 //! What is known of the peers: pure decisions over adverts whose signatures were checked.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use libp2p::{Multiaddr, PeerId};
@@ -57,16 +58,21 @@ impl AdvertBook {
         }
     }
 
-    /// Takes in gossip whose signature and membership were checked; `sealed` is its signed form.
+    /// Takes in gossip whose signature and membership were checked; `sealed` is its signed form,
+    /// `life` the one in which its author is connected now.
     pub(crate) fn accept(
         &mut self,
         gossip: Gossip,
         sealed: Bytes,
         source: Source,
+        life: Option<u64>,
         now_unix_ms: u64,
     ) -> Verdict {
         let (peer, seq) = (gossip.peer(), gossip.seq());
         if peer == self.own_peer || !self.is_newer(&peer, seq) {
+            return Verdict::Nothing;
+        }
+        if matches!(&gossip, Gossip::Advert(advert) if life > Some(advert.started_unix_ms)) {
             return Verdict::Nothing;
         }
         match gossip {
@@ -118,6 +124,20 @@ impl AdvertBook {
         Verdict::News(Box::new(advert))
     }
 
+    /// The peer is in this life now. What it said in an earlier one is void, and so is what may
+    /// still come of that; says whether there was something.
+    pub(crate) fn outlived(&mut self, peer: &PeerId, life: u64, now_unix_ms: u64) -> bool {
+        let is_old = |known: &Known| known.advert.started_unix_ms < life;
+        if !self.known.get(peer).is_some_and(is_old) {
+            return false;
+        }
+        if let Some(known) = self.known.remove(peer) {
+            let forget_at = now_unix_ms.saturating_add(REMEMBER_GOODBYE_MS);
+            self.departed.insert(*peer, (known.advert.seq, forget_at));
+        }
+        true
+    }
+
     /// Drops what no longer holds and says whose adverts those were.
     pub(crate) fn sweep(&mut self, now_unix_ms: u64) -> Vec<PeerId> {
         self.departed
@@ -149,6 +169,14 @@ impl AdvertBook {
             .map(|known| known.advert.body.addrs.clone())
             .unwrap_or_default()
     }
+
+    /// Where the tensor plane of one peer listens.
+    pub(crate) fn tensor_addrs_of(&self, peer: &PeerId) -> Vec<SocketAddr> {
+        let known = self.known.get(peer);
+        known
+            .map(|known| known.advert.body.tensor_addrs.clone())
+            .unwrap_or_default()
+    }
 }
 
 #[cfg(test)]
@@ -161,9 +189,14 @@ mod tests {
     const TTL: u64 = 15_000;
 
     fn advert(peer: PeerId, seq: u64) -> Gossip {
+        advert_in(peer, 1, seq)
+    }
+
+    fn advert_in(peer: PeerId, life: u64, seq: u64) -> Gossip {
         Gossip::Advert(Box::new(Advert {
             peer,
             seq,
+            started_unix_ms: life,
             issued_unix_ms: NOW,
             ttl_ms: TTL,
             body: empty_body(),
@@ -191,7 +224,8 @@ mod tests {
         }
 
         fn hear(&mut self, gossip: Gossip, now: u64) -> Verdict {
-            self.book.accept(gossip, Bytes::new(), Source::Fresh, now)
+            let sealed = Bytes::new();
+            self.book.accept(gossip, sealed, Source::Fresh, None, now)
         }
     }
 
@@ -221,15 +255,16 @@ mod tests {
         let mut fixture = Fixture::new();
         let peer = fixture.peer;
         let late = NOW + TTL - 1;
-        let verdict = fixture
-            .book
-            .accept(advert(peer, 1), Bytes::new(), Source::Relayed, late);
-        assert!(matches!(verdict, Verdict::News(_)));
-        assert_eq!(fixture.book.sweep(NOW + TTL), [peer]);
         let verdict =
             fixture
                 .book
-                .accept(advert(peer, 2), Bytes::new(), Source::Relayed, NOW + TTL);
+                .accept(advert(peer, 1), Bytes::new(), Source::Relayed, None, late);
+        assert!(matches!(verdict, Verdict::News(_)));
+        assert_eq!(fixture.book.sweep(NOW + TTL), [peer]);
+        let (second, sealed) = (advert(peer, 2), Bytes::new());
+        let verdict = fixture
+            .book
+            .accept(second, sealed, Source::Relayed, None, NOW + TTL);
         assert_eq!(verdict, Verdict::Nothing);
     }
 
@@ -247,6 +282,30 @@ mod tests {
     }
 
     #[test]
+    fn what_a_peer_said_before_it_was_started_again_is_void_and_does_not_come_back() {
+        let mut fixture = Fixture::new();
+        let peer = fixture.peer;
+        fixture.hear(advert_in(peer, 7, 10), NOW);
+        assert!(!fixture.book.outlived(&peer, 7, NOW), "it is the same life");
+        assert!(fixture.book.outlived(&peer, 8, NOW));
+        assert!(fixture.book.sealed_for(&PeerId::random()).is_empty());
+        assert!(!fixture.book.outlived(&peer, 8, NOW), "it is gone already");
+        // Somebody tells it once more, or a later one that was under way when the peer died.
+        for seq in [10, 11] {
+            let (old, sealed) = (advert_in(peer, 7, seq), Bytes::new());
+            let told = fixture
+                .book
+                .accept(old, sealed, Source::Relayed, Some(8), NOW);
+            assert_eq!(told, Verdict::Nothing, "{seq}");
+        }
+        let new = advert_in(peer, 8, 12);
+        let told = fixture
+            .book
+            .accept(new, Bytes::new(), Source::Fresh, Some(8), NOW);
+        assert!(matches!(told, Verdict::News(_)));
+    }
+
+    #[test]
     fn our_own_advert_is_no_news() {
         let mut fixture = Fixture::new();
         let own = fixture.book.own_peer;
@@ -261,7 +320,7 @@ mod tests {
             let sealed = Bytes::from_static(sealed.as_bytes());
             fixture
                 .book
-                .accept(advert(peer, 1), sealed, Source::Fresh, NOW);
+                .accept(advert(peer, 1), sealed, Source::Fresh, None, NOW);
         }
         assert_eq!(fixture.book.sealed_for(&peer), ["b"]);
         assert_eq!(fixture.book.sealed_for(&PeerId::random()).len(), 2);

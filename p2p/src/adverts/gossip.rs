@@ -8,7 +8,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use rust_ipfs::Ipfs;
 
-use super::Adverts;
+use super::{Adverts, Told};
 use crate::network::NetworkError;
 use crate::wire::limit;
 
@@ -69,8 +69,8 @@ pub(crate) async fn listen(adverts: Arc<Adverts>, mut heard: BoxStream<'static, 
                 if message.data.len() > limit::GOSSIP_ENVELOPE {
                     continue;
                 }
-                if let Err(error) = adverts.hear(message.data, None).await {
-                    let via = message.propagated_source;
+                let via = message.propagated_source;
+                if let Err(error) = adverts.hear(message.data, Told::Gossip(via)).await {
                     tracing::debug!(%via, %error, "gossip is not believed");
                 }
             }

@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! one side                                   the other
-//!   ── id of the swarm ─────────────────────▶  the same, or the stream is closed
+//!   ── id of the swarm, start of the node ──▶  the same swarm, or the stream is closed
 //!   ── certificate (private swarm) ─────────▶  admitted, or the stream is closed
 //!   ── signed advert, for each known ───────▶  checked and remembered
 //!   ── empty frame ─────────────────────────▶
 //!   ◀──────────────────────────── one byte: heard
 //! ```
+//!
+//! When a node was started is what tells that it was started again: the peer is the same, its
+//! ports and all that it held are not. It is said at once, and the advert may come later.
 //!
 //! Both sides greet, each on a stream of its own. Frames are `length: u32` (little endian) and a
 //! message of the wire table, told apart by its tag. In a private swarm the adverts of others
@@ -24,9 +27,9 @@ use libp2p::{PeerId, Stream};
 use libp2p_stream::IncomingStreams;
 use tokio::sync::Semaphore;
 
-use super::Adverts;
+use super::{Adverts, Told};
 use crate::membership::Certificate;
-use crate::network::{Members, Streams, Tasks};
+use crate::network::{NetworkError, Streams, Tasks};
 use crate::wire::{limit, protocol, tag};
 
 const ATTEMPTS: u32 = 4;
@@ -61,14 +64,14 @@ pub(crate) async fn greet(adverts: &Adverts, streams: &Streams, peer: PeerId) ->
     if !members.is_private() {
         let own = adverts.seal_own();
         let frames: Vec<Bytes> = own.into_iter().chain(adverts.sealed_for(&peer)).collect();
-        send(members, streams, peer, &frames).await;
+        send(adverts, streams, peer, &frames).await;
         return Greeted::Done;
     }
     // A peer that takes long to hear us has no longer to show who it is.
     let speaking = async {
         if can_speak {
             let own: Vec<Bytes> = adverts.seal_own().into_iter().collect();
-            send(members, streams, peer, &own).await;
+            send(adverts, streams, peer, &own).await;
         }
         Ok(())
     };
@@ -81,27 +84,42 @@ pub(crate) async fn greet(adverts: &Adverts, streams: &Streams, peer: PeerId) ->
     }
     let others = adverts.sealed_for(&peer);
     if !others.is_empty() {
-        send(members, streams, peer, &others).await;
+        send(adverts, streams, peer, &others).await;
     }
     Greeted::Done
 }
 
-async fn send(members: &Members, streams: &Streams, peer: PeerId, adverts: &[Bytes]) {
-    let mut frames = vec![swarm_frame(members)];
-    let certificate = members.own_certificate();
+async fn send(adverts: &Adverts, streams: &Streams, peer: PeerId, sealed: &[Bytes]) {
+    let mut frames = vec![first_frame(adverts)];
+    let certificate = adverts.members.own_certificate();
     frames.extend(certificate.map(|own| Bytes::from(own.to_bytes())));
-    frames.extend(adverts.iter().take(MAX_ADVERTS).cloned());
+    frames.extend(sealed.iter().take(MAX_ADVERTS).cloned());
     for attempt in 1..=ATTEMPTS {
-        let Ok(mut stream) = streams.open(peer, protocol::ADVERT).await else {
-            return;
-        };
-        let greeting = send_frames(&mut stream, &frames);
-        match tokio::time::timeout(GREETING_TIMEOUT, greeting).await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => tracing::debug!(%peer, attempt, %error, "a greeting was not heard"),
-            Err(_) => tracing::debug!(%peer, attempt, "a greeting was not heard in time"),
+        match send_once(streams, peer, &frames).await {
+            Ok(()) | Err(SendError::Stream(NetworkError::NotConnected(_))) => return,
+            Err(error) => tracing::debug!(%peer, attempt, %error, "a greeting was not heard"),
         }
         tokio::time::sleep(RETRY_PAUSE * attempt).await;
+    }
+}
+
+/// Why a greeting was not heard.
+#[derive(Debug, thiserror::Error)]
+enum SendError {
+    #[error(transparent)]
+    Stream(#[from] NetworkError),
+    #[error(transparent)]
+    Cut(#[from] io::Error),
+    #[error("no answer in {GREETING_TIMEOUT:?}")]
+    Timeout,
+}
+
+async fn send_once(streams: &Streams, peer: PeerId, frames: &[Bytes]) -> Result<(), SendError> {
+    let mut stream = streams.open(peer, protocol::ADVERT).await?;
+    let greeting = send_frames(&mut stream, frames);
+    match tokio::time::timeout(GREETING_TIMEOUT, greeting).await {
+        Ok(sent) => Ok(sent?),
+        Err(_) => Err(SendError::Timeout),
     }
 }
 
@@ -139,9 +157,10 @@ pub(crate) async fn serve(mut incoming: IncomingStreams, adverts: Arc<Adverts>, 
 }
 
 async fn hear(adverts: &Adverts, peer: PeerId, stream: &mut Stream) -> io::Result<()> {
-    if read_frame(stream).await? != swarm_frame(&adverts.members) {
-        return Err(io::Error::other("the peer belongs to another swarm"));
-    }
+    let first = read_frame(stream).await?;
+    let life = life_in(&first, adverts)
+        .ok_or_else(|| io::Error::other("the peer belongs to another swarm"))?;
+    adverts.greeted(peer, life).await;
     // The certificate, the adverts, and the empty frame at the end.
     for _ in 0..MAX_ADVERTS + 2 {
         let frame = read_frame(stream).await?;
@@ -155,7 +174,7 @@ async fn hear(adverts: &Adverts, peer: PeerId, stream: &mut Stream) -> io::Resul
                 return Err(io::Error::other("adverts from a peer that is no member"));
             }
             Some(_) => {
-                if let Err(error) = adverts.hear(frame, Some(peer)).await {
+                if let Err(error) = adverts.hear(frame, Told::Greeting(peer)).await {
                     tracing::debug!(%peer, %error, "an advert in a greeting is not believed");
                 }
             }
@@ -164,11 +183,21 @@ async fn hear(adverts: &Adverts, peer: PeerId, stream: &mut Stream) -> io::Resul
     Err(io::Error::other("more frames than a greeting may have"))
 }
 
-/// Says which swarm the sender belongs to: not everybody who connects belongs to the same.
-fn swarm_frame(members: &Members) -> Bytes {
+/// Says which swarm the sender belongs to, as not everybody who connects belongs to the same, and
+/// in which of its lives it is.
+fn first_frame(adverts: &Adverts) -> Bytes {
     let mut frame = vec![tag::GREETING];
-    frame.extend_from_slice(members.membership().swarm_id().as_bytes());
+    frame.extend_from_slice(adverts.members.membership().swarm_id().as_bytes());
+    frame.extend_from_slice(&adverts.life.to_le_bytes());
     frame.into()
+}
+
+/// The life in the first frame of somebody of this swarm.
+fn life_in(frame: &[u8], adverts: &Adverts) -> Option<u64> {
+    let swarm = adverts.members.membership().swarm_id();
+    let rest = frame.strip_prefix(&[tag::GREETING])?;
+    let life = rest.strip_prefix(swarm.as_bytes().as_slice())?;
+    life.try_into().ok().map(u64::from_le_bytes)
 }
 
 fn show(adverts: &Adverts, peer: PeerId, frame: &[u8]) -> io::Result<()> {

@@ -9,7 +9,7 @@ use libp2p_stream::IncomingStreams;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{NOT_A_MEMBER, REPLY_QUEUE, TAKEN};
-use crate::network::{GRACE, Members, NetworkEvent, Tasks};
+use crate::network::{Connections, GRACE, Members, NetworkEvent, Tasks};
 use crate::wire::{ControlReply, ControlRequest, FrameError, read_message, write_message};
 
 /// Calls served at once; more are turned away.
@@ -68,6 +68,7 @@ impl ControlResponder {
 pub(crate) async fn serve(
     mut incoming: IncomingStreams,
     members: Arc<Members>,
+    connections: Arc<Connections>,
     tasks: Tasks,
     events: mpsc::Sender<NetworkEvent>,
 ) {
@@ -78,8 +79,12 @@ pub(crate) async fn serve(
             continue;
         };
         let (members, events) = (Arc::clone(&members), events.clone());
+        let connections = Arc::clone(&connections);
         tasks.spawn(async move {
-            if let Err(error) = answer(peer, stream, &members, &events).await {
+            // What it asks for is for the life in which it asks.
+            let greeting = connections.wait_for_greeting(&peer, GRACE);
+            let (is_member, ()) = tokio::join!(members.wait_for(&peer, GRACE), greeting);
+            if let Err(error) = answer(peer, stream, is_member, &events).await {
                 tracing::debug!(%peer, %error, "a control call ended early");
             }
             drop(slot);
@@ -90,10 +95,10 @@ pub(crate) async fn serve(
 async fn answer(
     peer: PeerId,
     mut stream: Stream,
-    members: &Members,
+    is_member: bool,
     events: &mpsc::Sender<NetworkEvent>,
 ) -> Result<(), FrameError> {
-    if !members.wait_for(&peer, GRACE).await {
+    if !is_member {
         tracing::warn!(%peer, "a control call by a peer that is no member of this swarm");
         stream.write_all(&[NOT_A_MEMBER]).await?;
         stream.close().await?;

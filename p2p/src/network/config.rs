@@ -6,6 +6,7 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 
 use crate::membership::{Invite, SwarmMembership};
+use crate::tensor::CONNECT_TIMEOUT;
 
 /// How long an advert holds unless it is renewed, by default.
 pub const DEFAULT_ADVERT_TTL: Duration = Duration::from_secs(15);
@@ -23,6 +24,8 @@ pub struct NetworkConfig {
     pub join: Vec<JoinTarget>,
     /// The swarm, and this node's standing in it.
     pub swarm: SwarmMembership,
+    /// How long one attempt to connect on the tensor plane may take.
+    pub tensor_connect_timeout: Duration,
     /// How long this node's adverts hold; they are renewed after a third of it.
     pub advert_ttl: Duration,
 }
@@ -48,6 +51,7 @@ impl NetworkConfig {
             tensor_listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0),
             join: Vec::new(),
             swarm,
+            tensor_connect_timeout: CONNECT_TIMEOUT,
             advert_ttl: DEFAULT_ADVERT_TTL,
         }
     }

@@ -3,19 +3,31 @@
 //! The swarm reports every connection from its own task, where it must not wait, so changes are
 //! not queued: they are folded into the table and whoever cares is woken to compare. A peer that
 //! left and came back in between shows a new generation, so neither event is lost.
+//!
+//! A peer says in its greeting when it was started: in which of its *lives* it is. One that was
+//! started again may be back before its old connection is seen to end, and counts as one that left
+//! and came back. A later life needs another connection than the earlier one had: without that, a
+//! peer could come and go as often as it says.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use accel_swarm::ConnectionChange;
 use libp2p::{Multiaddr, PeerId};
 use tokio::sync::watch;
+
+/// How long a greeting waits for news of the connection over which it came, from the swarm and to
+/// the owner.
+const TELLING_LIMIT: Duration = Duration::from_secs(1);
 
 /// Connected peers, one entry each, however many connections they have.
 #[derive(Debug)]
 pub(crate) struct Connections {
     peers: Mutex<Table>,
     version: watch::Sender<u64>,
+    /// Up to which version the owner was told.
+    told: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -27,6 +39,12 @@ struct Table {
 #[derive(Debug, Clone)]
 struct Connected {
     generation: u64,
+    /// How many connections there were in this generation.
+    opened: u64,
+    /// When it was started, by its own clock; unknown until it greets.
+    life: Option<u64>,
+    /// How many connections there were when that was said.
+    said_over: u64,
     dialled_addr: Option<Multiaddr>,
 }
 
@@ -34,18 +52,23 @@ struct Connected {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PeerChange {
     Connected(PeerId),
+    /// It has one more connection: it may have lost the others, and what was said on them.
+    Again(PeerId),
+    /// In which of its lives it is connected.
+    Greeted(PeerId, u64),
     Disconnected(PeerId),
 }
 
 /// What one reader of the table has seen so far.
 #[derive(Debug, Default)]
-pub(crate) struct Seen(HashMap<PeerId, u64>);
+pub(crate) struct Seen(HashMap<PeerId, Connected>);
 
 impl Default for Connections {
     fn default() -> Self {
         Self {
             peers: Mutex::default(),
             version: watch::Sender::new(0),
+            told: watch::Sender::new(0),
         }
     }
 }
@@ -71,6 +94,61 @@ impl Connections {
         }
         drop(table);
         self.version.send_modify(|version| *version += 1);
+    }
+
+    /// A connected peer says in which of its lives it is.
+    pub(crate) fn greeted(&self, peer: &PeerId, life: u64) {
+        if self.table().greeted(peer, life) {
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// What a connection brings may be read before the swarm reports the connection: waits a
+    /// moment for one over which the peer can say that it is in this life.
+    pub(crate) async fn wait_for_report(&self, peer: &PeerId, life: u64) {
+        let mut version = self.version.subscribe();
+        let report = version.wait_for(|_| self.has_connection_for(peer, life));
+        let _ = tokio::time::timeout(TELLING_LIMIT, report).await;
+    }
+
+    /// Waits a moment until the owner was told of all that changed so far.
+    pub(crate) async fn wait_for_owner(&self) {
+        let version = *self.version.borrow();
+        let mut told = self.told.subscribe();
+        let telling = told.wait_for(|told| *told >= version);
+        let _ = tokio::time::timeout(TELLING_LIMIT, telling).await;
+    }
+
+    fn has_connection_for(&self, peer: &PeerId, life: u64) -> bool {
+        let table = self.table();
+        let connected = table.peers.get(peer);
+        connected.is_some_and(|connected| connected.may_be_in(life))
+    }
+
+    /// The owner was told of all changes up to this version.
+    pub(crate) fn told(&self, version: u64) {
+        self.told.send_replace(version);
+    }
+
+    /// In which life a peer is connected, once it has greeted.
+    pub(crate) fn life_of(&self, peer: &PeerId) -> Option<u64> {
+        self.table().peers.get(peer)?.life
+    }
+
+    /// All connected peers, with the lives of those that have greeted.
+    pub(crate) fn lives(&self) -> Vec<(PeerId, Option<u64>)> {
+        let table = self.table();
+        let peers = table.peers.iter();
+        peers
+            .map(|(peer, connected)| (*peer, connected.life))
+            .collect()
+    }
+
+    /// Waits until a peer has greeted; not longer than `limit`.
+    pub(crate) async fn wait_for_greeting(&self, peer: &PeerId, limit: Duration) {
+        let mut version = self.version.subscribe();
+        let greeting = version.wait_for(|_| self.life_of(peer).is_some());
+        let _ = tokio::time::timeout(limit, greeting).await;
     }
 
     pub(crate) fn is_connected(&self, peer: &PeerId) -> bool {
@@ -100,39 +178,77 @@ impl Connections {
 
     /// What changed since the reader looked last.
     pub(crate) fn changes(&self, seen: &mut Seen) -> Vec<PeerChange> {
-        let now: HashMap<PeerId, u64> = self
-            .table()
-            .peers
-            .iter()
-            .map(|(peer, connected)| (*peer, connected.generation))
-            .collect();
-        let gone = seen
-            .0
-            .iter()
-            .filter(|(peer, generation)| now.get(*peer) != Some(*generation))
-            .map(|(peer, _)| PeerChange::Disconnected(*peer));
-        let new = now
-            .iter()
-            .filter(|(peer, generation)| seen.0.get(*peer) != Some(*generation))
-            .map(|(peer, _)| PeerChange::Connected(*peer));
-        let changes = gone.chain(new).collect();
+        let now = self.table().peers.clone();
+        let mut changes = Vec::new();
+        for (peer, before) in &seen.0 {
+            if now.get(peer).is_none_or(|now| !now.goes_on(before)) {
+                changes.push(PeerChange::Disconnected(*peer));
+            }
+        }
+        for (peer, now) in &now {
+            let before = seen.0.get(peer).filter(|before| now.goes_on(before));
+            match before {
+                None => changes.push(PeerChange::Connected(*peer)),
+                Some(before) if before.opened != now.opened => {
+                    changes.push(PeerChange::Again(*peer));
+                }
+                Some(_) => {}
+            }
+            let known = before.and_then(|before| before.life);
+            if let Some(life) = now.life.filter(|life| known != Some(*life)) {
+                changes.push(PeerChange::Greeted(*peer, life));
+            }
+        }
         seen.0 = now;
         changes
+    }
+}
+
+impl Connected {
+    /// Whether the peer was connected all the time since.
+    fn goes_on(&self, before: &Connected) -> bool {
+        self.generation == before.generation
+    }
+
+    fn may_be_in(&self, life: u64) -> bool {
+        let is_later = self.life.is_some_and(|known| life > known);
+        !is_later || self.opened > self.said_over
     }
 }
 
 impl Table {
     fn opened(&mut self, peer: PeerId, dialled_addr: Option<Multiaddr>) {
         if let Some(connected) = self.peers.get_mut(&peer) {
+            connected.opened += 1;
             connected.dialled_addr = dialled_addr.or(connected.dialled_addr.take());
             return;
         }
         self.last_generation += 1;
         let connected = Connected {
             generation: self.last_generation,
+            opened: 1,
+            life: None,
+            said_over: 0,
             dialled_addr,
         };
         self.peers.insert(peer, connected);
+    }
+
+    /// Says whether that is new. An earlier life is the last word of an older connection.
+    fn greeted(&mut self, peer: &PeerId, life: u64) -> bool {
+        let Some(connected) = self.peers.get_mut(peer) else {
+            return false;
+        };
+        if connected.life >= Some(life) || !connected.may_be_in(life) {
+            return false;
+        }
+        if connected.life.is_some() {
+            self.last_generation += 1;
+            connected.generation = self.last_generation;
+        }
+        connected.life = Some(life);
+        connected.said_over = connected.opened;
+        true
     }
 }
 
@@ -169,6 +285,8 @@ mod tests {
             connections.changes(&mut seen),
             [PeerChange::Connected(peer)]
         );
+        connections.apply(opened(peer));
+        assert_eq!(connections.changes(&mut seen), [PeerChange::Again(peer)]);
         connections.apply(closed(peer, 1));
         assert_eq!(connections.changes(&mut seen), []);
         assert!(connections.is_connected(&peer));
@@ -189,6 +307,58 @@ mod tests {
         connections.apply(opened(peer));
         let expected = [PeerChange::Disconnected(peer), PeerChange::Connected(peer)];
         assert_eq!(connections.changes(&mut seen), expected);
+    }
+
+    #[test]
+    fn a_peer_that_was_started_again_left_and_came_back_whatever_its_connections_say() {
+        let (connections, mut seen) = (Connections::default(), Seen::default());
+        let peer = PeerId::random();
+        let (left, came) = (PeerChange::Disconnected(peer), PeerChange::Connected(peer));
+        let in_life = |life| PeerChange::Greeted(peer, life);
+        connections.apply(opened(peer));
+        assert_eq!(connections.changes(&mut seen), [came]);
+        assert_eq!(connections.life_of(&peer), None);
+        connections.greeted(&peer, 7);
+        assert_eq!(connections.changes(&mut seen), [in_life(7)]);
+        connections.greeted(&peer, 8);
+        assert_eq!(connections.changes(&mut seen), [], "not on the same one");
+        // A second connection, then the second life, then the end of the first connection.
+        connections.apply(opened(peer));
+        connections.greeted(&peer, 7);
+        assert_eq!(connections.changes(&mut seen), [PeerChange::Again(peer)]);
+        connections.greeted(&peer, 9);
+        assert_eq!(connections.changes(&mut seen), [left, came, in_life(9)]);
+        connections.apply(closed(peer, 1));
+        connections.greeted(&peer, 7);
+        assert_eq!(connections.changes(&mut seen), [], "7 is over");
+        assert_eq!(connections.life_of(&peer), Some(9));
+        // What is known of a connection ends with it.
+        connections.apply(closed(peer, 0));
+        connections.apply(opened(peer));
+        assert_eq!(connections.changes(&mut seen), [left, came]);
+        assert_eq!(connections.life_of(&peer), None);
+    }
+
+    #[tokio::test]
+    async fn a_greeting_waits_for_its_connection_and_until_the_owner_knows_of_it() {
+        let (connections, peer) = (Connections::default(), PeerId::random());
+        let mut version = connections.subscribe();
+        let greeting = async {
+            connections.wait_for_report(&peer, 7).await;
+            connections.greeted(&peer, 7);
+            connections.wait_for_owner().await;
+            *connections.told.borrow()
+        };
+        let telling = async {
+            connections.apply(opened(peer));
+            let greeted = version.wait_for(|_| connections.life_of(&peer).is_some());
+            let version = *greeted.await.unwrap();
+            connections.told(version);
+            version
+        };
+        let (told, version) = tokio::join!(greeting, telling);
+        assert_eq!((told, version), (2, 2));
+        assert_eq!(connections.lives(), [(peer, Some(7))]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use libp2p::PeerId;
 
 use crate::control::IncomingControl;
 use crate::replica::IncomingReplica;
+use crate::tensor::PeerLoss;
 use crate::wire::{Advert, TensorFrame};
 
 /// What the network tells its owner.
@@ -11,7 +12,15 @@ use crate::wire::{Advert, TensorFrame};
 pub enum NetworkEvent {
     /// A peer is connected; told once per peer, not per connection.
     PeerConnected(PeerId),
-    /// The last connection to a peer closed.
+    /// A connected peer says when it was started, by its own clock. Its adverts of that life hold
+    /// for this connection, those of an earlier one do not.
+    PeerGreeted {
+        /// Who greets.
+        peer: PeerId,
+        /// The [`Advert::started_unix_ms`] of its adverts from now on.
+        started_unix_ms: u64,
+    },
+    /// The last connection to a peer closed, or the peer was started again.
     PeerDisconnected(PeerId),
     /// A peer says something new about itself.
     Advert(Box<Advert>),
@@ -28,11 +37,21 @@ pub enum NetworkEvent {
         /// The frame.
         frame: TensorFrame,
     },
-    /// A peer fell silent on the tensor plane, or closed it; frames under way to it are lost.
+    /// A peer fell silent on the tensor plane, closed it or was started again; frames under way to
+    /// it are lost.
     TensorLost {
         /// Who is lost.
         peer: PeerId,
         /// How.
         reason: String,
     },
+}
+
+impl From<PeerLoss> for NetworkEvent {
+    fn from(loss: PeerLoss) -> Self {
+        NetworkEvent::TensorLost {
+            peer: loss.peer,
+            reason: loss.error.to_string(),
+        }
+    }
 }

@@ -19,9 +19,10 @@ use super::members::Members;
 use super::streams::Streams;
 use super::tasks::Tasks;
 use super::{Inner, Network, NetworkConfig, NetworkEvent, watch};
-use crate::adverts::{Adverts, gossip, hello};
+use crate::adverts::{Adverts, AdvertsDeps, gossip, hello};
 use crate::bitswap::{Bitswap, BlockStore};
-use crate::tensor::TensorPlane;
+use crate::clock::unix_ms;
+use crate::tensor::{PlaneConfig, TensorPlane};
 use crate::wire::{TensorFrame, limit, protocol};
 use crate::{control, join, replica};
 
@@ -65,15 +66,17 @@ async fn build(
     let streams = Streams::new(control, Arc::clone(&connections));
     let tasks = Tasks::here();
     let bitswap = Bitswap::new(streams.clone(), Arc::clone(&members), store, tasks.clone());
-    let (tensor, frames) = bind_tensor(&keypair, config, &members)?;
+    let life = unix_ms();
+    let (tensor, frames) = bind_tensor(&keypair, config, life, &members)?;
     let addrs = Arc::new(LocalAddrs::new(peer, tensor.local_addrs()));
-    let adverts = Arc::new(Adverts::new(
-        keypair,
-        config.advert_ttl,
-        Arc::clone(&members),
-        Arc::clone(&addrs),
-        events.clone(),
-    ));
+    let known = AdvertsDeps {
+        members: Arc::clone(&members),
+        addrs: Arc::clone(&addrs),
+        connections: Arc::clone(&connections),
+        plane: tensor.clone(),
+        events: events.clone(),
+    };
+    let adverts = Arc::new(Adverts::new(keypair, life, config.advert_ttl, known));
     let dialler = Dialler::new(
         ipfs.clone(),
         peer,
@@ -128,10 +131,16 @@ type Frames = mpsc::Receiver<(libp2p::PeerId, TensorFrame)>;
 fn bind_tensor(
     keypair: &Keypair,
     config: &NetworkConfig,
+    life: u64,
     members: &Arc<Members>,
 ) -> Result<(TensorPlane, Frames), NetworkError> {
     let addr = config.tensor_listen;
-    TensorPlane::bind(keypair, addr, members.clone()).map_err(|error| {
+    let plane = PlaneConfig {
+        listen: addr,
+        started_unix_ms: life,
+        connect_timeout: config.tensor_connect_timeout,
+    };
+    TensorPlane::bind(keypair, &plane, members.clone()).map_err(|error| {
         let source = Box::new(error);
         NetworkError::TensorListen { addr, source }
     })
@@ -170,6 +179,7 @@ impl Network {
         tasks.spawn(control::serve(
             inner.streams.accept(protocol::CONTROL)?,
             Arc::clone(&inner.members),
+            Arc::clone(&inner.connections),
             tasks.clone(),
             inner.events.clone(),
         ));

@@ -32,18 +32,27 @@ pub(super) async fn peers(
     let mut seen = Seen::default();
     let mut greetings: HashMap<PeerId, CancellationToken> = HashMap::new();
     loop {
-        version.mark_unchanged();
+        let seen_version = *version.borrow_and_update();
         for change in connections.changes(&mut seen) {
             let event = match change {
-                PeerChange::Connected(peer) => {
+                PeerChange::Connected(peer) | PeerChange::Again(peer) => {
                     let token = tasks.child_token();
-                    greetings.insert(peer, token.clone());
+                    if let Some(before) = greetings.insert(peer, token.clone()) {
+                        before.cancel();
+                    }
                     let greeting = greet(ipfs.clone(), streams.clone(), Arc::clone(&adverts), peer);
                     tasks.spawn(async move {
                         token.run_until_cancelled(greeting).await;
                     });
-                    NetworkEvent::PeerConnected(peer)
+                    match change {
+                        PeerChange::Again(_) => continue,
+                        _ => NetworkEvent::PeerConnected(peer),
+                    }
                 }
+                PeerChange::Greeted(peer, started_unix_ms) => NetworkEvent::PeerGreeted {
+                    peer,
+                    started_unix_ms,
+                },
                 PeerChange::Disconnected(peer) => {
                     if let Some(token) = greetings.remove(&peer) {
                         token.cancel();
@@ -55,6 +64,7 @@ pub(super) async fn peers(
             // The owner is gone only while the network ends.
             let _ = events.send(event).await;
         }
+        connections.told(seen_version);
         if version.changed().await.is_err() {
             return;
         }
@@ -82,10 +92,7 @@ pub(super) async fn tensor(
         let event = tokio::select! {
             Some((peer, frame)) = frames.recv() => NetworkEvent::Tensor { peer, frame },
             loss = losses.recv() => match loss {
-                Ok(loss) => NetworkEvent::TensorLost {
-                    peer: loss.peer,
-                    reason: loss.error.to_string(),
-                },
+                Ok(loss) => loss.into(),
                 Err(broadcast::error::RecvError::Lagged(missed)) => {
                     tracing::warn!(missed, "losses on the tensor plane were missed");
                     continue;

@@ -9,9 +9,7 @@ use tokio::time::timeout;
 
 use super::frame::{self, ReadFrameError};
 use super::link::Link;
-use super::{
-    CONNECT_TIMEOUT, MAX_CONNECTIONS, PeerLoss, Shared, TensorError, endpoint, greeting, pulse,
-};
+use super::{MAX_CONNECTIONS, PeerLoss, Shared, TensorError, endpoint, greeting, pulse};
 
 /// Takes connections until the plane shuts down.
 pub(super) async fn run(shared: Arc<Shared>) {
@@ -34,23 +32,24 @@ pub(super) async fn run(shared: Arc<Shared>) {
 /// Finishes the handshake and lets members in. The permit bounds how many do so at once.
 async fn greet(shared: Arc<Shared>, incoming: Incoming, _permit: OwnedSemaphorePermit) {
     let from = incoming.remote_address();
-    match timeout(CONNECT_TIMEOUT, meet(&shared, incoming)).await {
-        Ok(Ok((peer, connection))) => {
+    match timeout(shared.connect_timeout, meet(&shared, incoming)).await {
+        Ok(Ok((peer, connection, life))) => {
             tracing::debug!(%peer, %from, "tensor connection from peer");
             let link = shared.link(peer);
-            adopt(&shared, link, connection);
+            adopt(&shared, link, connection, life);
         }
         Ok(Err(error)) => tracing::warn!(%from, %error, "refused a tensor connection"),
         Err(_) => tracing::warn!(%from, "a tensor connection never got to its greeting"),
     }
 }
 
-/// Learns who connects and whether it is a member.
-async fn meet(shared: &Shared, incoming: Incoming) -> Result<(PeerId, Connection), MeetError> {
+/// Learns who connects, whether it is a member, and in which of its lives it is.
+async fn meet(shared: &Shared, incoming: Incoming) -> Result<(PeerId, Connection, u64), MeetError> {
     let connection = incoming.await?;
     let peer = endpoint::peer_of(&connection).ok_or(MeetError::NoIdentity)?;
-    greeting::answer(&connection, peer, shared.admission.as_ref()).await?;
-    Ok((peer, connection))
+    let admission = shared.admission.as_ref();
+    let life = greeting::answer(&connection, peer, admission, shared.life).await?;
+    Ok((peer, connection, life))
 }
 
 /// Why an incoming connection came to nothing.
@@ -64,9 +63,13 @@ enum MeetError {
     Greeting(#[from] TensorError),
 }
 
-/// Makes a connection part of the link to its peer, and reads from it until it ends.
-pub(super) fn adopt(shared: &Arc<Shared>, link: Arc<Link>, connection: Connection) {
-    link.add(connection.clone());
+/// Makes a connection part of the link to its peer, and reads from it until it ends. What was
+/// under way to an earlier life of the peer is lost.
+pub(super) fn adopt(shared: &Arc<Shared>, link: Arc<Link>, connection: Connection, life: u64) {
+    if link.add(connection.clone(), life) {
+        // Nobody listening is fine.
+        let _ = shared.losses.send(endpoint::outlived(link.peer()));
+    }
     shared.spawn(serve(shared.clone(), link, connection));
 }
 
@@ -80,11 +83,12 @@ async fn serve(shared: Arc<Shared>, link: Arc<Link>, connection: Connection) {
             Err(endpoint::silent(peer))
         }
     };
+    let is_loss = link.ended(&connection);
     let Err(error) = ended else {
         return tracing::debug!(%peer, "tensor connection closed here");
     };
     tracing::debug!(%peer, %error, "tensor connection broke");
-    if !link.is_connected() {
+    if is_loss {
         // Nobody listening is fine.
         let _ = shared.losses.send(PeerLoss { peer, error });
     }

@@ -11,7 +11,7 @@ use quinn::rustls::pki_types::CertificateDer;
 use quinn::{ConnectionError, VarInt};
 
 use super::thread::{OnThread, PlaneThread};
-use super::{IDLE_TIMEOUT, KEEP_ALIVE, SILENCE, TensorError};
+use super::{IDLE_TIMEOUT, KEEP_ALIVE, PeerLoss, SILENCE, TensorError};
 use crate::wire::protocol;
 
 /// Close code: an orderly end.
@@ -106,6 +106,13 @@ pub(super) fn peer_of(connection: &quinn::Connection) -> Option<PeerId> {
 pub(super) fn silent(peer: PeerId) -> TensorError {
     let reason = format!("silent for {SILENCE:?}");
     TensorError::Lost { peer, reason }
+}
+
+/// The loss of a peer that is there again, in a later life.
+pub(super) fn outlived(peer: PeerId) -> PeerLoss {
+    let reason = "it was started again".to_owned();
+    let error = TensorError::Lost { peer, reason };
+    PeerLoss { peer, error }
 }
 
 /// The end of a connection in our words.

@@ -16,9 +16,14 @@ use crate::wire::{Message, decode, encode, limit, tag, wire_struct};
 pub(crate) struct Greeting {
     /// Proof of membership, in a private swarm.
     pub certificate: Option<Certificate>,
+    /// Which life of the node it is: when it was started, by its own clock.
+    pub started_unix_ms: u64,
 }
 
-wire_struct!(Greeting { certificate });
+wire_struct!(Greeting {
+    certificate,
+    started_unix_ms
+});
 
 impl Message for Greeting {
     const NAME: &'static str = "tensor greeting";
@@ -26,40 +31,48 @@ impl Message for Greeting {
     const LIMIT: usize = limit::TENSOR_GREETING;
 }
 
-/// Greets whom we dialled; an error when one end does not admit the other.
+/// Greets whom we dialled in our `life`, and learns its; an error when one end does not admit the
+/// other.
 pub(super) async fn offer(
     connection: &Connection,
     peer: PeerId,
     admission: &dyn Admission,
-) -> Result<(), TensorError> {
+    life: u64,
+) -> Result<u64, TensorError> {
     let answer = async {
         let (mut sending, mut receiving) = connection.open_bi().await.ok()?;
-        say(&mut sending, admission).await?;
+        say(&mut sending, admission, life).await?;
         hear(&mut receiving).await
     };
     let answer = answer.await.ok_or_else(|| broken(connection, peer))?;
     judge(connection, peer, admission, &answer)
 }
 
-/// Answers who dialled us; an error when one end does not admit the other.
+/// Answers who dialled us, and learns in which life; an error when one end does not admit the
+/// other.
 pub(super) async fn answer(
     connection: &Connection,
     peer: PeerId,
     admission: &dyn Admission,
-) -> Result<(), TensorError> {
+    life: u64,
+) -> Result<u64, TensorError> {
     let offer = async {
         let (sending, mut receiving) = connection.accept_bi().await.ok()?;
         Some((sending, hear(&mut receiving).await?))
     };
     let (mut sending, offer) = offer.await.ok_or_else(|| broken(connection, peer))?;
-    judge(connection, peer, admission, &offer)?;
-    let said = say(&mut sending, admission).await;
-    said.ok_or_else(|| broken(connection, peer))
+    let theirs = judge(connection, peer, admission, &offer)?;
+    let said = say(&mut sending, admission, life).await;
+    said.map(|()| theirs)
+        .ok_or_else(|| broken(connection, peer))
 }
 
-async fn say(stream: &mut SendStream, admission: &dyn Admission) -> Option<()> {
-    let certificate = admission.own_certificate();
-    let greeting = encode(&Greeting { certificate }).ok()?;
+async fn say(stream: &mut SendStream, admission: &dyn Admission, life: u64) -> Option<()> {
+    let greeting = Greeting {
+        certificate: admission.own_certificate(),
+        started_unix_ms: life,
+    };
+    let greeting = encode(&greeting).ok()?;
     stream.write_all(&greeting).await.ok()?;
     stream.finish().ok()
 }
@@ -74,10 +87,10 @@ fn judge(
     peer: PeerId,
     admission: &dyn Admission,
     greeting: &[u8],
-) -> Result<(), TensorError> {
+) -> Result<u64, TensorError> {
     let reason = match decode::<Greeting>(greeting) {
         Ok(greeting) => match admission.admit(&peer, greeting.certificate.as_ref()) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(greeting.started_unix_ms),
             Err(error) => error.to_string(),
         },
         Err(error) => error.to_string(),

@@ -1,45 +1,79 @@
-//! The way to one peer: its connections, and the one stream that we write.
+//! The way to one peer: its connections, where it listens, and the one stream that we write.
+//!
+//! A peer that was started again is the same peer in a later *life*, which it numbers itself by
+//! the time of its start. Nothing that belongs to an earlier one is of use: its connections lead
+//! to a process that is gone, and nobody listens at its addresses. So they are given up as soon as
+//! a later life shows, in the greeting of a new connection or in what the node hears elsewhere.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use libp2p::PeerId;
-use quinn::{Connection, ConnectionError, SendStream, WriteError};
-use tokio::time::{sleep, timeout};
+use quinn::{Connection, SendStream};
+use tokio::sync::watch;
 
 use super::budget::Share;
-use super::{
-    CONNECT_TIMEOUT, SEND_TIMEOUT, Shared, TensorError, WrongPeer, accept, endpoint, frame,
-    greeting,
-};
-use crate::wire::{TensorFrame, limit};
+use super::{TensorError, endpoint};
+use crate::wire::limit;
 
 /// Connections to one peer at a time: both may dial at once, and both may do so again.
 const MAX_CONNECTIONS_PER_PEER: usize = 4;
-/// Head start of each address over the next one.
-const DIAL_STAGGER: Duration = Duration::from_millis(50);
-/// QUIC wants a server name; identity comes from the certificate.
-const SERVER_NAME: &str = "accel";
+/// Addresses that one dial tries: those that the peer tells, and those that others tell of it.
+const MAX_TARGETS: usize = 2 * limit::ADDRS;
+
+/// What became of a dial; absent while it is under way.
+pub(super) type Outcome = Option<Result<(), TensorError>>;
 
 /// All that the plane knows of one peer.
 pub(super) struct Link {
     peer: PeerId,
-    connections: Mutex<Vec<Connection>>,
-    /// Held over connecting and writing: one frame at a time.
-    outgoing: tokio::sync::Mutex<Option<Outgoing>>,
+    state: Mutex<State>,
+    /// Wakes the dial that is under way.
+    changed: watch::Sender<()>,
+    /// Held while a frame is written: one at a time. Nobody dials meanwhile.
+    pub outgoing: tokio::sync::Mutex<Option<Outgoing>>,
     /// What payloads of the peer may take, over all its connections.
     share: Share,
     counters: Counters,
 }
 
-struct Outgoing {
+#[derive(Default)]
+struct State {
+    connections: Vec<Open>,
+    /// The latest life of the peer that showed.
+    life: u64,
+    /// Where it says that it listens in this life.
+    addrs: Vec<SocketAddr>,
+    /// The connection that frames go to.
+    written: Option<usize>,
+    dial: Option<Dial>,
+}
+
+struct Open {
     connection: Connection,
-    stream: SendStream,
+    life: u64,
+}
+
+/// A dial that is under way; all who need the peer wait for the same one.
+struct Dial {
+    targets: Vec<SocketAddr>,
+    outcome: watch::Receiver<Outcome>,
+}
+
+pub(super) struct Outgoing {
+    pub connection: Connection,
+    pub stream: SendStream,
+}
+
+/// What somebody who needs the peer has to do.
+pub(super) enum Reach {
+    /// Nothing: it is connected.
+    Connected,
+    /// Wait for what comes of the dial.
+    Wait(watch::Receiver<Outcome>),
+    /// The same, and carry the dial out: nobody does yet.
+    Dial(watch::Sender<Outcome>, watch::Receiver<Outcome>),
 }
 
 #[derive(Default)]
@@ -67,22 +101,52 @@ impl Link {
     pub fn new(peer: PeerId, share: Share) -> Self {
         Self {
             peer,
-            connections: Mutex::default(),
+            state: Mutex::default(),
+            changed: watch::Sender::new(()),
             outgoing: tokio::sync::Mutex::default(),
             share,
             counters: Counters::default(),
         }
     }
 
-    /// Takes in a connection, whoever dialled it.
-    pub fn add(&self, connection: Connection) {
-        let mut connections = self.lock_connections();
-        connections.retain(is_open);
-        if connections.len() >= MAX_CONNECTIONS_PER_PEER {
-            let oldest = connections.remove(0);
-            oldest.close(endpoint::SUPERSEDED, b"too many connections");
+    /// Takes in a connection to the peer in one of its lives, whoever dialled it; says whether
+    /// connections of an earlier life ended with that.
+    pub fn add(&self, connection: Connection, life: u64) -> bool {
+        let mut state = self.lock();
+        let outlived = state.begin(life);
+        state.connections.retain(Open::is_open);
+        if state.connections.len() >= MAX_CONNECTIONS_PER_PEER {
+            let oldest = state.connections.remove(0);
+            let reason = b"too many connections";
+            oldest.connection.close(endpoint::SUPERSEDED, reason);
         }
-        connections.push(connection);
+        state.connections.push(Open { connection, life });
+        drop(state);
+        self.changed.send_replace(());
+        outlived
+    }
+
+    /// The peer says in which of its lives it is, and where it listens in that; nothing while that
+    /// is not known. Says whether connections of an earlier life ended with that.
+    pub fn moved(&self, life: u64, addrs: &[SocketAddr]) -> bool {
+        let mut state = self.lock();
+        if life < state.life {
+            return false;
+        }
+        let outlived = state.begin(life);
+        state.listens_at(addrs);
+        drop(state);
+        self.changed.send_replace(());
+        outlived
+    }
+
+    /// A connection ended; says whether frames may be lost with it.
+    pub fn ended(&self, connection: &Connection) -> bool {
+        let mut state = self.lock();
+        state.connections.retain(Open::is_open);
+        let id = connection.stable_id();
+        let was_written = state.written.take_if(|written| *written == id).is_some();
+        was_written || state.connections.is_empty()
     }
 
     pub fn peer(&self) -> PeerId {
@@ -99,20 +163,71 @@ impl Link {
     }
 
     pub fn is_connected(&self) -> bool {
-        self.newest().is_some()
+        self.lock().newest().is_some()
     }
 
-    fn newest(&self) -> Option<Connection> {
-        self.lock_connections()
-            .iter()
-            .rev()
-            .find(|connection| is_open(connection))
-            .cloned()
+    /// The connection that frames are to go to from now on.
+    pub fn to_write(&self) -> Option<Connection> {
+        let mut state = self.lock();
+        let connection = state.newest()?.clone();
+        state.written = Some(connection.stable_id());
+        Some(connection)
+    }
+
+    /// How to reach the peer, which somebody says listens at `addrs`.
+    pub fn reach(&self, addrs: &[SocketAddr]) -> Reach {
+        let mut state = self.lock();
+        if state.newest().is_some() {
+            return Reach::Connected;
+        }
+        if let Some(dial) = state.dial.as_mut().filter(|dial| dial.is_carried_out()) {
+            dial.add(addrs);
+            let outcome = dial.outcome.clone();
+            drop(state);
+            self.changed.send_replace(());
+            return Reach::Wait(outcome);
+        }
+        let (sender, outcome) = watch::channel(None);
+        let mut dial = Dial {
+            targets: state.addrs.clone(),
+            outcome: outcome.clone(),
+        };
+        dial.add(addrs);
+        state.dial = Some(dial);
+        Reach::Dial(sender, outcome)
+    }
+
+    /// Wakes when there is somewhere else to dial, or no need to.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Where the dial under way should lead.
+    pub fn targets(&self) -> Vec<SocketAddr> {
+        let state = self.lock();
+        let dial = state.dial.as_ref();
+        dial.map(|dial| dial.targets.clone()).unwrap_or_default()
+    }
+
+    /// Ends the dial under way; false if there is somewhere left to try meanwhile.
+    pub fn give_up(&self, is_tried: impl Fn(&SocketAddr) -> bool) -> bool {
+        let mut state = self.lock();
+        let targets = state.dial.iter().flat_map(|dial| &dial.targets);
+        let is_over = targets.into_iter().all(is_tried);
+        if is_over {
+            state.dial = None;
+        }
+        is_over
+    }
+
+    /// The dial under way is over: the peer is connected, or need not be.
+    pub fn end_dial(&self) {
+        self.lock().dial = None;
     }
 
     pub fn close(&self, reason: &[u8]) {
-        for connection in self.lock_connections().drain(..) {
-            connection.close(endpoint::BYE, reason);
+        for open in self.lock().connections.drain(..) {
+            open.connection.close(endpoint::BYE, reason);
         }
     }
 
@@ -145,200 +260,78 @@ impl Link {
             .fetch_add(1, Ordering::Relaxed);
     }
 
-    fn count_sent(&self, bytes: usize) {
+    pub fn count_sent(&self, bytes: usize) {
         self.counters
             .sent_bytes
             .fetch_add(bytes as u64, Ordering::Relaxed);
         self.counters.sent_frames.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn lock_connections(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn is_open(connection: &Connection) -> bool {
-    connection.close_reason().is_none()
-}
-
-/// Sends frames to one peer; clones share the connection and the order.
-#[derive(Clone)]
-pub struct TensorSender {
-    shared: Arc<Shared>,
-    link: Arc<Link>,
-    addrs: Vec<SocketAddr>,
-}
-
-impl std::fmt::Debug for TensorSender {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let peer = self.link.peer;
-        f.debug_struct("TensorSender")
-            .field("peer", &peer)
-            .field("addrs", &self.addrs)
-            .finish()
+impl State {
+    fn newest(&self) -> Option<&Connection> {
+        let open = self.connections.iter().rev().find(|open| open.is_open());
+        open.map(|open| &open.connection)
     }
-}
 
-impl TensorSender {
-    pub(super) fn new(shared: Arc<Shared>, link: Arc<Link>, addrs: Vec<SocketAddr>) -> Self {
-        Self {
-            shared,
-            link,
-            addrs,
+    /// Goes over to a later life and closes what is left of earlier ones; says whether there was
+    /// something left. An earlier life that shows late changes nothing: a clock may have been set.
+    fn begin(&mut self, life: u64) -> bool {
+        if life <= self.life {
+            return false;
+        }
+        self.life = life;
+        self.addrs.clear();
+        let mut outlived = false;
+        for old in self.connections.extract_if(.., |open| open.life < life) {
+            outlived |= old.is_open();
+            let reason = b"you were started again";
+            old.connection.close(endpoint::SUPERSEDED, reason);
+        }
+        outlived
+    }
+
+    /// The peer tells its addresses. A dial that began before they were known gives others up.
+    fn listens_at(&mut self, addrs: &[SocketAddr]) {
+        if addrs.is_empty() {
+            return;
+        }
+        let is_first = self.addrs.is_empty();
+        self.addrs = addrs.iter().take(limit::ADDRS).copied().collect();
+        let Some(dial) = &mut self.dial else { return };
+        match is_first {
+            true => dial.targets.clone_from(&self.addrs),
+            false => dial.add(addrs),
         }
     }
+}
 
-    /// Whom it sends to.
-    pub fn peer(&self) -> PeerId {
-        self.link.peer
+impl Open {
+    fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+}
+
+impl Outgoing {
+    pub fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+}
+
+impl Dial {
+    fn is_carried_out(&self) -> bool {
+        self.outcome.has_changed().is_ok()
     }
 
-    /// Sends one frame, after all earlier ones; connects again if the connection broke. Waits
-    /// while the peer does not read. `Ok` means that the frame is on its way, not that it arrived.
-    pub async fn send(&self, frame: TensorFrame) -> Result<(), TensorError> {
-        let parts = frame::encode(frame)?;
-        let size = parts.iter().map(Bytes::len).sum();
-        timeout(SEND_TIMEOUT, self.write(parts))
-            .await
-            .map_err(|_| TensorError::Stalled(self.link.peer))??;
-        self.link.count_sent(size);
-        Ok(())
-    }
-
-    /// Makes sure that a stream is there.
-    pub(super) async fn connect(&self) -> Result<(), TensorError> {
-        let mut slot = self.link.outgoing.lock().await;
-        let open = self.take_or_open(slot.take()).await?;
-        *slot = Some(open);
-        Ok(())
-    }
-
-    async fn write(&self, mut parts: [Bytes; 2]) -> Result<(), TensorError> {
-        let mut slot = self.link.outgoing.lock().await;
-        // The stream is out of its slot while a frame is half written: when this future is dropped
-        // there, the stream ends with it, and the next frame begins a new one. The peer reads the
-        // streams of a connection one after the other.
-        let mut open = self.take_or_open(slot.take()).await?;
-        let written = open.stream.write_all_chunks(&mut parts).await;
-        written.map_err(|error| self.write_error(&open.connection, error))?;
-        *slot = Some(open);
-        Ok(())
-    }
-
-    async fn take_or_open(&self, current: Option<Outgoing>) -> Result<Outgoing, TensorError> {
-        match current {
-            Some(outgoing) if is_open(&outgoing.connection) => Ok(outgoing),
-            _ => self.open().await,
-        }
-    }
-
-    async fn open(&self) -> Result<Outgoing, TensorError> {
-        let peer = self.link.peer;
-        if self.shared.closing.is_cancelled() {
-            return Err(TensorError::ShutDown);
-        }
-        let connection = match self.link.newest() {
-            Some(connection) => connection,
-            None => self.dial().await?,
-        };
-        let stream = connection
-            .open_uni()
-            .await
-            .map_err(|error| endpoint::loss(peer, &error))?;
-        Ok(Outgoing { connection, stream })
-    }
-
-    /// Tries all addresses, each a little later than the one before; the first that works wins.
-    async fn dial(&self) -> Result<Connection, TensorError> {
-        let addrs = self.addrs.iter().take(limit::ADDRS).enumerate();
-        let mut attempts: FuturesUnordered<_> = addrs
-            .map(|(index, addr)| async move {
-                sleep(DIAL_STAGGER * index as u32).await;
-                (*addr, self.dial_one(*addr).await)
-            })
-            .collect();
-        let mut reasons = Vec::new();
-        while let Some((addr, result)) = attempts.next().await {
-            match result {
-                Ok(connection) => {
-                    accept::adopt(&self.shared, self.link.clone(), connection.clone());
-                    return Ok(connection);
-                }
-                Err(DialError::WrongPeer(found)) if self.addrs.len() == 1 => {
-                    let expected = self.link.peer;
-                    let wrong = WrongPeer {
-                        expected,
-                        found,
-                        addr,
-                    };
-                    return Err(TensorError::WrongPeer(Box::new(wrong)));
-                }
-                // It is the right peer, and it will say the same at its other addresses.
-                Err(DialError::Greeting(error)) => return Err(error),
-                Err(error) => reasons.push(format!("{addr}: {error}")),
+    fn add(&mut self, addrs: &[SocketAddr]) {
+        for addr in addrs {
+            if self.targets.len() < MAX_TARGETS && !self.targets.contains(addr) {
+                self.targets.push(*addr);
             }
         }
-        if reasons.is_empty() {
-            reasons.push("it has no tensor address".to_owned());
-        }
-        Err(TensorError::Unreachable {
-            peer: self.link.peer,
-            reasons: reasons.join("; "),
-        })
     }
-
-    async fn dial_one(&self, addr: SocketAddr) -> Result<Connection, DialError> {
-        let meeting = timeout(CONNECT_TIMEOUT, self.meet(addr));
-        meeting.await.map_err(|_| DialError::Timeout)?
-    }
-
-    async fn meet(&self, addr: SocketAddr) -> Result<Connection, DialError> {
-        let client = self.shared.client.clone();
-        let connection = self
-            .shared
-            .endpoint
-            .connect_with(client, addr, SERVER_NAME)?
-            .await?;
-        let found = endpoint::peer_of(&connection).ok_or(DialError::NoIdentity)?;
-        if found != self.link.peer {
-            connection.close(endpoint::BYE, b"looking for somebody else");
-            return Err(DialError::WrongPeer(found));
-        }
-        greeting::offer(&connection, found, self.shared.admission.as_ref()).await?;
-        Ok(connection)
-    }
-
-    fn write_error(&self, connection: &Connection, error: WriteError) -> TensorError {
-        let peer = self.link.peer;
-        let broken = match &error {
-            WriteError::ConnectionLost(broken) => Some(broken.clone()),
-            _ => connection.close_reason(),
-        };
-        match broken {
-            Some(broken) => endpoint::loss(peer, &broken),
-            None => TensorError::Lost {
-                peer,
-                reason: error.to_string(),
-            },
-        }
-    }
-}
-
-/// Why one address did not lead to the peer.
-#[derive(Debug, thiserror::Error)]
-enum DialError {
-    #[error(transparent)]
-    Address(#[from] quinn::ConnectError),
-    #[error(transparent)]
-    Connection(#[from] ConnectionError),
-    #[error("no answer in {CONNECT_TIMEOUT:?}")]
-    Timeout,
-    #[error("peer {0} is there instead")]
-    WrongPeer(PeerId),
-    #[error("it proves no peer id")]
-    NoIdentity,
-    #[error(transparent)]
-    Greeting(#[from] TensorError),
 }

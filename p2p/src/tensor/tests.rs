@@ -1,4 +1,5 @@
 mod frames;
+mod lives;
 mod losses;
 mod strangers;
 
@@ -44,6 +45,15 @@ impl Admission for Gate {
     }
 }
 
+/// A plane for tests: how long an attempt to connect takes is told by those that wait for it.
+fn config(life: u64) -> PlaneConfig {
+    PlaneConfig {
+        listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        started_unix_ms: life,
+        connect_timeout: CONNECT_TIMEOUT,
+    }
+}
+
 struct Node {
     id: PeerId,
     plane: TensorPlane,
@@ -56,8 +66,16 @@ impl Node {
     }
 
     fn start_as(keypair: &Keypair, gate: Gate) -> Self {
-        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let (plane, frames) = TensorPlane::bind(keypair, any_port, Arc::new(gate)).expect("port 0");
+        Self::start_with(keypair, &config(1), gate)
+    }
+
+    /// One of the lives of a peer.
+    fn start_in(keypair: &Keypair, life: u64) -> Self {
+        Self::start_with(keypair, &config(life), Gate::Everybody)
+    }
+
+    fn start_with(keypair: &Keypair, config: &PlaneConfig, gate: Gate) -> Self {
+        let (plane, frames) = TensorPlane::bind(keypair, config, Arc::new(gate)).expect("port 0");
         Self {
             id: keypair.public().to_peer_id(),
             plane,

@@ -23,6 +23,8 @@ pub struct Advert {
     /// Grows with every advert of the peer, also over restarts: start from the time in
     /// milliseconds. An advert with a lower number than the newest known is stale.
     pub seq: u64,
+    /// When the peer was started, by its own clock: tells its lives apart, and which is later.
+    pub started_unix_ms: u64,
     /// When it was signed, by the peer's clock.
     pub issued_unix_ms: u64,
     /// How long it holds.
@@ -128,6 +130,7 @@ pub struct Goodbye {
 wire_struct!(Advert {
     peer,
     seq,
+    started_unix_ms,
     issued_unix_ms,
     ttl_ms,
     body

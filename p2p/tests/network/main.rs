@@ -5,4 +5,5 @@ mod control;
 mod discovery;
 mod refusal;
 mod replica;
+mod restart;
 mod support;

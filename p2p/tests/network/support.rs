@@ -131,6 +131,18 @@ impl Node {
         .await;
     }
 
+    /// When `peer` says that it was started.
+    pub async fn hears_greeting_of(&mut self, peer: PeerId) -> u64 {
+        self.hears(|event| match event {
+            NetworkEvent::PeerGreeted {
+                peer: found,
+                started_unix_ms,
+            } if found == peer => Some(started_unix_ms),
+            _ => None,
+        })
+        .await
+    }
+
     pub async fn sees_connected(&mut self, peer: PeerId) {
         if self.network.is_connected(&peer) {
             return;
@@ -151,13 +163,22 @@ impl Node {
     /// Waits until `peer` is not connected, also if it came and went between two looks at the
     /// table of connections, which no event tells.
     pub async fn is_without(&self, peer: PeerId) {
-        let leaving = async {
-            while self.network.is_connected(&peer) {
+        self.becomes(false, peer).await;
+    }
+
+    /// Waits until `peer` is connected, whatever events of earlier connections are still unread.
+    pub async fn is_with(&self, peer: PeerId) {
+        self.becomes(true, peer).await;
+    }
+
+    async fn becomes(&self, connected: bool, peer: PeerId) {
+        let changing = async {
+            while self.network.is_connected(&peer) != connected {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let left = tokio::time::timeout(PATIENCE, leaving).await;
-        left.expect("the peer leaves");
+        let changed = tokio::time::timeout(PATIENCE, changing).await;
+        changed.expect("the peer comes or leaves");
     }
 }
 

@@ -178,9 +178,10 @@ async fn traffic_is_counted_on_both_ends() {
 #[tokio::test]
 async fn a_port_that_is_taken_is_an_error() {
     let a = Node::start();
-    let taken = a.plane.local_addrs()[0];
+    let mut taken = config(1);
+    taken.listen = a.plane.local_addrs()[0];
     let keypair = Keypair::generate_ed25519();
     let error =
-        TensorPlane::bind(&keypair, taken, Arc::new(Gate::Everybody)).expect_err("a is there");
+        TensorPlane::bind(&keypair, &taken, Arc::new(Gate::Everybody)).expect_err("a is there");
     assert!(matches!(error, TensorError::Bind { .. }), "{error}");
 }

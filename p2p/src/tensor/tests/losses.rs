@@ -1,5 +1,6 @@
 //! Peers that leave, die and come back.
 
+use super::strangers::connect_bare_as;
 use super::*;
 
 #[tokio::test]
@@ -119,4 +120,31 @@ async fn a_disconnect_on_this_side_is_no_loss() {
     sender.send(tokens(2)).await.expect("it connects again");
     assert_eq!(b.next().await, (a.id, tokens(2)));
     assert!(losses.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_a_loss_if_frames_went_over_it_whatever_else_is_open() {
+    let (mut a, keypair) = (Node::start(), Keypair::generate_ed25519());
+    let peer = keypair.public().to_peer_id();
+    let mut losses = a.plane.losses();
+    let mut connections = Vec::new();
+    for number in 0..2 {
+        let (bare, connection) = connect_bare_as(&keypair, &a).await;
+        greeting::offer(&connection, a.id, &Gate::Everybody, 1)
+            .await
+            .expect("everybody is welcome");
+        let mut stream = connection.open_uni().await.expect("a takes streams");
+        let parts = frame::encode(tokens(number)).expect("it is small");
+        let written = stream.write_all(&parts.concat()).await;
+        written.expect("it is little");
+        assert_eq!(a.next().await, (peer, tokens(number)));
+        // The first one is written to as long as it is there.
+        let sender = a.plane.sender(peer, &[]).await.expect("it is connected");
+        sender.send(tokens(9)).await.expect("it is connected");
+        connections.push((bare, connection, stream));
+    }
+    connections[0].1.close(endpoint::BYE, b"bye");
+    assert_eq!(next_loss(&mut losses).await.peer, peer);
+    let sender = a.plane.sender(peer, &[]).await.expect("one is left");
+    sender.send(tokens(9)).await.expect("one is left");
 }

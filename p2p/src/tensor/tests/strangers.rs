@@ -128,7 +128,7 @@ async fn a_member_of_another_swarm_is_a_stranger() {
 }
 
 /// What a bare connection lives on.
-struct Bare {
+pub(super) struct Bare {
     _endpoint: quinn::Endpoint,
     _thread: PlaneThread,
 }
@@ -136,9 +136,14 @@ struct Bare {
 /// A bare connection to `node`, under the id of a new peer.
 async fn connect_bare(node: &Node) -> (Bare, quinn::Connection, PeerId) {
     let keypair = Keypair::generate_ed25519();
+    let (bare, connection) = connect_bare_as(&keypair, node).await;
+    (bare, connection, keypair.public().to_peer_id())
+}
+
+pub(super) async fn connect_bare_as(keypair: &Keypair, node: &Node) -> (Bare, quinn::Connection) {
     let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let thread = PlaneThread::start().expect("a thread");
-    let (endpoint, client) = endpoint::bind(&keypair, any_port, &thread).expect("port 0");
+    let (endpoint, client) = endpoint::bind(keypair, any_port, &thread).expect("port 0");
     let addr = node.plane.local_addrs()[0];
     let connecting = endpoint
         .connect_with(client, addr, "accel")
@@ -148,7 +153,7 @@ async fn connect_bare(node: &Node) -> (Bare, quinn::Connection, PeerId) {
         _endpoint: endpoint,
         _thread: thread,
     };
-    (bare, connection, keypair.public().to_peer_id())
+    (bare, connection)
 }
 
 async fn closed(connection: &quinn::Connection) -> String {
@@ -174,7 +179,7 @@ async fn a_peer_that_talks_nonsense_is_disconnected() {
         let b = Node::start();
         let mut losses = b.plane.losses();
         let (_bare, connection, id) = connect_bare(&b).await;
-        greeting::offer(&connection, b.id, &Gate::Everybody)
+        greeting::offer(&connection, b.id, &Gate::Everybody, 1)
             .await
             .expect("everybody is welcome");
         let mut stream = connection.open_uni().await.expect("b takes streams");

@@ -135,17 +135,18 @@ fn certificate_for(seed: [u8; 32]) -> crate::membership::Certificate {
 pub fn advert() -> impl Strategy<Value = (Advert, Keypair)> {
     (
         any::<[u8; 32]>(),
-        any::<(u64, u32)>(),
+        any::<(u64, u64, u32)>(),
         0..limit::ADVERT_TTL_MS,
         body(),
     )
-        .prop_map(|(seed, (seq, issued), ttl_ms, body)| {
+        .prop_map(|(seed, (seq, started_unix_ms, issued), ttl_ms, body)| {
             let keypair = keypair_of(seed);
             let peer = keypair.public().to_peer_id();
             (
                 Advert {
                     peer,
                     seq,
+                    started_unix_ms,
                     issued_unix_ms: u64::from(issued),
                     ttl_ms,
                     body,
@@ -490,6 +491,7 @@ pub fn plain_advert(keypair: &Keypair) -> Advert {
     Advert {
         peer,
         seq: 1,
+        started_unix_ms: 1,
         issued_unix_ms: 0,
         ttl_ms: 15_000,
         body,
