@@ -12,6 +12,9 @@ mod blocks;
 mod floats;
 mod layout;
 mod supers;
+mod tiled;
+
+pub(crate) use tiled::LEAST as LEAST_TILED;
 
 use super::activations::Activations;
 use super::format::{Kind, with_format};

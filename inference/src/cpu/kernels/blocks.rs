@@ -6,11 +6,11 @@
 )]
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
-use super::Rows;
 use super::layout::{
     Layout, Next, Scales, Split, Unpack, VECTOR, ask_ahead, dot, dot_signed, dot_split, numbers,
     widen_numbers,
 };
+use super::{Rows, tiled};
 use crate::cpu::activations::{BlockSide, Row};
 use crate::cpu::format::BlockFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
@@ -97,7 +97,7 @@ impl<F: BlockFormat> Dot<F> for InPlanes {
 }
 
 /// The scales, and the minima if there are any, as `f32`.
-struct Wide;
+pub(super) struct Wide;
 
 impl<F: BlockFormat> Scales<F> for Wide {
     const BYTES: usize = F::SCALES * VECTOR;
@@ -132,6 +132,8 @@ pub(super) unsafe fn multiply<I: Isa, F: BlockFormat>(
             );
             I::call(work);
         }
+    } else if tiled::takes::<I>(rows) {
+        tiled::multiply_blocks::<I, F>(packed, rows, out, scratch);
     } else if F::SIGNED && I::SPLIT_SIGNED {
         for part in packed.parts::<F>(2) {
             let layout = I::call(Split::<F, Wide>(part, scratch, PhantomData));

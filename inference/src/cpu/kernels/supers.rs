@@ -6,8 +6,8 @@
 )]
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
-use super::Rows;
 use super::layout::{Layout, Next, Scales, Unpack, VECTOR, ask_ahead, dot, numbers, widen_numbers};
+use super::{Rows, tiled};
 use crate::cpu::activations::{Row, SUPER, SuperSide};
 use crate::cpu::format::SuperFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
@@ -51,17 +51,17 @@ const fn vectors<F: SuperFormat>() -> usize {
 }
 
 /// The integers of two sub-blocks.
-struct Integers<I: Isa> {
+pub(super) struct Integers<I: Isa> {
     /// The scale of the first in both halves of every word.
-    low: I::I,
+    pub low: I::I,
     /// That of the second, likewise.
-    high: I::I,
+    pub high: I::I,
     /// What the sums of the activations are multiplied with: minima, or the scales.
     factors: I::I,
 }
 
 #[inline(always)]
-unsafe fn integers<I: Isa, F: SuperFormat, const WIDE: bool>(
+pub(super) unsafe fn integers<I: Isa, F: SuperFormat, const WIDE: bool>(
     meta: *const u8,
     pair: usize,
 ) -> Integers<I> {
@@ -88,7 +88,7 @@ unsafe fn integers<I: Isa, F: SuperFormat, const WIDE: bool>(
 }
 
 /// Pairs of sub-blocks.
-const fn pairs<F: SuperFormat>() -> usize {
+pub(super) const fn pairs<F: SuperFormat>() -> usize {
     if F::SUB16 { SUPER / 32 } else { SUPER / 64 }
 }
 
@@ -105,6 +105,10 @@ pub(super) unsafe fn multiply<I: Isa, F: SuperFormat>(
         let row = rows.activations.supers(rows.first);
         let work = Supers::<F, F::Packing, 1, false>(packed, row, out, Next::NOTHING, PhantomData);
         I::call(work);
+        return;
+    }
+    if tiled::takes::<I>(rows) {
+        tiled::multiply_supers::<I, F>(packed, rows, out, scratch);
         return;
     }
     for part in packed.parts::<F>(1) {
