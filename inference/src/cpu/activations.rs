@@ -17,17 +17,19 @@ use half::f16;
 
 /// Values of a super-block.
 pub(crate) const SUPER: usize = 256;
-/// Rows that lie side by side, block by block, where there are several and no unit for tiles takes
-/// them.
+/// Rows that lie side by side, block by block, where there are several and no kernel takes more.
 pub(crate) const SIDE_BY_SIDE: usize = 4;
 
-/// How many of `rows` rows lie side by side. What is beyond the last row is read and not used.
-fn side_by_side(isa: IsaName, rows: usize) -> usize {
-    match rows {
-        1 => 1,
-        LEAST_TILED.. if isa == IsaName::Amx => TILE_ROWS,
-        _ => SIDE_BY_SIDE,
-    }
+/// How many of `rows` rows lie side by side, in the form for blocks and in that for super-blocks.
+/// What is beyond the last row may be read and is not used.
+fn side_by_side(isa: IsaName, rows: usize) -> (usize, usize) {
+    let usual = if rows == 1 { 1 } else { SIDE_BY_SIDE };
+    let wide = matches!(isa, IsaName::Avx512 | IsaName::Amx) && rows >= 2 * SIDE_BY_SIDE;
+    let tiled = isa == IsaName::Amx && rows >= LEAST_TILED;
+    (
+        if wide { 2 * SIDE_BY_SIDE } else { usual },
+        if tiled { TILE_ROWS } else { usual },
+    )
 }
 
 /// What goes with the values of a block of 32.
@@ -98,7 +100,7 @@ impl Quantised {
         self.width * (block + size_of::<S>())
     }
 
-    fn resize<S>(&mut self, (rows, width): (usize, usize), columns: usize, block: usize) {
+    fn resize<S>(&mut self, rows: usize, width: usize, columns: usize, block: usize) {
         self.width = width;
         let bytes = rows.div_ceil(self.width) * (columns / block) * self.step::<S>(block);
         grow(&mut self.lines, bytes.div_ceil(64), Line([0; 64]));
@@ -155,13 +157,15 @@ impl Activations {
     /// was there is lost.
     pub(crate) fn resize(&mut self, isa: IsaName, rows: usize, columns: usize, forms: Forms) {
         self.columns = columns;
-        let shape = (rows, side_by_side(isa, rows));
+        let (blocks, supers) = side_by_side(isa, rows);
         grow(&mut self.floats, rows * columns, 0.0);
         if forms.blocks {
-            self.blocks.resize::<BlockSide>(shape, columns, CHUNK);
+            self.blocks
+                .resize::<BlockSide>(rows, blocks, columns, CHUNK);
         }
         if forms.supers {
-            self.supers.resize::<SuperSide>(shape, columns, SUPER);
+            self.supers
+                .resize::<SuperSide>(rows, supers, columns, SUPER);
         }
     }
 

@@ -29,7 +29,7 @@ mod tiles;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use amx::permitted as tiles_are_permitted;
-pub(crate) use tiles::{NoTiles, TILE_BLOCKS, TILE_ROWS, TILE_SUMS, TileUnit};
+pub(crate) use tiles::{NoTiles, TILE_ROWS, TILE_SUMS, TileUnit};
 
 use crate::hardware::IsaName;
 
@@ -55,6 +55,13 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
 
     /// Signed weights are multiplied as `weight + SIGNED_OFFSET`; the kernel takes it out again.
     const SIGNED_OFFSET: i32;
+
+    /// Rows of activations that pass over an unpacked tile of a format of 32 values at a time: 4,
+    /// or 8 where there are registers for them.
+    const ROWS: usize = 4;
+
+    /// Independent sums that keep the processor busy while each waits for its last product.
+    const CHAINS: usize = 5;
 
     /// Whether several rows are multiplied faster with signed weights in two planes of a few bits.
     const SPLIT_SIGNED: bool;

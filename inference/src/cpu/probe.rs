@@ -129,9 +129,6 @@ impl Probe {
     }
 }
 
-/// Independent sums, so that none waits for another.
-const CHAINS: usize = 5;
-
 struct Products(usize);
 
 impl Kernel for Products {
@@ -140,17 +137,32 @@ impl Kernel for Products {
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) -> (usize, i32) {
-        // SAFETY: the processor has the instruction set, and the array is one group.
+        // SAFETY: the processor has the instruction set.
         unsafe {
             if I::Tiles::THERE {
-                I::Tiles::begin(GROUP_BYTES);
+                I::Tiles::begin();
                 let products = I::Tiles::work(self.0 / 16);
                 I::Tiles::end();
                 return (products, 0);
             }
-            let weights = I::load_b(std::hint::black_box([1u8; 64]).as_ptr());
+            match I::CHAINS {
+                ..8 => self.in_chains::<I, 5>(),
+                _ => self.in_chains::<I, 10>(),
+            }
+        }
+    }
+}
+
+impl Products {
+    /// # Safety
+    /// See [`Isa`].
+    #[inline(always)]
+    unsafe fn in_chains<I: Isa, const CHAINS: usize>(self) -> (usize, i32) {
+        // SAFETY: promised by the caller; the array is one group.
+        unsafe {
+            let weights = I::load_b(std::hint::black_box([1u8; GROUP_BYTES]).as_ptr());
             // Each product has an activation of its own, or the compiler would make only one.
-            let activations = std::hint::black_box([0x0101_0101; 64 + CHAINS]);
+            let activations = std::hint::black_box([0x0101_0101; 64 + 10]);
             let mut sums = [I::acc_zero(); CHAINS];
             for turn in 0..self.0 {
                 for (chain, sum) in sums.iter_mut().enumerate() {

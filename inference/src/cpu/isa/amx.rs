@@ -11,15 +11,18 @@
     reason = "see the safety section of `TileUnit`"
 )]
 
-use super::tiles::{TILE_BLOCKS, TILE_ROWS, TILE_SUMS, TileUnit};
+use super::tiles::{TILE_ROWS, TILE_SUMS, TileUnit};
 use crate::cpu::activations::SUPER;
-use crate::cpu::pack::{CHUNK, GROUP_BYTES, GROUPS};
+use crate::cpu::pack::GROUP_BYTES;
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// The unit of this processor.
 #[derive(Clone, Copy)]
 pub(crate) enum Amx {}
+
+/// Tile registers.
+const TILES: usize = 8;
 
 /// What `LDTILECFG` reads.
 #[repr(C, align(64))]
@@ -51,7 +54,7 @@ impl TileUnit for Amx {
     const THERE: bool = true;
 
     #[inline(always)]
-    unsafe fn begin(width: usize) {
+    unsafe fn begin() {
         let mut config = Config {
             palette: 1,
             start_row: 0,
@@ -59,14 +62,9 @@ impl TileUnit for Amx {
             bytes: [0; 16],
             rows: [0; 16],
         };
-        for tile in 0..8 {
-            let (rows, bytes) = match tile {
-                0..4 => (TILE_ROWS, GROUP_BYTES),
-                4..6 => (TILE_ROWS, width),
-                _ => (width / 4, GROUP_BYTES),
-            };
-            config.bytes[tile] = bytes as u16;
-            config.rows[tile] = rows as u8;
+        for tile in 0..TILES {
+            config.bytes[tile] = GROUP_BYTES as u16;
+            config.rows[tile] = TILE_ROWS as u8;
         }
         asm!(
             "ldtilecfg [{config}]",
@@ -78,15 +76,6 @@ impl TileUnit for Amx {
     #[inline(always)]
     unsafe fn end() {
         asm!("tilerelease", options(nostack, nomem, preserves_flags));
-    }
-
-    #[inline(always)]
-    unsafe fn lessen(chunk: *mut u8, less: u8) {
-        for group in 0..GROUPS {
-            let at = chunk.add(group * GROUP_BYTES).cast();
-            let lessened = _mm512_sub_epi8(_mm512_loadu_si512(at), _mm512_set1_epi8(less as i8));
-            _mm512_storeu_si512(at, lessened);
-        }
     }
 
     #[inline(always)]
@@ -111,28 +100,6 @@ impl TileUnit for Amx {
         );
         _mm512_storeu_si512(to[0].cast(), lower);
         _mm512_storeu_si512(to[1].cast(), upper);
-    }
-
-    #[inline(always)]
-    unsafe fn blocks(
-        blocks: usize,
-        weights: *const u8,
-        weights_step: usize,
-        values: *const i8,
-        values_step: usize,
-        sums: *mut i32,
-    ) {
-        if blocks == TILE_BLOCKS {
-            four_blocks(weights, weights_step, values, values_step, sums);
-            return;
-        }
-        for block in 0..blocks {
-            one_block(
-                weights.add(block * weights_step),
-                values.add(block * values_step),
-                sums.add(block * TILE_SUMS),
-            );
-        }
     }
 
     #[inline(always)]
@@ -185,73 +152,6 @@ impl TileUnit for Amx {
                 options(nostack, nomem, preserves_flags),
             );
         }
-        turns * TILE_BLOCKS * TILE_SUMS * GROUP_BYTES
+        turns * 4 * TILE_SUMS * GROUP_BYTES
     }
-}
-
-/// Blocks of 32 values, each with a tile of sums of its own.
-#[inline(always)]
-unsafe fn four_blocks(
-    weights: *const u8,
-    weights_step: usize,
-    values: *const i8,
-    values_step: usize,
-    sums: *mut i32,
-) {
-    asm!(
-        "tileloadd tmm4, [{values} + {row}]",
-        "tileloadd tmm6, [{weights} + {group}]",
-        "tilezero tmm0",
-        "tdpbssd tmm0, tmm4, tmm6",
-        "add {values}, {values_step}",
-        "add {weights}, {weights_step}",
-        "tileloadd tmm5, [{values} + {row}]",
-        "tileloadd tmm7, [{weights} + {group}]",
-        "tilezero tmm1",
-        "tdpbssd tmm1, tmm5, tmm7",
-        "add {values}, {values_step}",
-        "add {weights}, {weights_step}",
-        "tileloadd tmm4, [{values} + {row}]",
-        "tileloadd tmm6, [{weights} + {group}]",
-        "tilezero tmm2",
-        "tdpbssd tmm2, tmm4, tmm6",
-        "add {values}, {values_step}",
-        "add {weights}, {weights_step}",
-        "tileloadd tmm5, [{values} + {row}]",
-        "tileloadd tmm7, [{weights} + {group}]",
-        "tilezero tmm3",
-        "tdpbssd tmm3, tmm5, tmm7",
-        "tilestored [{sums} + {group}], tmm0",
-        "tilestored [{sums} + {group} + 1024], tmm1",
-        "tilestored [{sums} + {group} + 2048], tmm2",
-        "tilestored [{sums} + {group} + 3072], tmm3",
-        values = inout(reg) values => _,
-        weights = inout(reg) weights => _,
-        values_step = in(reg) values_step,
-        weights_step = in(reg) weights_step,
-        sums = in(reg) sums,
-        row = in(reg) CHUNK,
-        group = in(reg) GROUP_BYTES,
-        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-        options(nostack),
-    );
-}
-
-#[inline(always)]
-unsafe fn one_block(weights: *const u8, values: *const i8, sums: *mut i32) {
-    asm!(
-        "tileloadd tmm4, [{values} + {row}]",
-        "tileloadd tmm6, [{weights} + {group}]",
-        "tilezero tmm0",
-        "tdpbssd tmm0, tmm4, tmm6",
-        "tilestored [{sums} + {group}], tmm0",
-        values = in(reg) values,
-        weights = in(reg) weights,
-        sums = in(reg) sums,
-        row = in(reg) CHUNK,
-        group = in(reg) GROUP_BYTES,
-        out("tmm0") _, out("tmm4") _, out("tmm6") _,
-        options(nostack, preserves_flags),
-    );
 }

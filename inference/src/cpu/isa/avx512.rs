@@ -24,6 +24,8 @@ impl<T: TileUnit> Isa for Avx512<T> {
     type Tiles = T;
 
     const SIGNED_OFFSET: i32 = 128;
+    const ROWS: usize = 8;
+    const CHAINS: usize = 10;
     const SPLIT_SIGNED: bool = false;
 
     #[inline(always)]

@@ -6,57 +6,38 @@ use super::LANES;
 
 /// Rows of activations that are multiplied at once.
 pub(crate) const TILE_ROWS: usize = 16;
-/// Blocks of 32 values whose sums are made one after the other in one go.
-pub(crate) const TILE_BLOCKS: usize = 4;
-/// Sums of one block.
+/// Sums of one tile.
 pub(crate) const TILE_SUMS: usize = TILE_ROWS * LANES;
 
 /// A unit that multiplies tiles of signed bytes, exactly. It works on what lies in memory: groups
 /// of four bytes for each of sixteen lanes, as [`pack`] has them, and rows of activations.
 ///
 /// # Safety
-/// The processor must have the unit and, but for [`TileUnit::lessen`] and [`TileUnit::scale`],
-/// [`TileUnit::begin`] must have been called on this thread, with the width that is told there.
-/// Pointers must be valid for what is read and written.
+/// The processor must have the unit and, but for [`TileUnit::scale`], [`TileUnit::begin`] must have
+/// been called on this thread. Pointers must be valid for what is read and written.
 ///
 /// [`pack`]: crate::cpu::pack
 pub(crate) trait TileUnit: Copy + Send + Sync + 'static {
     /// Whether there is one. Without it nothing of this may be called.
     const THERE: bool;
 
-    /// Prepares the unit for products of `width` values of each row: 32 or 64.
-    unsafe fn begin(width: usize);
+    /// Prepares the unit.
+    unsafe fn begin();
 
     /// Gives the unit's state up, so that nobody has to save it.
     unsafe fn end();
-
-    /// Takes `less` off all bytes of a chunk.
-    unsafe fn lessen(chunk: *mut u8, less: u8);
 
     /// Multiplies the bytes of a group, less `offset`, with the scale that both halves of the
     /// lane's word hold. The products, of thirteen bits and a sign, are split into seven bits
     /// without a sign, which go to `lower`, and the others.
     unsafe fn scale(group: *const u8, offset: i16, scales: *const i32, to: [*mut u8; 2]);
 
-    /// The sums of `blocks` blocks, at most [`TILE_BLOCKS`], of 32 values each: to `sums`, block
-    /// after block, row after row. The chunks lie `weights_step` bytes apart, the values of a row
-    /// `values_step`; rows follow each other. The width is 32.
-    unsafe fn blocks(
-        blocks: usize,
-        weights: *const u8,
-        weights_step: usize,
-        values: *const i8,
-        values_step: usize,
-        sums: *mut i32,
-    );
-
     /// The sums of 256 values of both `planes` that [`TileUnit::scale`] made: those of the first
-    /// plane to `sums`, row after row, then those of the second. Rows follow each other. The width
-    /// is 64.
+    /// plane to `sums`, row after row, then those of the second. Rows follow each other.
     unsafe fn supers(planes: [*const u8; 2], values: *const i8, sums: *mut i32);
 
-    /// `turns` times [`TILE_BLOCKS`] products of whole tiles with everything in registers, and how
-    /// many products of bytes that is. The width is 64.
+    /// `turns` times some products of whole tiles with everything in registers, and how many
+    /// products of bytes that is.
     unsafe fn work(turns: usize) -> usize;
 }
 
@@ -67,15 +48,11 @@ pub(crate) enum NoTiles {}
 impl TileUnit for NoTiles {
     const THERE: bool = false;
 
-    unsafe fn begin(_: usize) {}
+    unsafe fn begin() {}
 
     unsafe fn end() {}
 
-    unsafe fn lessen(_: *mut u8, _: u8) {}
-
     unsafe fn scale(_: *const u8, _: i16, _: *const i32, _: [*mut u8; 2]) {}
-
-    unsafe fn blocks(_: usize, _: *const u8, _: usize, _: *const i8, _: usize, _: *mut i32) {}
 
     unsafe fn supers(_: [*const u8; 2], _: *const i8, _: *mut i32) {}
 

@@ -6,11 +6,11 @@
 )]
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
+use super::Rows;
 use super::layout::{
     Layout, Next, Scales, Split, Unpack, VECTOR, ask_ahead, dot, dot_signed, dot_split, numbers,
     widen_numbers,
 };
-use super::{Rows, tiled};
 use crate::cpu::activations::{BlockSide, Row};
 use crate::cpu::format::BlockFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
@@ -97,7 +97,7 @@ impl<F: BlockFormat> Dot<F> for InPlanes {
 }
 
 /// The scales, and the minima if there are any, as `f32`.
-pub(super) struct Wide;
+struct Wide;
 
 impl<F: BlockFormat> Scales<F> for Wide {
     const BYTES: usize = F::SCALES * VECTOR;
@@ -132,8 +132,6 @@ pub(super) unsafe fn multiply<I: Isa, F: BlockFormat>(
             );
             I::call(work);
         }
-    } else if tiled::takes::<I>(rows) {
-        tiled::multiply_blocks::<I, F>(packed, rows, out, scratch);
     } else if F::SIGNED && I::SPLIT_SIGNED {
         for part in packed.parts::<F>(2) {
             let layout = I::call(Split::<F, Wide>(part, scratch, PhantomData));
@@ -160,13 +158,14 @@ unsafe fn pass<I: Isa, F: BlockFormat, D: Dot<F>>(
     rows: Rows<'_>,
     out: *mut f32,
 ) {
-    rows.steps(|at, count| unsafe {
+    rows.steps(I::ROWS, |at, count| unsafe {
         let next = packed.next(at, at + count, rows.count, packed.blocks);
         let row = rows.activations.blocks(rows.first + at);
         let out = out.add(at * LANES);
         match count {
             1 => I::call(Blocks::<F, D, 1, true>(layout, row, out, next, PhantomData)),
             2 => I::call(Blocks::<F, D, 2, true>(layout, row, out, next, PhantomData)),
+            8 => I::call(Blocks::<F, D, 8, true>(layout, row, out, next, PhantomData)),
             _ => I::call(Blocks::<F, D, 4, true>(layout, row, out, next, PhantomData)),
         }
     });

@@ -7,7 +7,7 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
 use super::layout::{Layout, Next, Scales, Unpack, VECTOR, ask_ahead, dot, numbers, widen_numbers};
-use super::{Rows, tiled};
+use super::{ROWS, Rows, tiled};
 use crate::cpu::activations::{Row, SUPER, SuperSide};
 use crate::cpu::format::SuperFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
@@ -108,7 +108,7 @@ pub(super) unsafe fn multiply<I: Isa, F: SuperFormat>(
         return;
     }
     if tiled::takes::<I>(rows) {
-        tiled::multiply_supers::<I, F>(packed, rows, out, scratch);
+        tiled::multiply::<I, F>(packed, rows, out, scratch);
         return;
     }
     for part in packed.parts::<F>(1) {
@@ -125,7 +125,7 @@ unsafe fn pass<I: Isa, F: SuperFormat, P: Pack>(
     rows: Rows<'_>,
     out: *mut f32,
 ) {
-    rows.steps(|at, count| unsafe {
+    rows.steps(ROWS, |at, count| unsafe {
         let turns = packed.blocks * pairs::<F>();
         let next = packed.next(at, at + count, rows.count, turns);
         let row = rows.activations.supers(rows.first + at);

@@ -3,9 +3,9 @@
 //! It gives the exact integer sums of sixteen rows with sixteen lanes. What follows is what the
 //! other kernels do: the same multiply-adds in the same order, so the same bits.
 //!
-//! * Formats of 32 values: sums of one block each, with offsets taken off the weights beforehand.
-//! * Formats of 256: the weights are multiplied with the scales of their sub-blocks beforehand.
-//!   That takes two bytes, so there are two planes, and one sum in each for all 256 values.
+//! The weights are multiplied with the scales of their sub-blocks beforehand. That takes two bytes,
+//! so there are two planes, and one sum in each for all 256 values of a super-block. Formats of 32
+//! values gain nothing: a sum of its own for every 32 values takes the unit as long as the vectors.
 
 #![allow(
     clippy::needless_range_loop,
@@ -13,17 +13,17 @@
 )]
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
-use super::layout::{CHUNK_BYTES, Layout, Next, Scales, Unpack, VECTOR, numbers, widen_numbers};
-use super::{Rows, blocks, supers, unroll_groups};
-use crate::cpu::activations::{BlockSide, Row, SUPER, SuperSide};
-use crate::cpu::format::{BlockFormat, SuperFormat};
-use crate::cpu::isa::{Isa, Kernel, LANES, TILE_BLOCKS, TILE_ROWS, TILE_SUMS, TileUnit};
+use super::layout::{CHUNK_BYTES, Layout, Next, Scales, VECTOR, numbers, widen_numbers};
+use super::{Rows, supers, unroll_groups};
+use crate::cpu::activations::{Row, SUPER, SuperSide};
+use crate::cpu::format::SuperFormat;
+use crate::cpu::isa::{Isa, Kernel, LANES, TILE_ROWS, TILE_SUMS, TileUnit};
 use crate::cpu::pack::{GROUP_BYTES, GROUPS, Pack};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 /// Fewer rows than this are multiplied sooner without the unit.
-pub(crate) const LEAST: usize = 5;
+pub(crate) const LEAST: usize = 12;
 
 /// Whether the unit multiplies these rows.
 #[inline(always)]
@@ -31,9 +31,9 @@ pub(super) fn takes<I: Isa>(rows: Rows<'_>) -> bool {
     I::Tiles::THERE && rows.count >= LEAST && rows.first.is_multiple_of(TILE_ROWS)
 }
 
-/// Sums of [`TILE_BLOCKS`] blocks.
+/// Sums of both planes.
 #[repr(C, align(64))]
-struct Sums([i32; TILE_BLOCKS * TILE_SUMS]);
+struct Sums([i32; PLANES * TILE_SUMS]);
 
 /// Room for sums while others are being made.
 struct Buffers([MaybeUninit<Sums>; 2]);
@@ -60,121 +60,15 @@ fn steps(rows: Rows<'_>, mut step: impl FnMut(usize, usize)) {
     }
 }
 
-/// Multiplies a tile of a format of 32 values with rows.
-#[inline(always)]
-pub(super) unsafe fn multiply_blocks<I: Isa, F: BlockFormat>(
-    packed: Layout,
-    rows: Rows<'_>,
-    out: *mut f32,
-    scratch: &mut Vec<u8>,
-) {
-    I::Tiles::begin(CHUNK_BYTES / LANES);
-    for part in packed.parts::<F>(1) {
-        let layout = I::call(Unpack::<F, blocks::Wide>(part, scratch, PhantomData));
-        if F::OFFSET != 0 {
-            I::call(Lessen::<F>(layout, PhantomData));
-        }
-        steps(rows, |at, count| unsafe {
-            let turns = part.blocks.div_ceil(TILE_BLOCKS);
-            let next = part.next(at, at + count, rows.count, turns);
-            let row = rows.activations.blocks(rows.first + at);
-            let out = out.add(at * LANES);
-            match count {
-                ..=8 => I::call(Blocks::<F, 8>(layout, row, out, next, PhantomData)),
-                _ => I::call(Blocks::<F, 16>(layout, row, out, next, PhantomData)),
-            }
-        });
-    }
-    I::Tiles::end();
-}
-
-/// Takes the offset off unpacked weights.
-struct Lessen<F>(Layout, PhantomData<F>);
-
-impl<F: BlockFormat> Kernel for Lessen<F> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<I: Isa>(self) {
-        for block in 0..self.0.blocks {
-            let chunk = self.0.quants.add(block * self.0.quants_step).cast_mut();
-            I::Tiles::lessen(chunk, F::OFFSET as u8);
-        }
-    }
-}
-
-/// What [`super::blocks`] computes, for `N` rows that lie side by side.
-struct Blocks<F, const N: usize>(Layout, Row<BlockSide>, *mut f32, Next, PhantomData<F>);
-
-impl<F: BlockFormat, const N: usize> Blocks<F, N> {
-    /// Has the unit make the sums of the blocks from `block` on.
-    #[inline(always)]
-    unsafe fn sums<I: Isa>(&self, block: usize, sums: *mut i32) {
-        let Self(layout, row, ..) = self;
-        let count = TILE_BLOCKS.min(layout.blocks - block);
-        let weights = layout.quants.add(block * layout.quants_step);
-        let values = row.values.add((layout.first + block) * row.step);
-        I::Tiles::blocks(count, weights, layout.quants_step, values, row.step, sums);
-    }
-}
-
-impl<F: BlockFormat, const N: usize> Kernel for Blocks<F, N> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<I: Isa>(mut self) {
-        let (layout, row, out) = (self.0, self.1, self.2);
-        let mut results = load_results::<I, N>(out, layout.first);
-        let mut buffers = Buffers::new();
-        self.sums::<I>(0, buffers.at(0));
-        for (turn, first) in (0..layout.blocks).step_by(TILE_BLOCKS).enumerate() {
-            let behind = layout.blocks.min(first + TILE_BLOCKS);
-            if behind < layout.blocks {
-                self.sums::<I>(behind, buffers.at(turn + 1));
-            }
-            self.3.ask::<I>();
-            let mut sums = buffers.at(turn).cast_const();
-            for block in first..behind {
-                let meta = layout.meta.add(block * layout.meta_step);
-                let side = row.side(0, layout.first + block);
-                add_block::<I, F, N>(&mut results, sums, meta, side);
-                sums = sums.add(TILE_SUMS);
-            }
-        }
-        store_results::<I, N>(out, &results);
-    }
-}
-
-/// Adds a block, scaled.
-#[inline(always)]
-unsafe fn add_block<I: Isa, F: BlockFormat, const N: usize>(
-    results: &mut [I::F; N],
-    sums: *const i32,
-    meta: *const u8,
-    side: *const BlockSide,
-) {
-    let scales = numbers::<I, true>(meta, 0);
-    for n in 0..N {
-        let own = &*side.add(n);
-        let scale = I::mul(scales, I::splat(own.scale));
-        let sum = I::from_int(I::load_i(sums.add(n * LANES)));
-        results[n] = I::fma(sum, scale, results[n]);
-        if F::HAS_MIN {
-            let mins = numbers::<I, true>(meta, 1);
-            results[n] = I::fma(mins, I::splat(own.scaled_sum), results[n]);
-        }
-    }
-}
-
 /// Multiplies a tile of a format of 256 values with rows.
 #[inline(always)]
-pub(super) unsafe fn multiply_supers<I: Isa, F: SuperFormat>(
+pub(super) unsafe fn multiply<I: Isa, F: SuperFormat>(
     packed: Layout,
     rows: Rows<'_>,
     out: *mut f32,
     scratch: &mut Vec<u8>,
 ) {
-    I::Tiles::begin(GROUP_BYTES);
+    I::Tiles::begin();
     for part in packed.parts::<F>(PLANES) {
         let layout = I::call(Planes::<F>(part, scratch, PhantomData));
         steps(rows, |at, count| unsafe {
