@@ -17,7 +17,7 @@
 //! * [`matrix`] – products on all threads; [`kernels`] – of one tile; [`activations`] – what they
 //!   are multiplied with;
 //! * [`mod@format`], [`pack`] – how weights lie in memory; [`weights`], [`memory`] – how they get there;
-//! * [`isa`] – instruction sets; [`pool`] – threads; [`probe`] – how fast the machine is.
+//! * [`isa`] – instruction sets and units for tiles; [`pool`] – threads; [`probe`] – how fast the machine is.
 
 mod activations;
 mod attention;
@@ -40,6 +40,8 @@ mod weights;
 
 pub(crate) use format::Kind;
 pub(crate) use isa::LANES;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use isa::tiles_are_permitted;
 pub(crate) use layer::{ExpertsSpec, LayerSpec};
 pub(crate) use math::Gate;
 pub(crate) use probe::Probe;

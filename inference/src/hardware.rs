@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub struct Hardware {
     /// Cores that this process may use.
     pub cores: usize,
-    /// The widest instruction set of the processor that matters to the kernels: `avx512`,
+    /// The widest instruction set of the processor that matters to the kernels: `amx`, `avx512`,
     /// `avx2`, `neon` or `scalar`.
     pub isa: String,
     /// Memory of the machine in bytes.
@@ -49,6 +49,6 @@ mod tests {
         let hardware = probe();
         assert!(hardware.cores >= 1);
         assert!(hardware.memory_bytes >= hardware.memory_available_bytes);
-        assert!(["avx512", "avx2", "neon", "scalar"].contains(&hardware.isa.as_str()));
+        assert!(["amx", "avx512", "avx2", "neon", "scalar"].contains(&hardware.isa.as_str()));
     }
 }

@@ -9,14 +9,28 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
 use super::format::ActivationForm;
-use super::isa::{Isa, LANES};
+use super::isa::{Isa, LANES, TILE_ROWS};
+use super::kernels::LEAST_TILED;
 use super::pack::CHUNK;
+use crate::hardware::IsaName;
 use half::f16;
 
 /// Values of a super-block.
 pub(crate) const SUPER: usize = 256;
-/// Rows that lie side by side, block by block, where there are several.
+/// Rows that lie side by side, block by block, where there are several and no kernel takes more.
 pub(crate) const SIDE_BY_SIDE: usize = 4;
+
+/// How many of `rows` rows lie side by side, in the form for blocks and in that for super-blocks.
+/// What is beyond the last row may be read and is not used.
+fn side_by_side(isa: IsaName, rows: usize) -> (usize, usize) {
+    let usual = if rows == 1 { 1 } else { SIDE_BY_SIDE };
+    let wide = matches!(isa, IsaName::Avx512 | IsaName::Amx) && rows >= 2 * SIDE_BY_SIDE;
+    let tiled = isa == IsaName::Amx && rows >= LEAST_TILED;
+    (
+        if wide { 2 * SIDE_BY_SIDE } else { usual },
+        if tiled { TILE_ROWS } else { usual },
+    )
+}
 
 /// What goes with the values of a block of 32.
 #[derive(Clone, Copy)]
@@ -45,7 +59,7 @@ pub(crate) struct SuperSide {
 }
 
 /// One row, as the kernels take it. Its blocks lie `values_step` bytes and `side_step` bytes
-/// apart. The next row of the same [`SIDE_BY_SIDE`] begins a block's length after this one.
+/// apart. The next row of those side by side begins a block's length after this one.
 #[derive(Clone, Copy)]
 pub(crate) struct Row<S> {
     /// Eight-bit values.
@@ -71,12 +85,12 @@ impl<S> Row<S> {
 #[repr(C, align(64))]
 struct Line([u8; 64]);
 
-/// Rows in an eight-bit form: of every [`SIDE_BY_SIDE`] rows the first blocks, with all that goes
+/// Rows in an eight-bit form: of those that lie side by side the first blocks, with all that goes
 /// with them, then the second ones, and so on.
 #[derive(Default)]
 struct Quantised {
     lines: Vec<Line>,
-    /// One, or [`SIDE_BY_SIDE`].
+    /// How many rows lie side by side.
     width: usize,
 }
 
@@ -86,8 +100,8 @@ impl Quantised {
         self.width * (block + size_of::<S>())
     }
 
-    fn resize<S>(&mut self, rows: usize, columns: usize, block: usize) {
-        self.width = if rows == 1 { 1 } else { SIDE_BY_SIDE };
+    fn resize<S>(&mut self, rows: usize, width: usize, columns: usize, block: usize) {
+        self.width = width;
         let bytes = rows.div_ceil(self.width) * (columns / block) * self.step::<S>(block);
         grow(&mut self.lines, bytes.div_ceil(64), Line([0; 64]));
     }
@@ -139,15 +153,19 @@ impl Forms {
 }
 
 impl Activations {
-    /// Makes room for `rows` rows of `columns` values. What was there is lost.
-    pub(crate) fn resize(&mut self, rows: usize, columns: usize, forms: Forms) {
+    /// Makes room for `rows` rows of `columns` values, which the kernels of `isa` will take. What
+    /// was there is lost.
+    pub(crate) fn resize(&mut self, isa: IsaName, rows: usize, columns: usize, forms: Forms) {
         self.columns = columns;
+        let (blocks, supers) = side_by_side(isa, rows);
         grow(&mut self.floats, rows * columns, 0.0);
         if forms.blocks {
-            self.blocks.resize::<BlockSide>(rows, columns, CHUNK);
+            self.blocks
+                .resize::<BlockSide>(rows, blocks, columns, CHUNK);
         }
         if forms.supers {
-            self.supers.resize::<SuperSide>(rows, columns, SUPER);
+            self.supers
+                .resize::<SuperSide>(rows, supers, columns, SUPER);
         }
     }
 

@@ -15,6 +15,8 @@
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the trait's safety section")]
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -23,6 +25,11 @@ mod neon;
 mod scalar;
 #[cfg(test)]
 mod tests;
+mod tiles;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::permitted as tiles_are_permitted;
+pub(crate) use tiles::{NoTiles, TILE_ROWS, TILE_SUMS, TileUnit};
 
 use crate::hardware::IsaName;
 
@@ -43,9 +50,18 @@ pub(crate) trait Isa: Copy + Send + Sync + 'static {
     type B: Copy;
     /// Sums of products of unsigned and signed bytes, wide enough for [`Isa::groups`] of them.
     type Acc: Copy;
+    /// The unit that multiplies many rows at once, if there is one.
+    type Tiles: TileUnit;
 
     /// Signed weights are multiplied as `weight + SIGNED_OFFSET`; the kernel takes it out again.
     const SIGNED_OFFSET: i32;
+
+    /// Rows of activations that pass over an unpacked tile of a format of 32 values at a time: 4,
+    /// or 8 where there are registers for them.
+    const ROWS: usize = 4;
+
+    /// Independent sums that keep the processor busy while each waits for its last product.
+    const CHAINS: usize = 5;
 
     /// Whether several rows are multiplied faster with signed weights in two planes of a few bits.
     const SPLIT_SIGNED: bool;
@@ -206,7 +222,9 @@ pub(crate) fn dispatch<K: Kernel>(isa: IsaName, kernel: K) -> K::Output {
             #[cfg(target_arch = "x86_64")]
             IsaName::Avx2 => avx2::run(kernel),
             #[cfg(target_arch = "x86_64")]
-            IsaName::Avx512 => avx512::run(kernel),
+            IsaName::Avx512 => avx512::run::<K, NoTiles>(kernel),
+            #[cfg(target_arch = "x86_64")]
+            IsaName::Amx => avx512::run::<K, amx::Amx>(kernel),
             #[cfg(target_arch = "aarch64")]
             IsaName::Neon => neon::run(kernel),
             _ => scalar::run(kernel),

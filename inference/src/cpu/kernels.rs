@@ -12,12 +12,15 @@ mod blocks;
 mod floats;
 mod layout;
 mod supers;
+mod tiled;
+
+pub(crate) use tiled::LEAST as LEAST_TILED;
 
 use super::activations::Activations;
 use super::format::{Kind, with_format};
 use super::isa::{Isa, Kernel};
 
-/// Rows that pass over an unpacked tile at a time.
+/// Rows that pass over an unpacked tile at a time, or more ([`Isa::ROWS`]).
 const ROWS: usize = super::activations::SIDE_BY_SIDE;
 
 /// Repeats a block for each of the eight groups, whose number is a constant in it.
@@ -47,18 +50,15 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Takes the rows apart into steps of [`ROWS`], two or one, and calls `step` with the place
-    /// and the number of the rows of each. No step goes beyond the rows that lie side by side.
+    /// Takes the rows apart into steps of `most`, [`ROWS`], two or one, and calls `step` with the
+    /// place and the number of the rows of each. No step goes beyond the rows that lie side by side.
     #[inline(always)]
-    fn steps(self, mut step: impl FnMut(usize, usize)) {
+    fn steps(self, most: usize, mut step: impl FnMut(usize, usize)) {
         let mut done = 0;
         while done < self.count {
-            let (at, left) = ((self.first + done) % ROWS, self.count - done);
-            let rows = match at {
-                0 if left >= ROWS => ROWS,
-                0 | 2 if left >= 2 => 2,
-                _ => 1,
-            };
+            let (first, left) = (self.first + done, self.count - done);
+            let fits = |rows: &usize| *rows <= left && first.is_multiple_of(*rows);
+            let rows = [most, ROWS, 2].into_iter().find(fits).unwrap_or(1);
             step(done, rows);
             done += rows;
         }

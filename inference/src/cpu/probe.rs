@@ -1,14 +1,16 @@
 //! Short measurements of the machine with the engine's own kernels.
 
 use super::activations::{Activations, Forms};
-use super::isa::{Isa, Kernel, LANES, dispatch};
+use super::isa::{Isa, Kernel, LANES, TileUnit, dispatch};
 use super::kernels::Rows;
 use super::matrix::{Matrix, Output, Part, Store, multiply};
 use super::memory::Arena;
+use super::pack::GROUP_BYTES;
 use super::pool::Pool;
 use crate::gguf::TensorType;
 use crate::hardware::IsaName;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Sizes of the matrix: 150 MB, several times what the caches of most machines hold, for a smaller
@@ -59,7 +61,7 @@ impl Probe {
         });
         let forms = Forms::of([matrix.form()]);
         let mut vector = Activations::default();
-        vector.resize(1, COLUMNS, forms);
+        vector.resize(isa, 1, COLUMNS, forms);
         dispatch(isa, Ramp(&mut vector, forms));
         Some(Self {
             isa,
@@ -115,30 +117,52 @@ impl Probe {
         let isa = self.isa;
         let threads = self.pool.threads();
         let pool = &mut self.pool;
+        let products = AtomicUsize::new(0);
         let seconds = seconds_per_round(|| {
+            products.store(0, Ordering::Relaxed);
             pool.run(threads, &|_| {
-                std::hint::black_box(dispatch(isa, Products(TURNS)));
+                let own = std::hint::black_box(dispatch(isa, Products(TURNS)));
+                products.fetch_add(own.0, Ordering::Relaxed);
             });
         });
-        (threads * TURNS * CHAINS * 4 * LANES) as f64 / seconds / 1e9
+        products.into_inner() as f64 / seconds / 1e9
     }
 }
-
-/// Independent sums, so that none waits for another.
-const CHAINS: usize = 5;
 
 struct Products(usize);
 
 impl Kernel for Products {
-    type Output = i32;
+    /// The number of products, and something that depends on them.
+    type Output = (usize, i32);
 
     #[inline(always)]
-    unsafe fn run<I: Isa>(self) -> i32 {
-        // SAFETY: the processor has the instruction set, and the array is one group.
+    unsafe fn run<I: Isa>(self) -> (usize, i32) {
+        // SAFETY: the processor has the instruction set.
         unsafe {
-            let weights = I::load_b(std::hint::black_box([1u8; 64]).as_ptr());
+            if I::Tiles::THERE {
+                I::Tiles::begin();
+                let products = I::Tiles::work(self.0 / 16);
+                I::Tiles::end();
+                return (products, 0);
+            }
+            match I::CHAINS {
+                ..8 => self.in_chains::<I, 5>(),
+                _ => self.in_chains::<I, 10>(),
+            }
+        }
+    }
+}
+
+impl Products {
+    /// # Safety
+    /// See [`Isa`].
+    #[inline(always)]
+    unsafe fn in_chains<I: Isa, const CHAINS: usize>(self) -> (usize, i32) {
+        // SAFETY: promised by the caller; the array is one group.
+        unsafe {
+            let weights = I::load_b(std::hint::black_box([1u8; GROUP_BYTES]).as_ptr());
             // Each product has an activation of its own, or the compiler would make only one.
-            let activations = std::hint::black_box([0x0101_0101; 64 + CHAINS]);
+            let activations = std::hint::black_box([0x0101_0101; 64 + 10]);
             let mut sums = [I::acc_zero(); CHAINS];
             for turn in 0..self.0 {
                 for (chain, sum) in sums.iter_mut().enumerate() {
@@ -150,7 +174,7 @@ impl Kernel for Products {
             for sum in sums {
                 total = total.wrapping_add(I::sum_i(I::acc_finish(sum)));
             }
-            total
+            (self.0 * CHAINS * GROUP_BYTES, total)
         }
     }
 }

@@ -14,12 +14,20 @@ pub enum IsaName {
     Avx2,
     /// x86-64: AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
+    /// x86-64: the same, and AMX-INT8 for several rows. On Linux, which has to permit it.
+    Amx,
     /// AArch64: NEON, and the dot products of ARMv8.2 where the processor has them.
     Neon,
 }
 
 impl IsaName {
-    const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Neon];
+    const ALL: [Self; 5] = [
+        Self::Scalar,
+        Self::Avx2,
+        Self::Avx512,
+        Self::Amx,
+        Self::Neon,
+    ];
 
     /// The name in `ACCEL_ISA`.
     pub fn name(self) -> &'static str {
@@ -27,6 +35,7 @@ impl IsaName {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Amx => "amx",
             Self::Neon => "neon",
         }
     }
@@ -71,21 +80,36 @@ pub fn isas() -> &'static [IsaName] {
 
 #[cfg(target_arch = "x86_64")]
 fn machine_has(isa: IsaName) -> bool {
-    let avx2 = is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("f16c");
     match isa {
         IsaName::Scalar => true,
-        IsaName::Avx2 => avx2,
+        IsaName::Avx2 => {
+            is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+        }
         IsaName::Avx512 => {
-            avx2 && is_x86_feature_detected!("avx512f")
+            machine_has(IsaName::Avx2)
+                && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni")
         }
+        IsaName::Amx => machine_has(IsaName::Avx512) && has_tiles(),
         IsaName::Neon => false,
     }
+}
+
+/// Whether the processor has AMX-INT8, which the standard library has no stable name for, and the
+/// system lets this process use it.
+#[cfg(target_arch = "x86_64")]
+fn has_tiles() -> bool {
+    /// `AMX-TILE` and `AMX-INT8` in `EDX` of leaf 7.
+    const TILES: u32 = 1 << 24 | 1 << 25;
+    let leaves = std::arch::x86_64::__cpuid(0).eax;
+    leaves >= 7
+        && std::arch::x86_64::__cpuid_count(7, 0).edx & TILES == TILES
+        && crate::cpu::tiles_are_permitted()
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -93,7 +117,7 @@ fn machine_has(isa: IsaName) -> bool {
     match isa {
         IsaName::Scalar => true,
         IsaName::Neon => std::arch::is_aarch64_feature_detected!("neon"),
-        IsaName::Avx2 | IsaName::Avx512 => false,
+        IsaName::Avx2 | IsaName::Avx512 | IsaName::Amx => false,
     }
 }
 

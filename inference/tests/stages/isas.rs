@@ -42,7 +42,7 @@ fn every_instruction_set_gives_the_same_logits_with_every_quantisation() {
 #[test]
 fn an_instruction_set_that_the_machine_lacks_is_refused() {
     let model = Model::small(SyntheticArch::Llama);
-    let all = [IsaName::Avx2, IsaName::Avx512, IsaName::Neon];
+    let all = [IsaName::Avx2, IsaName::Avx512, IsaName::Amx, IsaName::Neon];
     let missing = all.into_iter().filter(|isa| !isas().contains(isa));
     for isa in missing {
         let error = model

@@ -42,6 +42,7 @@ impl Isa for Avx2 {
     type B = Ints;
     /// Sums of pairs of products in sixteen bits.
     type Acc = Ints;
+    type Tiles = super::NoTiles;
 
     const SIGNED_OFFSET: i32 = 0;
     const SPLIT_SIGNED: bool = true;

@@ -1,30 +1,36 @@
-//! AVX-512 with VNNI: one register of sixteen lanes.
+//! AVX-512 with VNNI: one register of sixteen lanes. The same, with a unit for tiles beside it
+//! where the processor has one.
 
-use super::{Isa, Kernel};
+use super::{Isa, Kernel, TileUnit};
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
+/// `T` is the unit for tiles.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512;
+pub(crate) struct Avx512<T>(PhantomData<T>);
 
 /// Runs a kernel in a function that is compiled for this instruction set.
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<Avx512>()
+pub(super) unsafe fn run<K: Kernel, T: TileUnit>(kernel: K) -> K::Output {
+    kernel.run::<Avx512<T>>()
 }
 
-impl Isa for Avx512 {
+impl<T: TileUnit> Isa for Avx512<T> {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
     type Acc = __m512i;
+    type Tiles = T;
 
     const SIGNED_OFFSET: i32 = 128;
+    const ROWS: usize = 8;
+    const CHAINS: usize = 10;
     const SPLIT_SIGNED: bool = false;
 
     #[inline(always)]
     unsafe fn call<K: Kernel>(kernel: K) -> K::Output {
-        run(kernel)
+        run::<K, T>(kernel)
     }
 
     #[inline(always)]

@@ -114,6 +114,7 @@ impl<D: Dot> Isa for Neon<D> {
     type I = Ints;
     type B = Bytes;
     type Acc = D::Acc;
+    type Tiles = super::NoTiles;
 
     const SIGNED_OFFSET: i32 = 0;
     const SPLIT_SIGNED: bool = false;

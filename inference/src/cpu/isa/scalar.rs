@@ -37,6 +37,7 @@ impl Isa for Scalar {
     type I = Ints;
     type B = [u8; 4 * LANES];
     type Acc = Ints;
+    type Tiles = super::NoTiles;
 
     const SIGNED_OFFSET: i32 = 0;
     const SPLIT_SIGNED: bool = false;

@@ -158,13 +158,14 @@ unsafe fn pass<I: Isa, F: BlockFormat, D: Dot<F>>(
     rows: Rows<'_>,
     out: *mut f32,
 ) {
-    rows.steps(|at, count| unsafe {
+    rows.steps(I::ROWS, |at, count| unsafe {
         let next = packed.next(at, at + count, rows.count, packed.blocks);
         let row = rows.activations.blocks(rows.first + at);
         let out = out.add(at * LANES);
         match count {
             1 => I::call(Blocks::<F, D, 1, true>(layout, row, out, next, PhantomData)),
             2 => I::call(Blocks::<F, D, 2, true>(layout, row, out, next, PhantomData)),
+            8 => I::call(Blocks::<F, D, 8, true>(layout, row, out, next, PhantomData)),
             _ => I::call(Blocks::<F, D, 4, true>(layout, row, out, next, PhantomData)),
         }
     });

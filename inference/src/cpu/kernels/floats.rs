@@ -6,7 +6,7 @@
 )]
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
-use super::Rows;
+use super::{ROWS, Rows};
 use crate::cpu::isa::{Isa, Kernel, LANES};
 use crate::gguf::TensorType;
 use std::marker::PhantomData;
@@ -30,7 +30,7 @@ pub(super) unsafe fn multiply<I: Isa>(
 #[inline(always)]
 unsafe fn pass<I: Isa, L: FloatLoad>(tile: *const u8, rows: Rows<'_>, out: *mut f32) {
     let columns = rows.activations.columns();
-    rows.steps(|at, count| unsafe {
+    rows.steps(ROWS, |at, count| unsafe {
         let row = rows.activations.floats(rows.first + at);
         let out = out.add(at * LANES);
         match count {

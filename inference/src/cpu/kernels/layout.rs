@@ -21,7 +21,9 @@ pub(super) const VECTOR: usize = size_of::<[f32; LANES]>();
 const LOWER: u32 = 3;
 const UPPER: u32 = 8 - LOWER;
 /// Bytes of an unpacked chunk.
-const CHUNK_BYTES: usize = GROUPS * GROUP_BYTES;
+pub(super) const CHUNK_BYTES: usize = GROUPS * GROUP_BYTES;
+/// Bytes of a line of the caches.
+const LINE: usize = 64;
 /// How far ahead of the multiplication packed weights are asked for.
 const AHEAD: usize = 4096;
 
@@ -67,16 +69,24 @@ impl Layout {
     }
 
     /// The same, but with the integers, unpacked, and the scales, wide, in `scratch`.
-    fn in_scratch<F: Format, S: Scales<F>>(self, planes: usize, scratch: &mut Vec<u8>) -> Self {
+    pub(super) fn in_scratch<F: Format, S: Scales<F>>(
+        self,
+        planes: usize,
+        scratch: &mut Vec<u8>,
+    ) -> Self {
         let integers = F::CHUNKS * planes * CHUNK_BYTES;
         let step = integers + S::BYTES;
-        if scratch.len() < self.blocks * step {
-            scratch.resize(self.blocks * step, 0);
+        let needed = self.blocks * step + LINE;
+        if scratch.len() < needed {
+            scratch.resize(needed, 0);
         }
+        // A load that crosses lines of the cache counts twice.
+        let start = scratch.as_ptr();
+        let start = start.wrapping_add(start.align_offset(LINE));
         Self {
-            meta: scratch.as_ptr().wrapping_add(integers),
+            meta: start.wrapping_add(integers),
             meta_step: step,
-            quants: scratch.as_ptr(),
+            quants: start,
             quants_step: step,
             chunk_step: planes * CHUNK_BYTES,
             ..self
@@ -88,10 +98,10 @@ impl Layout {
     #[inline(always)]
     pub(super) fn next(self, from: usize, to: usize, all: usize, turns: usize) -> Next {
         let bytes = self.blocks * self.meta_step;
-        let lines = bytes.div_ceil(64);
+        let lines = bytes.div_ceil(LINE);
         let first = lines * from / all;
         Next {
-            line: self.meta.wrapping_add(bytes + 64 * first),
+            line: self.meta.wrapping_add(bytes + LINE * first),
             lines: lines * to / all - first,
             turns,
             due: 0,
@@ -125,7 +135,7 @@ impl Next {
         self.due += self.lines;
         while self.due >= self.turns {
             I::prefetch_far(self.line);
-            self.line = self.line.wrapping_add(64);
+            self.line = self.line.wrapping_add(LINE);
             self.due -= self.turns;
         }
     }
@@ -134,8 +144,8 @@ impl Next {
 /// Asks for the lines of the block that lies [`AHEAD`] bytes on.
 #[inline(always)]
 pub(super) unsafe fn ask_ahead<I: Isa>(block: *const u8, bytes: usize) {
-    for line in 0..bytes.div_ceil(64) {
-        I::prefetch(block.wrapping_add(AHEAD + 64 * line));
+    for line in 0..bytes.div_ceil(LINE) {
+        I::prefetch(block.wrapping_add(AHEAD + LINE * line));
     }
 }
 
@@ -178,7 +188,7 @@ impl<F: Format, S: Scales<F>> Kernel for Unpack<'_, F, S> {
     unsafe fn run<I: Isa>(self) -> Layout {
         let Self(packed, scratch, _) = self;
         let layout = packed.in_scratch::<F, S>(1, scratch);
-        let mut to = scratch.as_mut_ptr();
+        let mut to = layout.quants.cast_mut();
         for block in 0..packed.blocks {
             for part in 0..F::CHUNKS {
                 let from = packed
@@ -207,7 +217,7 @@ impl<F: Format, S: Scales<F>> Kernel for Split<'_, F, S> {
     unsafe fn run<I: Isa>(self) -> Layout {
         let Self(packed, scratch, _) = self;
         let layout = packed.in_scratch::<F, S>(2, scratch);
-        let mut to = scratch.as_mut_ptr();
+        let mut to = layout.quants.cast_mut();
         for block in 0..packed.blocks {
             let from = packed.quants.add(block * packed.quants_step);
             unroll_groups!(G, {

@@ -6,8 +6,8 @@
 )]
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
-use super::Rows;
 use super::layout::{Layout, Next, Scales, Unpack, VECTOR, ask_ahead, dot, numbers, widen_numbers};
+use super::{ROWS, Rows, tiled};
 use crate::cpu::activations::{Row, SUPER, SuperSide};
 use crate::cpu::format::SuperFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
@@ -51,17 +51,17 @@ const fn vectors<F: SuperFormat>() -> usize {
 }
 
 /// The integers of two sub-blocks.
-struct Integers<I: Isa> {
+pub(super) struct Integers<I: Isa> {
     /// The scale of the first in both halves of every word.
-    low: I::I,
+    pub low: I::I,
     /// That of the second, likewise.
-    high: I::I,
+    pub high: I::I,
     /// What the sums of the activations are multiplied with: minima, or the scales.
     factors: I::I,
 }
 
 #[inline(always)]
-unsafe fn integers<I: Isa, F: SuperFormat, const WIDE: bool>(
+pub(super) unsafe fn integers<I: Isa, F: SuperFormat, const WIDE: bool>(
     meta: *const u8,
     pair: usize,
 ) -> Integers<I> {
@@ -88,7 +88,7 @@ unsafe fn integers<I: Isa, F: SuperFormat, const WIDE: bool>(
 }
 
 /// Pairs of sub-blocks.
-const fn pairs<F: SuperFormat>() -> usize {
+pub(super) const fn pairs<F: SuperFormat>() -> usize {
     if F::SUB16 { SUPER / 32 } else { SUPER / 64 }
 }
 
@@ -107,6 +107,10 @@ pub(super) unsafe fn multiply<I: Isa, F: SuperFormat>(
         I::call(work);
         return;
     }
+    if tiled::takes::<I>(rows) {
+        tiled::multiply::<I, F>(packed, rows, out, scratch);
+        return;
+    }
     for part in packed.parts::<F>(1) {
         let layout = I::call(Unpack::<F, Wide>(part, scratch, PhantomData));
         pass::<I, F, <F::Packing as Pack>::Unpacked>(part, layout, rows, out);
@@ -121,7 +125,7 @@ unsafe fn pass<I: Isa, F: SuperFormat, P: Pack>(
     rows: Rows<'_>,
     out: *mut f32,
 ) {
-    rows.steps(|at, count| unsafe {
+    rows.steps(ROWS, |at, count| unsafe {
         let turns = packed.blocks * pairs::<F>();
         let next = packed.next(at, at + count, rows.count, turns);
         let row = rows.activations.supers(rows.first + at);

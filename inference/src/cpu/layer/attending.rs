@@ -153,7 +153,7 @@ impl Layer {
             rows,
         });
         let forms = Forms::of([self.output.matrix.form()]);
-        work.attended.resize(step.rows, queries, forms);
+        work.attended.resize(step.isa, step.rows, queries, forms);
         self.attend(step, items, projected, &work.attended);
         let attended = &work.attended;
         for_rows(step, step.rows, |rows| Quantise {

@@ -186,7 +186,7 @@ fn run_expert(
     let hidden = expert.down.rows();
     let forms = expert.input_forms();
     let gathered = &mut work.mixture.gathered;
-    gathered.resize(rows, hidden, forms);
+    gathered.resize(step.isa, rows, hidden, forms);
     for (to, row) in chosen.iter().enumerate() {
         let from = work.input.floats(*row);
         // SAFETY: the row was written when the input was prepared.
@@ -201,7 +201,7 @@ fn run_expert(
     });
     let width = expert.gate.rows();
     let forms = Forms::of([expert.down.form()]);
-    work.gated.resize(rows, width, forms);
+    work.gated.resize(step.isa, rows, width, forms);
     let output = Output::new(work.gated.floats_mut(), width);
     let input = Rows {
         activations: gathered,

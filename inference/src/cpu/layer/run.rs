@@ -213,7 +213,7 @@ impl Layer {
     fn gated(&self, step: &mut Step<'_>, dense: &FeedForward, work: &mut Workspace) {
         let width = dense.gate.rows();
         let forms = Forms::of([dense.down.form()]);
-        work.gated.resize(step.rows, width, forms);
+        work.gated.resize(step.isa, step.rows, width, forms);
         let output = Output::new(work.gated.floats_mut(), width);
         let input = all(&work.input, step);
         let matrices = (&dense.gate, &dense.up);
@@ -244,7 +244,7 @@ pub(crate) fn prepare(
     to: &mut Activations,
     forms: Forms,
 ) {
-    to.resize(step.rows, norm.width(), forms);
+    to.resize(step.isa, step.rows, norm.width(), forms);
     let (from, to) = (Shared(x.as_ptr().cast_mut()), &*to);
     for_rows(step, step.rows, |rows| Prepare {
         norm,
