@@ -6,11 +6,11 @@
 )]
 #![allow(unsafe_op_in_unsafe_fn, reason = "see the safety section of `Isa`")]
 
-use super::Rows;
 use super::layout::{
     Layout, Next, Scales, Split, Unpack, VECTOR, ask_ahead, dot, dot_signed, dot_split, numbers,
     widen_numbers,
 };
+use super::{ROWS, Rows};
 use crate::cpu::activations::{BlockSide, Row};
 use crate::cpu::format::BlockFormat;
 use crate::cpu::isa::{Isa, Kernel, LANES};
@@ -117,20 +117,12 @@ pub(super) unsafe fn multiply<I: Isa, F: BlockFormat>(
     scratch: &mut Vec<u8>,
 ) {
     let packed = Layout::packed::<F>(tile, rows.activations.columns());
-    if rows.count == 1 {
+    if pass_once::<I>(rows) {
         let row = rows.activations.blocks(rows.first);
         if F::SIGNED {
-            let work = Blocks::<F, Signed, 1, false>(packed, row, out, Next::NOTHING, PhantomData);
-            I::call(work);
+            straight::<I, F, Signed>(packed, row, rows.count, out);
         } else {
-            let work = Blocks::<F, Unsigned<F::Packing>, 1, false>(
-                packed,
-                row,
-                out,
-                Next::NOTHING,
-                PhantomData,
-            );
-            I::call(work);
+            straight::<I, F, Unsigned<F::Packing>>(packed, row, rows.count, out);
         }
     } else if F::SIGNED && I::SPLIT_SIGNED {
         for part in packed.parts::<F>(2) {
@@ -147,6 +139,31 @@ pub(super) unsafe fn multiply<I: Isa, F: BlockFormat>(
             let layout = I::call(Unpack::<F, Wide>(part, scratch, PhantomData));
             pass::<I, F, Unsigned<<F::Packing as Pack>::Unpacked>>(part, layout, rows, out);
         }
+    }
+}
+
+/// Whether the rows are multiplied straight out of the packed chunks. Unpacking pays where they pass
+/// more than once, or where registers are few.
+#[inline(always)]
+fn pass_once<I: Isa>(rows: Rows<'_>) -> bool {
+    let is_wide = I::ROWS > ROWS && rows.first.is_multiple_of(I::ROWS);
+    rows.count == 1 || is_wide && [2, ROWS, I::ROWS].contains(&rows.count)
+}
+
+/// Lets one, two, four or eight rows pass over a packed tile.
+#[inline(always)]
+unsafe fn straight<I: Isa, F: BlockFormat, D: Dot<F>>(
+    tile: Layout,
+    row: Row<BlockSide>,
+    count: usize,
+    out: *mut f32,
+) {
+    let next = Next::NOTHING;
+    match count {
+        1 => I::call(Blocks::<F, D, 1, false>(tile, row, out, next, PhantomData)),
+        2 => I::call(Blocks::<F, D, 2, false>(tile, row, out, next, PhantomData)),
+        ROWS => I::call(Blocks::<F, D, 4, false>(tile, row, out, next, PhantomData)),
+        _ => I::call(Blocks::<F, D, 8, false>(tile, row, out, next, PhantomData)),
     }
 }
 
@@ -197,7 +214,7 @@ impl<F: BlockFormat, D: Dot<F>, const N: usize, const WIDE: bool> Kernel for Blo
         let mut side = row.side(0, layout.first);
         let (mut meta, mut chunk) = (layout.meta, layout.quants);
         for _ in 0..layout.blocks {
-            if N == 1 {
+            if !WIDE {
                 ask_ahead::<I>(meta, F::TILE_BLOCK);
             } else {
                 next.ask::<I>();

@@ -81,7 +81,7 @@ impl Layout {
             scratch.resize(needed, 0);
         }
         // A load that crosses lines of the cache counts twice.
-        let start = scratch.as_ptr();
+        let start = scratch.as_mut_ptr();
         let start = start.wrapping_add(start.align_offset(LINE));
         Self {
             meta: start.wrapping_add(integers),
