@@ -5,7 +5,7 @@
 //! connected, also if it was the peer that dialled.
 //!
 //! What is given up is the way to an address, never a peer that answered there: from the first word
-//! of the greeting on it may have taken the connection in, and close its own in turn for ours.
+//! of the greeting on it may have taken the connection in, and have given up its own for it.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
