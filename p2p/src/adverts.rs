@@ -187,18 +187,18 @@ impl Adverts {
     /// says next is told after it.
     pub(crate) async fn greeted(&self, peer: PeerId, life: u64) {
         self.connections.wait_for_report(&peer, life).await;
-        self.met(peer, life).await;
+        self.outlive(peer, life).await;
+        self.connections.greeted(&peer, life);
         self.connections.wait_for_owner().await;
     }
 
-    /// A peer says itself that it is in this life.
-    async fn met(&self, peer: PeerId, life: u64) {
+    /// A peer has begun this life, by its own word: what it had and said in earlier ones is void.
+    async fn outlive(&self, peer: PeerId, life: u64) {
         self.moved(peer, life, &[]).await;
         let is_void = self.book().outlived(&peer, life, unix_ms());
         if is_void {
             self.tell(NetworkEvent::PeerExpired(peer)).await;
         }
-        self.connections.greeted(&peer, life);
     }
 
     /// The tensor plane lets go of what an earlier life of the peer had.
@@ -242,15 +242,19 @@ impl Adverts {
         Ok(())
     }
 
-    /// What a connected peer says itself is of the life in which it is connected; and if others
-    /// tell that it began a later one than it was connected in, that has its signature.
+    /// The first that a connected peer says itself is of the life in which it is connected. A later
+    /// one that anybody tells has the peer's signature; it counts as connected in that only if there
+    /// is a connection that may be of it.
     async fn meet_author(&self, advert: &Advert, told: Told) {
         let (peer, life) = (advert.peer, advert.started_unix_ms);
         let (Told::Greeting(teller) | Told::Gossip(teller)) = told;
         let known = self.connections.life_of(&peer);
         let is_first = known.is_none() && teller == peer;
         if is_first || known.is_some_and(|known| life > known) {
-            self.met(peer, life).await;
+            self.outlive(peer, life).await;
+            if self.connections.has_connection_for(&peer, life) {
+                self.connections.greeted(&peer, life);
+            }
         }
     }
 

@@ -64,7 +64,7 @@ pub const KEEP_ALIVE: Duration = Duration::from_millis(250);
 /// After how much silence QUIC itself gives a connection up. Longer than [`SILENCE`], because it
 /// goes by the clock, also while this node did not run.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one attempt to connect may take, unless a node is told otherwise.
+/// How long each address of a peer may take to answer, unless a node is told otherwise.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one frame may wait for a peer that lives but does not read.
 pub const SEND_TIMEOUT: Duration = Duration::from_secs(30);
@@ -189,7 +189,7 @@ pub struct PlaneConfig {
     pub listen: SocketAddr,
     /// Which life of the node it is: greater than that of each earlier one, as a time is.
     pub started_unix_ms: u64,
-    /// How long one attempt to connect may take.
+    /// How long each address of a peer may take to answer; who waits gives up after half as long again.
     pub connect_timeout: Duration,
 }
 

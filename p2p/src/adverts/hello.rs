@@ -16,7 +16,11 @@
 //! message of the wire table, told apart by its tag. In a private swarm the adverts of others
 //! follow in a second greeting, once the peer has shown its certificate; who shows none is
 //! disconnected, whether it takes the greeting or not: until then it may overhear gossip.
+//!
+//! A greeting that is not heard is said again for as long as the peer is connected, and one more
+//! connection makes both sides greet anew: what was under way on another may be lost.
 
+use std::future::pending;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,15 +29,20 @@ use bytes::Bytes;
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::{PeerId, Stream};
 use libp2p_stream::IncomingStreams;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use super::{Adverts, Told};
 use crate::membership::Certificate;
 use crate::network::{NetworkError, Streams, Tasks};
 use crate::wire::{limit, protocol, tag};
 
-const ATTEMPTS: u32 = 4;
-const RETRY_PAUSE: Duration = Duration::from_millis(40);
+/// Pauses before a greeting is said again; the last one holds from then on.
+const RETRY_PAUSES: [Duration; 4] = [
+    Duration::from_millis(40),
+    Duration::from_millis(80),
+    Duration::from_millis(120),
+    Duration::from_secs(5),
+];
 /// A greeting takes no longer, whatever its size.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long this node may take to become a member before it greets.
@@ -45,61 +54,72 @@ const MAX_ADVERTS: usize = 256;
 const MAX_GREETINGS: usize = 64;
 const HEARD: u8 = 1;
 
-/// What became of a peer that was greeted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Greeted {
-    /// It is a member, or gone.
-    Done,
-    /// It has shown no certificate in time.
-    NotAMember,
-}
-
 /// The peer has shown no certificate in time.
-struct Stranger;
+pub(crate) struct Stranger;
 
-/// Greets a peer that has just connected.
-pub(crate) async fn greet(adverts: &Adverts, streams: &Streams, peer: PeerId) -> Greeted {
-    let members = &adverts.members;
-    let can_speak = members.wait_for_own(JOIN_LIMIT).await;
-    if !members.is_private() {
-        let own = adverts.seal_own();
-        let frames: Vec<Bytes> = own.into_iter().chain(adverts.sealed_for(&peer)).collect();
-        send(adverts, streams, peer, &frames).await;
-        return Greeted::Done;
-    }
-    // A peer that takes long to hear us has no longer to show who it is.
+/// Greets a peer for as long as this is polled: now, and anew at every notice of one more
+/// connection. Ends only if the peer proves to be no member.
+pub(crate) async fn greet(
+    adverts: &Adverts,
+    streams: &Streams,
+    peer: PeerId,
+    again: &Notify,
+) -> Stranger {
+    let can_speak = adverts.members.wait_for_own(JOIN_LIMIT).await;
     let speaking = async {
-        if can_speak {
-            let own: Vec<Bytes> = adverts.seal_own().into_iter().collect();
-            send(adverts, streams, peer, &own).await;
+        if !can_speak {
+            return pending().await;
         }
-        Ok(())
+        loop {
+            tokio::select! {
+                () = speak(adverts, streams, peer) => again.notified().await,
+                () = again.notified() => {}
+            }
+        }
     };
-    let listening = async {
-        let is_member = members.wait_for(&peer, CERTIFICATE_LIMIT).await;
-        is_member.then_some(()).ok_or(Stranger)
-    };
-    if let Err(Stranger) = tokio::try_join!(speaking, listening).map(|_| ()) {
-        return Greeted::NotAMember;
+    // A peer that takes long to hear us, or connects again, has no longer to show who it is.
+    tokio::select! {
+        stranger = stranger(adverts, peer) => stranger,
+        stranger = speaking => stranger,
     }
-    let others = adverts.sealed_for(&peer);
-    if !others.is_empty() {
-        send(adverts, streams, peer, &others).await;
-    }
-    Greeted::Done
 }
 
-async fn send(adverts: &Adverts, streams: &Streams, peer: PeerId, sealed: &[Bytes]) {
-    let mut frames = vec![first_frame(adverts)];
-    let certificate = adverts.members.own_certificate();
-    frames.extend(certificate.map(|own| Bytes::from(own.to_bytes())));
-    frames.extend(sealed.iter().take(MAX_ADVERTS).cloned());
-    for attempt in 1..=ATTEMPTS {
-        match send_once(streams, peer, &frames).await {
-            Ok(()) | Err(SendError::Stream(NetworkError::NotConnected(_))) => return,
-            Err(error) => tracing::debug!(%peer, attempt, %error, "a greeting was not heard"),
+/// Waits for a certificate in a private swarm; returns only if none comes.
+async fn stranger(adverts: &Adverts, peer: PeerId) -> Stranger {
+    let members = &adverts.members;
+    match members.is_private() && !members.wait_for(&peer, CERTIFICATE_LIMIT).await {
+        true => Stranger,
+        false => pending().await,
+    }
+}
+
+/// Says the greeting until it is heard.
+async fn speak(adverts: &Adverts, streams: &Streams, peer: PeerId) {
+    let [quick @ .., slow] = RETRY_PAUSES;
+    for pause in quick.into_iter().chain(std::iter::repeat(slow)) {
+        match tell(adverts, streams, peer).await {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(%peer, %error, "a greeting was not heard"),
         }
-        tokio::time::sleep(RETRY_PAUSE * attempt).await;
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Tells a peer all that it may know, once.
+async fn tell(adverts: &Adverts, streams: &Streams, peer: PeerId) -> Result<(), SendError> {
+    let members = &adverts.members;
+    let mut sealed: Vec<Bytes> = adverts.seal_own().into_iter().collect();
+    if members.is_private() {
+        send(adverts, streams, peer, &sealed).await?;
+        sealed.clear();
+        if !members.wait_for(&peer, CERTIFICATE_LIMIT).await {
+            return Ok(());
+        }
+    }
+    sealed.extend(adverts.sealed_for(&peer));
+    match members.is_private() && sealed.is_empty() {
+        true => Ok(()),
+        false => send(adverts, streams, peer, &sealed).await,
     }
 }
 
@@ -114,9 +134,18 @@ enum SendError {
     Timeout,
 }
 
-async fn send_once(streams: &Streams, peer: PeerId, frames: &[Bytes]) -> Result<(), SendError> {
+async fn send(
+    adverts: &Adverts,
+    streams: &Streams,
+    peer: PeerId,
+    sealed: &[Bytes],
+) -> Result<(), SendError> {
+    let mut frames = vec![first_frame(adverts)];
+    let certificate = adverts.members.own_certificate();
+    frames.extend(certificate.map(|own| Bytes::from(own.to_bytes())));
+    frames.extend(sealed.iter().take(MAX_ADVERTS).cloned());
     let mut stream = streams.open(peer, protocol::ADVERT).await?;
-    let greeting = send_frames(&mut stream, frames);
+    let greeting = send_frames(&mut stream, &frames);
     match tokio::time::timeout(GREETING_TIMEOUT, greeting).await {
         Ok(sent) => Ok(sent?),
         Err(_) => Err(SendError::Timeout),

@@ -81,8 +81,11 @@ pub(crate) async fn serve(
         let (members, events) = (Arc::clone(&members), events.clone());
         let connections = Arc::clone(&connections);
         tasks.spawn(async move {
-            // What it asks for is for the life in which it asks.
-            let greeting = connections.wait_for_greeting(&peer, GRACE);
+            // What it asks for is for the life in which it asks, of which the owner hears first.
+            let greeting = async {
+                connections.wait_for_greeting(&peer, GRACE).await;
+                connections.wait_for_owner().await;
+            };
             let (is_member, ()) = tokio::join!(members.wait_for(&peer, GRACE), greeting);
             if let Err(error) = answer(peer, stream, is_member, &events).await {
                 tracing::debug!(%peer, %error, "a control call ended early");

@@ -6,8 +6,10 @@
 //!
 //! A peer says in its greeting when it was started: in which of its *lives* it is. One that was
 //! started again may be back before its old connection is seen to end, and counts as one that left
-//! and came back. A later life needs another connection than the earlier one had: without that, a
-//! peer could come and go as often as it says.
+//! and came back. Lives only get later while a peer is connected. The last word of an old
+//! connection may be heard after the new one is open and before the first word on that, so each
+//! connection stands for two lives and no more: without that, a peer could come and go as often as
+//! it says.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,6 +22,10 @@ use tokio::sync::watch;
 /// How long a greeting waits for news of the connection over which it came, from the swarm and to
 /// the owner.
 const TELLING_LIMIT: Duration = Duration::from_secs(1);
+
+/// Lives that a peer can show for each of its connections: that of the connection, and one that an
+/// older connection tells of late.
+const LIVES_PER_CONNECTION: u64 = 2;
 
 /// Connected peers, one entry each, however many connections they have.
 #[derive(Debug)]
@@ -39,12 +45,12 @@ struct Table {
 #[derive(Debug, Clone)]
 struct Connected {
     generation: u64,
-    /// How many connections there were in this generation.
+    /// How many connections there were since it is connected.
     opened: u64,
     /// When it was started, by its own clock; unknown until it greets.
     life: Option<u64>,
-    /// How many connections there were when that was said.
-    said_over: u64,
+    /// In how many lives it was.
+    lives: u64,
     dialled_addr: Option<Multiaddr>,
 }
 
@@ -80,27 +86,32 @@ impl Connections {
 
     /// Folds in what the swarm reports.
     pub(crate) fn apply(&self, change: ConnectionChange) {
-        let mut table = self.table();
-        match change {
+        self.change(|table| match change {
             ConnectionChange::Opened {
                 peer,
                 remote,
                 dialled,
-            } => table.opened(peer, dialled.then_some(remote)),
-            ConnectionChange::Closed { peer, remaining: 0 } => {
-                table.peers.remove(&peer);
+            } => {
+                table.opened(peer, dialled.then_some(remote));
+                true
             }
-            ConnectionChange::Closed { .. } => return,
-        }
-        drop(table);
-        self.version.send_modify(|version| *version += 1);
+            ConnectionChange::Closed { peer, remaining: 0 } => table.peers.remove(&peer).is_some(),
+            ConnectionChange::Closed { .. } => false,
+        });
+    }
+
+    /// Whoever sees a change of the table sees its version too: `change` says whether it is one.
+    fn change(&self, change: impl FnOnce(&mut Table) -> bool) {
+        self.version.send_if_modified(|version| {
+            let is_new = change(&mut self.table());
+            *version += u64::from(is_new);
+            is_new
+        });
     }
 
     /// A connected peer says in which of its lives it is.
     pub(crate) fn greeted(&self, peer: &PeerId, life: u64) {
-        if self.table().greeted(peer, life) {
-            self.version.send_modify(|version| *version += 1);
-        }
+        self.change(|table| table.greeted(peer, life));
     }
 
     /// What a connection brings may be read before the swarm reports the connection: waits a
@@ -119,10 +130,11 @@ impl Connections {
         let _ = tokio::time::timeout(TELLING_LIMIT, telling).await;
     }
 
-    fn has_connection_for(&self, peer: &PeerId, life: u64) -> bool {
+    /// Whether the peer is connected in this life, or has a connection of which no life was told.
+    pub(crate) fn has_connection_for(&self, peer: &PeerId, life: u64) -> bool {
         let table = self.table();
         let connected = table.peers.get(peer);
-        connected.is_some_and(|connected| connected.may_be_in(life))
+        connected.is_some_and(|connected| connected.has_connection_for(life))
     }
 
     /// The owner was told of all changes up to this version.
@@ -210,9 +222,17 @@ impl Connected {
         self.generation == before.generation
     }
 
-    fn may_be_in(&self, life: u64) -> bool {
-        let is_later = self.life.is_some_and(|known| life > known);
-        !is_later || self.opened > self.said_over
+    /// Whether there is a connection of which no life was told yet, if that is needed.
+    fn has_connection_for(&self, life: u64) -> bool {
+        !self.is_later(life) || self.lives < self.opened
+    }
+
+    fn may_begin(&self, life: u64) -> bool {
+        self.is_later(life) && self.lives < self.opened.saturating_mul(LIVES_PER_CONNECTION)
+    }
+
+    fn is_later(&self, life: u64) -> bool {
+        self.life.is_none_or(|known| life > known)
     }
 }
 
@@ -228,7 +248,7 @@ impl Table {
             generation: self.last_generation,
             opened: 1,
             life: None,
-            said_over: 0,
+            lives: 0,
             dialled_addr,
         };
         self.peers.insert(peer, connected);
@@ -239,7 +259,7 @@ impl Table {
         let Some(connected) = self.peers.get_mut(peer) else {
             return false;
         };
-        if connected.life >= Some(life) || !connected.may_be_in(life) {
+        if !connected.may_begin(life) {
             return false;
         }
         if connected.life.is_some() {
@@ -247,7 +267,7 @@ impl Table {
             connected.generation = self.last_generation;
         }
         connected.life = Some(life);
-        connected.said_over = connected.opened;
+        connected.lives += 1;
         true
     }
 }
@@ -320,8 +340,6 @@ mod tests {
         assert_eq!(connections.life_of(&peer), None);
         connections.greeted(&peer, 7);
         assert_eq!(connections.changes(&mut seen), [in_life(7)]);
-        connections.greeted(&peer, 8);
-        assert_eq!(connections.changes(&mut seen), [], "not on the same one");
         // A second connection, then the second life, then the end of the first connection.
         connections.apply(opened(peer));
         connections.greeted(&peer, 7);
@@ -337,6 +355,37 @@ mod tests {
         connections.apply(opened(peer));
         assert_eq!(connections.changes(&mut seen), [left, came]);
         assert_eq!(connections.life_of(&peer), None);
+    }
+
+    #[test]
+    fn a_late_word_of_an_earlier_life_does_not_keep_the_later_one_out() {
+        let (connections, mut seen) = (Connections::default(), Seen::default());
+        let peer = PeerId::random();
+        let (left, came) = (PeerChange::Disconnected(peer), PeerChange::Connected(peer));
+        let in_life = |life| PeerChange::Greeted(peer, life);
+        connections.apply(opened(peer));
+        connections.apply(closed(peer, 0));
+        connections.apply(opened(peer));
+        // Said over the first connection.
+        connections.greeted(&peer, 7);
+        assert_eq!(connections.changes(&mut seen), [came, in_life(7)]);
+        connections.greeted(&peer, 8);
+        assert_eq!(connections.changes(&mut seen), [left, came, in_life(8)]);
+        connections.greeted(&peer, 7);
+        assert_eq!(connections.life_of(&peer), Some(8));
+    }
+
+    #[test]
+    fn a_peer_comes_and_goes_at_most_twice_for_each_connection() {
+        let (connections, peer) = (Connections::default(), PeerId::random());
+        for connection in 1..=3 {
+            connections.apply(opened(peer));
+            for life in 1..10 {
+                connections.greeted(&peer, 10 * connection + life);
+            }
+            let last = connections.life_of(&peer);
+            assert_eq!(last, Some(10 * connection + 2), "{connection}");
+        }
     }
 
     #[tokio::test]

@@ -158,13 +158,16 @@ impl Network {
         let addrs = Arc::clone(&inner.addrs);
         inner.tasks.spawn(keep_fresh(addrs, inner.ipfs.clone()));
         self.serve_joins()?;
-        inner.tasks.spawn(watch::peers(
+        let greetings = watch::Greetings::new(
             inner.ipfs.clone(),
-            Arc::clone(&inner.connections),
             inner.streams.clone(),
             Arc::clone(&inner.adverts),
-            inner.bitswap.clone(),
             inner.tasks.clone(),
+        );
+        inner.tasks.spawn(watch::peers(
+            Arc::clone(&inner.connections),
+            greetings,
+            inner.bitswap.clone(),
             inner.events.clone(),
         ));
         self.join_all(&config.join).await?;

@@ -3,6 +3,9 @@
 //! The addresses may change while the attempt is under way: one that a newer advert no longer has
 //! is given up, one that it brings is tried at once. The attempt ends as soon as the peer is
 //! connected, also if it was the peer that dialled.
+//!
+//! What is given up is the way to an address, never a peer that answered there: from the first word
+//! of the greeting on it may have taken the connection in, and have given up its own for it.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,8 +17,8 @@ use futures::future::{AbortHandle, Abortable, BoxFuture};
 use futures::stream::FuturesUnordered;
 use libp2p::PeerId;
 use quinn::{Connection, ConnectionError};
-use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::link::{Link, Outcome};
 use super::{Shared, TensorError, WrongPeer, accept, endpoint, greeting};
@@ -38,8 +41,8 @@ pub(super) async fn run(shared: Arc<Shared>, link: Arc<Link>, outcome: watch::Se
     outcome.send_replace(Some(result));
 }
 
-/// What one address led to.
-type Answer = (SocketAddr, Result<(Connection, u64), DialError>);
+/// What one address led to; the connection is part of the link then.
+type Answer = (SocketAddr, Result<(), DialError>);
 
 struct Dialling {
     shared: Arc<Shared>,
@@ -75,11 +78,8 @@ impl Dialling {
             tokio::select! {
                 Some(answer) = self.attempts.next() => {
                     // One that was given up has nothing to say.
-                    if let Ok((addr, answer)) = answer
-                        && let Some(error) = self.hear(addr, answer)
-                    {
-                        self.link.end_dial();
-                        return Err(error);
+                    if let Ok((addr, answer)) = answer {
+                        self.hear(addr, answer)?;
                     }
                 }
                 _ = changed.changed() => {}
@@ -101,40 +101,38 @@ impl Dialling {
             }
             let (handle, registration) = AbortHandle::new_pair();
             self.tried.insert(*addr, handle);
-            let attempt = attempt(self.shared.clone(), self.link.peer(), *addr, head_start);
+            let attempt = attempt(self.shared.clone(), self.link.clone(), *addr, head_start);
             let attempt: BoxFuture<'static, Answer> = Box::pin(attempt);
             self.attempts.push(Abortable::new(attempt, registration));
             head_start += STAGGER;
         }
     }
 
-    /// Takes in what an address led to; an error that ends the whole dial.
-    fn hear(
-        &mut self,
-        addr: SocketAddr,
-        answer: Result<(Connection, u64), DialError>,
-    ) -> Option<TensorError> {
-        match answer {
-            Ok((connection, life)) => {
-                accept::adopt(&self.shared, self.link.clone(), connection, life);
-                None
-            }
-            Err(DialError::WrongPeer(found)) if self.tried.len() == 1 => {
+    /// Takes in what an address led to; an error ends the whole dial.
+    fn hear(&mut self, addr: SocketAddr, answer: Result<(), DialError>) -> Result<(), TensorError> {
+        let reason = match answer {
+            // Asked for only if it is gone again.
+            Ok(()) => "the connection closed as soon as it was there".to_owned(),
+            Err(DialError::WrongPeer(found)) if self.link.give_up(|target| *target == addr) => {
                 let expected = self.link.peer();
                 let wrong = WrongPeer {
                     expected,
                     found,
                     addr,
                 };
-                Some(TensorError::WrongPeer(Box::new(wrong)))
+                return Err(TensorError::WrongPeer(Box::new(wrong)));
             }
             // It is the right peer, and it will say the same at its other addresses.
-            Err(DialError::Greeting(error)) => Some(error),
-            Err(error) => {
-                self.reasons.push(format!("{addr}: {error}"));
-                None
+            Err(DialError::Greeting(
+                error @ (TensorError::NotAMember { .. } | TensorError::Refused { .. }),
+            )) => {
+                self.link.end_dial();
+                return Err(error);
             }
-        }
+            Err(error) => error.to_string(),
+        };
+        self.reasons.push(format!("{addr}: {reason}"));
+        Ok(())
     }
 
     fn unreachable(&self) -> TensorError {
@@ -151,22 +149,28 @@ impl Dialling {
 
 async fn attempt(
     shared: Arc<Shared>,
-    peer: PeerId,
+    link: Arc<Link>,
     addr: SocketAddr,
     head_start: Duration,
 ) -> Answer {
     sleep(head_start).await;
     let limit = shared.connect_timeout;
-    let met = timeout(limit, meet(&shared, peer, addr)).await;
-    (addr, met.unwrap_or(Err(DialError::Timeout(limit))))
+    let deadline = Instant::now() + limit;
+    let peer = link.peer();
+    let found = match timeout_at(deadline, find(&shared, peer, addr)).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return (addr, Err(error)),
+        Err(_) => return (addr, Err(DialError::Timeout(limit))),
+    };
+    // In a task of its own: nobody may give up what the peer may have taken in.
+    let (sender, greeted) = oneshot::channel();
+    shared.spawn(greet(shared.clone(), link, found, deadline, sender));
+    let greeted = greeted.await;
+    (addr, greeted.unwrap_or(Err(TensorError::ShutDown.into())))
 }
 
-/// Connects, and learns whether it is the peer, and in which life.
-async fn meet(
-    shared: &Shared,
-    peer: PeerId,
-    addr: SocketAddr,
-) -> Result<(Connection, u64), DialError> {
+/// Connects, and looks whether it is the peer.
+async fn find(shared: &Shared, peer: PeerId, addr: SocketAddr) -> Result<Connection, DialError> {
     let client = shared.client.clone();
     let connecting = shared.endpoint.connect_with(client, addr, SERVER_NAME)?;
     let connection = connecting.await?;
@@ -175,9 +179,29 @@ async fn meet(
         connection.close(endpoint::BYE, b"looking for somebody else");
         return Err(DialError::WrongPeer(found));
     }
+    Ok(connection)
+}
+
+/// Learns in which life the peer is, and takes the connection in.
+async fn greet(
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    connection: Connection,
+    deadline: Instant,
+    answer: oneshot::Sender<Result<(), DialError>>,
+) {
     let admission = shared.admission.as_ref();
-    let life = greeting::offer(&connection, found, admission, shared.life).await?;
-    Ok((connection, life))
+    let offer = greeting::offer(&connection, link.peer(), admission, shared.life);
+    let greeted = match timeout_at(deadline, offer).await {
+        Ok(Ok(life)) => {
+            accept::adopt(&shared, link, connection, life);
+            Ok(())
+        }
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(DialError::Timeout(shared.connect_timeout)),
+    };
+    // Who dialled may be content with another connection by now.
+    let _ = answer.send(greeted);
 }
 
 /// Why one address did not lead to the peer.

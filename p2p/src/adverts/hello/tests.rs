@@ -1,4 +1,5 @@
-//! A peer that has the pre-shared key, takes every greeting and never says who it is.
+//! Peers that do not answer greetings: one that has the pre-shared key and never says who it is, and
+//! one that takes a while to listen.
 
 use std::io;
 
@@ -6,6 +7,7 @@ use accel_swarm::SwarmOptions;
 use cid::Cid;
 use libp2p::StreamProtocol;
 use libp2p::identity::Keypair;
+use rust_ipfs::Ipfs;
 
 use super::*;
 use crate::bitswap::BlockStore;
@@ -28,24 +30,49 @@ impl BlockStore for Nothing {
     }
 }
 
+/// A peer of which nothing runs but its swarm, and the greetings that reach it.
+async fn bare(swarm: &SwarmMembership) -> (Ipfs, IncomingStreams) {
+    let options = SwarmOptions {
+        keypair: Keypair::generate_ed25519(),
+        pre_shared_key: swarm.psk(),
+        agent: "bare".into(),
+        max_gossip_bytes: 64 * 1024,
+        on_connection: Box::new(|_| {}),
+    };
+    let bare = accel_swarm::start(options).await.unwrap();
+    let mut control = bare.stream_control().await.unwrap();
+    let greetings = control.accept(StreamProtocol::new(protocol::ADVERT));
+    (bare, greetings.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_greeting_is_said_until_it_is_heard() {
+    let swarm = SwarmMembership::public("home");
+    let (deaf, mut greetings) = bare(&swarm).await;
+    let config = NetworkConfig::loopback(rand::random(), swarm);
+    let (network, _events) = Network::start(config, Arc::new(Nothing)).await.unwrap();
+    let addr = network.listen_addrs().remove(0);
+    deaf.connect(addr).await.unwrap();
+    let hearing = async {
+        for _ in RETRY_PAUSES {
+            drop(greetings.next().await);
+        }
+        let (_, mut stream) = greetings.next().await.unwrap();
+        while !read_frame(&mut stream).await.unwrap().is_empty() {}
+    };
+    let heard = tokio::time::timeout(PATIENCE, hearing).await;
+    heard.expect("it is said again, later too");
+    network.shutdown().await;
+    deaf.exit_daemon().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_hears_greetings_and_shows_no_certificate_is_disconnected() {
     let key = SwarmKey::generate("home").unwrap();
     let seed = rand::random();
     let keypair = Keypair::ed25519_from_bytes(seed).unwrap();
     let swarm = SwarmMembership::from_key(&key, keypair.public().to_peer_id(), unix_ms());
-    let options = SwarmOptions {
-        keypair: Keypair::generate_ed25519(),
-        pre_shared_key: swarm.psk(),
-        agent: "eavesdropper".into(),
-        max_gossip_bytes: 64 * 1024,
-        on_connection: Box::new(|_| {}),
-    };
-    let stranger = accel_swarm::start(options).await.unwrap();
-    let mut control = stranger.stream_control().await.unwrap();
-    let mut greetings = control
-        .accept(StreamProtocol::new(protocol::ADVERT))
-        .unwrap();
+    let (stranger, mut greetings) = bare(&swarm).await;
     // Taken and never answered.
     let hearing = tokio::spawn(async move {
         let mut taken = Vec::new();

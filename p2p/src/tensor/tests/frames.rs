@@ -80,6 +80,26 @@ async fn both_ends_may_call_each_other_at_once() {
 }
 
 #[tokio::test]
+async fn who_call_each_other_at_once_do_not_lose_each_other_by_it() {
+    for round in 0..40 {
+        let (mut first, mut second) = (Node::start(), Node::start());
+        let mut losses = [first.plane.losses(), second.plane.losses()];
+        let (to_second, to_first) =
+            tokio::join!(first.sender_to(&second), second.sender_to(&first));
+        let sent = tokio::join!(to_second.send(tokens(1)), to_first.send(tokens(2)));
+        assert_eq!(sent, (Ok(()), Ok(())), "{round}");
+        assert_eq!(second.next().await, (first.id, tokens(1)), "{round}");
+        assert_eq!(first.next().await, (second.id, tokens(2)), "{round}");
+        // What a connection that is given up did to the other end shows a moment later.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        for losses in &mut losses {
+            let lost = losses.try_recv();
+            assert_eq!(lost, Err(broadcast::error::TryRecvError::Empty), "{round}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_answer_goes_over_the_connection_that_the_question_came_on() {
     let (mut a, mut b) = (Node::start(), Node::start());
     a.sender_to(&b)
