@@ -54,6 +54,11 @@ pub trait Fault: Sync {
         false
     }
 
+    /// Whether sessions may move away from a peer before it is gone.
+    fn lets_move(&self) -> bool {
+        false
+    }
+
     /// Whether the node is gone for the rest of the trial. Otherwise [`Fault::undo`] ends it.
     fn for_good(&self) -> bool {
         false

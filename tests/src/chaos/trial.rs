@@ -92,6 +92,9 @@ pub struct Landed {
     /// Whether the session needed the node: it was on the route, for good, or had to be gone on with
     /// elsewhere or later, with tokens to come.
     pub must_recover: bool,
+    /// Whether the session may have moved away from it before it was gone.
+    #[serde(skip)]
+    lets_move: bool,
     #[serde(skip)]
     at: Option<Instant>,
 }

@@ -1,4 +1,4 @@
-//! SIGTERM: the node says goodbye, and ends. A fresh node takes its place after the trial.
+//! SIGTERM: sessions move away from the node, it says goodbye, and ends. A fresh node takes its place after the trial.
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -16,6 +16,10 @@ impl Fault for Stop {
 
     fn about(&self) -> &'static str {
         "SIGTERM; the node says goodbye and does not come back"
+    }
+
+    fn lets_move(&self) -> bool {
+        true
     }
 
     fn for_good(&self) -> bool {

@@ -108,8 +108,10 @@ impl<'a> Judge<'a> {
             let landed = self.landed.iter();
             landed.filter(move |landed| landed.must_recover && landed.target == target)
         };
-        let has_moved = self.has_hit(Target::Coordinator);
-        if needed(Target::Peer).next().is_some() && view["recoveries"] == 0 && !has_moved {
+        let has_resumed = self.has_hit(Target::Coordinator);
+        let has_moved = view["moves"].as_array().is_some_and(|all| !all.is_empty());
+        let mut unmoved = needed(Target::Peer).filter(|landed| !(landed.lets_move && has_moved));
+        if unmoved.next().is_some() && view["recoveries"] == 0 && !has_resumed {
             problems.push(format!("a stage was killed and nothing recovered: {view}"));
         }
         if needed(Target::Coordinator).next().is_some() && heard.came_back == 0 {

@@ -172,9 +172,11 @@ impl Striker {
             state: self.state().to_owned(),
             after_tokens: watched.tokens.len(),
             must_recover: false,
+            lets_move: false,
             at: None,
         };
         let fault = faults::named(blow.fault)?;
+        landed.lets_move = fault.lets_move();
         let victim = self.victim(swarm, blow, fault, heard);
         let Some((seat, peer)) = victim.filter(|_| !is_over(self.state())) else {
             return Ok(landed);
