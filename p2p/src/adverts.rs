@@ -242,14 +242,16 @@ impl Adverts {
         Ok(())
     }
 
-    /// The first that a connected peer says itself is of the life in which it is connected. A later
-    /// one that anybody tells has the peer's signature; it counts as connected in that only if there
-    /// is a connection that may be of it.
+    /// The first that a connected peer says itself is of the life in which it is connected. So is one
+    /// that it signed after what is known of it, whoever tells it: a greeting may be on its way for
+    /// long, on an earlier connection that only the peer takes for open. A later life that anybody
+    /// tells has the peer's signature; it counts as connected in that only if there is a connection
+    /// that may be of it.
     async fn meet_author(&self, advert: &Advert, told: Told) {
         let (peer, life) = (advert.peer, advert.started_unix_ms);
         let (Told::Greeting(teller) | Told::Gossip(teller)) = told;
         let known = self.connections.life_of(&peer);
-        let is_first = known.is_none() && teller == peer;
+        let is_first = known.is_none() && (teller == peer || self.book().is_renewed_by(advert));
         if is_first || known.is_some_and(|known| life > known) {
             self.outlive(peer, life).await;
             if self.connections.has_connection_for(&peer, life) {

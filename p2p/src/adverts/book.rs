@@ -94,6 +94,16 @@ impl AdvertBook {
         newest_advert.max(goodbye).is_none_or(|newest| seq > newest)
     }
 
+    /// Whether a peer signed this after the advert that is known of it, in the same life or a later
+    /// one.
+    pub(crate) fn is_renewed_by(&self, advert: &Advert) -> bool {
+        let known = self.known.get(&advert.peer).map(|known| &known.advert);
+        known.is_some_and(|known| {
+            let order = |advert: &Advert| (advert.started_unix_ms, advert.seq);
+            order(advert) > order(known)
+        })
+    }
+
     fn accept_advert(
         &mut self,
         advert: Advert,
@@ -303,6 +313,22 @@ mod tests {
             .book
             .accept(new, Bytes::new(), Source::Fresh, Some(8), NOW);
         assert!(matches!(told, Verdict::News(_)));
+    }
+
+    #[test]
+    fn what_a_peer_signed_later_renews_what_is_known_of_it() {
+        let mut fixture = Fixture::new();
+        let peer = PeerId::random();
+        let renews = |fixture: &Fixture, life, seq| match advert_in(peer, life, seq) {
+            Gossip::Advert(advert) => fixture.book.is_renewed_by(&advert),
+            Gossip::Goodbye(_) => false,
+        };
+        assert!(!renews(&fixture, 7, 10));
+        fixture.hear(advert_in(peer, 7, 10), NOW);
+        for (life, seq, expected) in [(7, 10, false), (7, 9, false), (7, 11, true), (8, 1, true)] {
+            assert_eq!(renews(&fixture, life, seq), expected, "{life}, {seq}");
+        }
+        assert!(!renews(&fixture, 6, 12));
     }
 
     #[test]
