@@ -2,27 +2,28 @@
 //!
 //! Every crate that instantiates the builder's generics pays about two minutes of code generation.
 //! This crate does it once behind a single plain function, [`start`], so that a change in
-//! `accel-p2p` costs seconds. It holds no logic of its own: which protocols speak over the swarm
-//! is decided by `accel-p2p`, which opens and accepts streams through [`Ipfs::stream_control`].
-
-use std::time::Duration;
+//! `accel-p2p` costs seconds. Which protocols speak over the swarm
+//! is decided by `accel-p2p`, which opens and accepts streams through [`Ipfs::stream_control`]. Only
+//! what the swarm itself must do is here: closing connections that are [silent](pulse).
 
 /// What is heard on a gossip topic.
 pub use connexa::prelude::GossipsubEvent;
 use libp2p::identity::Keypair;
 use libp2p::pnet::PreSharedKey;
 use libp2p::{Multiaddr, PeerId};
-use rust_ipfs::builder::DefaultIpfsBuilder;
+use rust_ipfs::Ipfs;
+use rust_ipfs::builder::IpfsBuilder;
 use rust_ipfs::p2p::{IdentifyConfiguration, PubsubConfig, PubsubValidation};
 use rust_ipfs::swarm::SwarmEvent;
-use rust_ipfs::{Ipfs, ping};
+
+mod pulse;
+
+use pulse::Pulse;
 
 /// The identify protocol version that public IPFS nodes know.
 const IDENTIFY_PROTOCOL: &str = "/ipfs/0.1.0";
-/// Connections are kept for as long as both sides live; a ping finds the dead ones.
+/// Connections are kept for as long as both sides live; [`Pulse`] closes the dead ones.
 const IDLE_TIMEOUT_SECS: u64 = 365 * 24 * 3600;
-const PING_INTERVAL: Duration = Duration::from_secs(5);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CONNECTIONS: u32 = 512;
 const MAX_CONNECTIONS_PER_PEER: u32 = 4;
 const MAX_PENDING_CONNECTIONS: u32 = 128;
@@ -83,14 +84,10 @@ pub async fn start(options: SwarmOptions) -> Result<Ipfs, SwarmError> {
     };
     let on_connection = options.on_connection;
 
-    let builder = DefaultIpfsBuilder::with_keypair(&options.keypair)
+    let builder = IpfsBuilder::<Pulse>::with_keypair(&options.keypair)
         .map_err(|error| SwarmError(error.to_string()))?
         .with_identify(identify)
-        .with_ping(
-            ping::Config::new()
-                .with_interval(PING_INTERVAL)
-                .with_timeout(PING_TIMEOUT),
-        )
+        .with_custom_behaviour(|_| Ok(Pulse::new()))
         .with_pubsub(gossip)
         .with_streams()
         .set_connection_limits(|limits| {

@@ -3,6 +3,7 @@
 mod blocks;
 mod control;
 mod discovery;
+mod half_open;
 mod refusal;
 mod replica;
 mod restart;

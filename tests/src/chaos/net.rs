@@ -198,9 +198,9 @@ impl Port {
     }
 
     /// Takes it out again.
-    pub fn repair(&mut self) -> Result<()> {
+    pub async fn repair(&mut self) -> Result<()> {
         if let Some(cable) = self.bad_cable.take() {
-            self.damaged += cable.remove(self.number)?;
+            self.damaged += cable.remove(self.number).await?;
         }
         Ok(())
     }

@@ -17,7 +17,8 @@ const MAX_DIALS: usize = 8;
 const MAX_CONNECTED: usize = 128;
 const TICK: Duration = Duration::from_millis(500);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
-const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// A session waits 30 seconds for a peer to come back: within that it is tried several times.
+const MAX_BACKOFF: Duration = Duration::from_secs(8);
 /// Two nodes that learn of each other at once should not both dial: one of them waits a little.
 const YIELD: Duration = Duration::from_millis(400);
 

@@ -46,6 +46,6 @@ impl Fault for Corrupt {
     }
 
     async fn undo(&self, swarm: &mut Swarm, seat: usize, _variant: u32) -> Result<()> {
-        swarm.seat(seat)?.port_mut()?.repair()
+        swarm.seat(seat)?.port_mut()?.repair().await
     }
 }

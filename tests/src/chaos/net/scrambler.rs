@@ -10,6 +10,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{ErrorKind, Read as _, Write as _},
+    mem,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -94,10 +95,15 @@ impl Scrambler {
         })
     }
 
-    /// Puts the link back to the bridge; how many frames were damaged. The taps go with their tasks.
-    pub fn remove(self, number: u16) -> Result<u64> {
+    /// Puts the link back to the bridge; how many frames were damaged.
+    pub async fn remove(mut self, number: u16) -> Result<u64> {
         ip(&format!("link set {} master {HUB}", self.link))?;
         ip(&format!("link del {}", line(number)))?;
+        // The taps go with their tasks, and the next cable needs their names.
+        for task in mem::take(&mut self.tasks) {
+            task.abort();
+            let _ = task.await;
+        }
         Ok(self.damaged.load(Ordering::Relaxed))
     }
 }
