@@ -13,7 +13,9 @@ use cid::Cid;
 use crate::directory::{Directory, PeerRecord, snapshot};
 use crate::health::Health;
 use crate::models::ModelRef;
-use crate::planner::{PeerFacts, Plan, PlanError, PlanRequest, along, better, plan, stand_ins};
+use crate::planner::{
+    PeerFacts, Plan, PlanError, PlanRequest, Progress, along, better, plan, stand_ins,
+};
 use crate::quarantine::Quarantine;
 use crate::session::event::RouteStage;
 use crate::supervisor::ActorRef;
@@ -51,6 +53,7 @@ impl Placement {
             stages: Vec::new(),
             token_ns: 0,
             why: String::new(),
+            weighed: None,
         };
         Self {
             plan,
@@ -89,6 +92,8 @@ pub(crate) struct Wanted {
     pub(crate) numerics: Option<String>,
     /// Who computes what now, where a session is placed anew.
     pub(crate) held: Vec<(PeerId, LayerRange)>,
+    /// How far that session is.
+    pub(crate) progress: Progress,
 }
 
 impl Wanted {
@@ -124,6 +129,7 @@ impl Placer {
                 tokens,
                 peers,
                 held: &wanted.held,
+                progress: wanted.progress,
             })
         };
         let well = self.well(&everyone);
@@ -134,14 +140,13 @@ impl Placer {
         Ok(placement(plan, &records, model))
     }
 
-    /// Where a session should move that has so many tokens to come, if anywhere.
+    /// Where a session should move, if anywhere.
     pub(crate) async fn better(
         &self,
         model: &ModelRef,
         shape: &ModelShape,
         tokens: u32,
         wanted: &Wanted,
-        to_come: u64,
     ) -> Option<Better> {
         let records = snapshot(&self.directory).await;
         let is_held = |peer| wanted.held.iter().any(|(held, _)| *held == peer);
@@ -162,8 +167,9 @@ impl Placer {
             tokens,
             peers: &peers,
             held: &wanted.held,
+            progress: wanted.progress,
         };
-        let (plan, why) = better(&request, to_come)?;
+        let (plan, why) = better(&request)?;
         Some(Better {
             placement: placement(plan, &records, model),
             why: why.name(),
@@ -191,6 +197,7 @@ impl Placer {
                 tokens,
                 peers,
                 held: &wanted.held,
+                progress: wanted.progress,
             };
             along(&request, cuts)
         };
@@ -261,6 +268,7 @@ impl Placer {
             tokens,
             peers: &peers,
             held: &wanted.held,
+            progress: wanted.progress,
         });
         let providers = providers(&records, &model.cid);
         let with_providers = |(peer, layers)| (peer, layers, others(&providers, peer));

@@ -12,7 +12,7 @@
 //! | `single.rs` | the choice among peers that hold everything |
 //! | `split.rs` | the choice of ranges |
 //! | `along.rs` | the same cuts again, on other peers |
-//! | `stay.rs` | what is kept of a route when peers of it are lost |
+//! | `stay.rs` | whether what is loaded is kept when peers of a route are lost |
 //! | `stand_ins.rs` | who would take over, were a peer lost |
 //! | `better.rs` | whether a running session should move |
 //! | `shortfall.rs` | why nothing fits, with numbers |
@@ -40,6 +40,7 @@ pub(crate) use along::along;
 pub(crate) use better::{Why, better};
 use cost::Costs;
 pub(crate) use stand_ins::stand_ins;
+pub use stay::{Progress, Weighed};
 
 /// What the planner knows about a peer.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,8 +72,10 @@ pub struct PlanRequest<'a> {
     pub tokens: u32,
     /// Who could take part.
     pub peers: &'a [PeerFacts],
-    /// Who computes what now, where a session is placed anew: what is loaded is kept if it can be.
+    /// Who computes what now, where a session is placed anew: what is loaded is kept if that is cheaper.
     pub held: &'a [(PeerId, LayerRange)],
+    /// How far such a session is.
+    pub progress: Progress,
 }
 
 /// Who computes what.
@@ -86,6 +89,8 @@ pub struct Plan {
     pub token_ns: u64,
     /// Why this plan and no other.
     pub why: String,
+    /// What it was weighed against, where a session is placed anew.
+    pub weighed: Option<Weighed>,
 }
 
 /// One stage of a plan.
@@ -112,8 +117,14 @@ pub struct PlannedStage {
 /// A route while it is being weighed: peers by index, with their layers.
 type Route = Vec<(usize, LayerRange)>;
 
-/// Finds the plan with the lowest predicted time per token, whole before split.
+/// Finds the plan with the lowest predicted time per token, whole before split; for a session that is placed
+/// anew, the one with which it is done first.
 pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
+    Ok(stay::choose(request, best(request)?))
+}
+
+/// The plan with the lowest predicted time per token, whatever is held now.
+fn best(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
     let classes = by_class(request);
     let holders = |peer: &PeerFacts| peer.present_bytes >= request.model_bytes;
 
@@ -127,8 +138,7 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<Plan, PlanError> {
         return Ok(single::describe(&class.costs, request.peers, best));
     }
     let splits = classes.iter().filter_map(|class| {
-        let best = split::choose(&class.costs, &class.peers)?;
-        let route = stay::prefer(&class.costs, &class.peers, request.held, best);
+        let route = split::choose(&class.costs, &class.peers)?;
         let token_ns = split::route_ns(&class.costs, &class.peers, &route);
         Some((token_ns, class, route))
     });

@@ -27,6 +27,7 @@ pub(crate) struct Telemetry {
     memory_used: IntGauge,
     tensor_bytes: IntCounterVec,
     recoveries: IntCounterVec,
+    replacements: IntCounterVec,
     rebuilds: IntCounterVec,
     moves: IntCounterVec,
     move_gap: Histogram,
@@ -127,6 +128,11 @@ impl Telemetry {
                 "Times that a session of this node went on after a fault",
                 &["fault", "strategy"],
             ),
+            replacements: labelled(
+                "accel_replacements_total",
+                "Routes planned for sessions of this node after a fault, by the strategy that was cheaper",
+                &["strategy"],
+            ),
             rebuilds: labelled(
                 "accel_rebuilds_total",
                 "Times that stages of a session of this node got back KV caches after a fault",
@@ -203,6 +209,10 @@ impl Telemetry {
 
     pub(crate) fn recovering(&self, fault: &str, strategy: &str) {
         self.recoveries.with_label_values(&[fault, strategy]).inc();
+    }
+
+    pub(crate) fn weighed(&self, strategy: &str) {
+        self.replacements.with_label_values(&[strategy]).inc();
     }
 
     pub(crate) fn rebuilding(&self, way: &str) {

@@ -298,9 +298,9 @@ pub struct RecoveryView {
     pub fault: String,
     /// The fault in words.
     pub reason: String,
-    /// The strategy that decided.
+    /// The strategy that decided, or to which the route belongs that was the cheaper one.
     pub strategy: String,
-    /// `resume`, `restart` or `fail_over`.
+    /// `resume`, `restart`, `race`, `fail_over` or `replan`.
     pub remedy: String,
     /// Tokens of the answer that were there already.
     pub after_tokens: u64,
@@ -309,6 +309,9 @@ pub struct RecoveryView {
     /// How stages got KV caches back that they lacked: `keep`, `replay`, `copy` or `prefill`; absent until
     /// that is decided, and where the same stages went on.
     pub rebuild: Option<&'static str>,
+    /// What the rest of the answer was priced at over a route that keeps what is loaded (`fail_over`) and
+    /// over the best one (`replan`); empty where nothing was planned.
+    pub route_prices_ms: BTreeMap<&'static str, Figure>,
     /// What each way was priced at that was possible: milliseconds until the next token.
     pub prices_ms: BTreeMap<&'static str, Figure>,
     /// Milliseconds from the last token, or from the fault before, until this one was noticed.

@@ -88,11 +88,14 @@ impl Cluster {
 }
 
 /// Waits until `nodes` have loaded `count` stages ahead of time, all together.
-pub async fn wait_for_warm_stages(nodes: &[Node], count: u64) -> Result<()> {
+pub async fn wait_for_warm_stages(
+    nodes: impl Iterator<Item = &Node> + Clone,
+    count: u64,
+) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let mut warm = 0;
-        for node in nodes {
+        for node in nodes.clone() {
             warm += stages_warmed(node).await?;
         }
         if warm >= count {

@@ -97,6 +97,12 @@ impl Node {
         Ok(())
     }
 
+    /// From now on its API is asked with the key that is in its data directory.
+    pub fn find_key(&mut self) -> Result<()> {
+        let key = fs::read_to_string(self.data.join("api-key")).context("the key of an API")?;
+        self.use_key(key.trim())
+    }
+
     /// Runs an `accel` command against this node and gives what it printed.
     pub fn cli(&self, args: &[&str]) -> Result<CommandOutput> {
         let mut env = vec![("ACCEL_API", self.api.as_str())];

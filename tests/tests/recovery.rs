@@ -186,7 +186,7 @@ async fn a_stand_in_has_the_layers_before_a_peer_is_lost() -> Result<()> {
     let short = sampled(&model, PROMPT, 4);
     asked.client.chat(&short).await?;
     // One spare, which may have to stand in for either of the two others.
-    wait_for_warm_stages(&cluster.nodes, 2).await?;
+    wait_for_warm_stages(cluster.nodes.iter(), 2).await?;
 
     let mut listener = Listener::start(&asked, &request).await?;
     listener.hear(3).await?;

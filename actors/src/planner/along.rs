@@ -89,6 +89,7 @@ impl Matching {
 mod tests {
     use accel_p2p::PeerId;
 
+    use super::super::Progress;
     use super::*;
     use crate::planner::tests::{peer, shape};
 
@@ -124,6 +125,7 @@ mod tests {
                 tokens: 8,
                 peers: &peers,
                 held: &held,
+                progress: Progress::default(),
             };
             let plan = along(&request, &cuts(&[4, 6])).expect("there is one way");
             let wanted = [
@@ -155,6 +157,7 @@ mod tests {
             tokens: 8,
             peers: &peers,
             held: &held,
+            progress: Progress::default(),
         };
         let plan = along(&request, &cuts(&[3, 6])).expect("there are peers");
         assert_eq!(peers_of(&plan).last(), held.first());
@@ -171,6 +174,7 @@ mod tests {
             tokens: 8,
             peers: &peers,
             held: &[],
+            progress: Progress::default(),
         };
         assert!(along(&request, &cuts(&[2, 4])).is_none());
     }

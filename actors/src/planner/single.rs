@@ -80,5 +80,6 @@ pub(super) fn describe(costs: &Costs, peers: &[PeerFacts], choice: Choice) -> Pl
             "not split: it fits whole, and a split only adds hops; chosen among {} peers by predicted time",
             others + 1
         ),
+        weighed: None,
     }
 }

@@ -216,6 +216,7 @@ pub(super) fn describe(costs: &Costs, peers: &[PeerFacts], route: &Route) -> Pla
             human_bytes(costs.memory(whole))
         ),
         stages,
+        weighed: None,
     }
 }
 

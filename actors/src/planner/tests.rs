@@ -55,6 +55,7 @@ fn request<'a>(shape: &'a ModelShape, peers: &'a [PeerFacts]) -> PlanRequest<'a>
         tokens: 100,
         peers,
         held: &[],
+        progress: Progress::default(),
     }
 }
 
@@ -350,12 +351,26 @@ fn a_route_that_is_held_gives_way_to_one_that_is_much_faster() {
     let spare = spare.expect("one of four is free");
     peers[spare].gb_s = 100.0;
     peers[spare].max_layers = None;
+    let progress = Progress {
+        computed: 100,
+        to_come: 1,
+    };
     let again = PlanRequest {
         held: &held,
+        progress,
         ..request(&shape, &peers)
     };
-    let again = plan(&again).expect("it fits");
-    assert_eq!(again.stages[0].peer, peers[spare].peer, "it takes it whole");
+    let kept = plan(&again).expect("it fits");
+    assert!(kept.weighed.is_some_and(|weighed| weighed.keeps()));
+    let stages = kept.stages.iter().map(|stage| (stage.peer, stage.layers));
+    assert_eq!(stages.collect::<Vec<_>>(), held, "for one token it stays");
+    let progress = Progress {
+        to_come: 1000,
+        ..progress
+    };
+    let moved = plan(&PlanRequest { progress, ..again }).expect("it fits");
+    assert!(moved.weighed.is_some_and(|weighed| !weighed.keeps()));
+    assert_eq!(moved.stages[0].peer, peers[spare].peer, "it takes it whole");
 }
 
 #[test]
@@ -418,11 +433,16 @@ fn moves(
     held: &[(PeerId, LayerRange)],
     to_come: u64,
 ) -> Option<(Plan, Why)> {
+    let progress = Progress {
+        computed: 0,
+        to_come,
+    };
     let request = PlanRequest {
         held,
+        progress,
         ..request(shape, peers)
     };
-    better(&request, to_come)
+    better(&request)
 }
 
 #[test]

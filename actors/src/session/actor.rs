@@ -35,6 +35,7 @@ use crate::config::Limits;
 use crate::error::Failure;
 use crate::models::ModelRef;
 use crate::placement::{Placement, Placer};
+use crate::planner::Weighed;
 use crate::replica::Replicas;
 use crate::request::GenEvent;
 use crate::telemetry::Telemetry;
@@ -307,6 +308,7 @@ impl SessionActor {
                 replayed,
                 reason,
             }),
+            Command::Weighed { strategy, weighed } => self.weighed(strategy, &weighed),
             Command::Rebuilding {
                 way,
                 prices,
@@ -378,6 +380,14 @@ impl SessionActor {
             self.deps.telemetry.rebuilding(way);
         }
         self.chronicle.rebuild(way, prices, replayed);
+    }
+
+    fn weighed(&mut self, strategy: &'static str, weighed: &Weighed) {
+        tracing::info!(session = %self.spec.id, strategy, ?weighed, "another route");
+        if !self.is_beside() {
+            self.deps.telemetry.weighed(strategy);
+        }
+        self.chronicle.weigh(strategy, weighed);
     }
 
     fn recovering(&mut self, begun: Begun) {

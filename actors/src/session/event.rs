@@ -7,6 +7,7 @@ use accel_p2p::PeerId;
 
 use super::recovery::{FaultKind, Remedy};
 use crate::error::Failure;
+use crate::planner::Weighed;
 use crate::request::FinishReason;
 
 /// Who computes which layers, in order.
@@ -37,8 +38,12 @@ pub(crate) struct StageReport {
 pub(crate) enum Event {
     /// The opening record, or the claim, is durable.
     Opened,
-    /// A route to replace the one of this epoch was found.
-    Planned { epoch: u64, route: Vec<RouteStage> },
+    /// A route to replace the one of this epoch was found, and what it was weighed against.
+    Planned {
+        epoch: u64,
+        route: Vec<RouteStage>,
+        weighed: Option<Weighed>,
+    },
     /// A route that is better than the present one, or without a peer that wants to leave.
     MoveOffered { route: Vec<RouteStage> },
     /// There is no other route.
@@ -150,8 +155,8 @@ pub(crate) enum Command {
     JournalOpen,
     /// Take over a session that is in the journal, above every claim before.
     JournalClaim { claim: u64 },
-    /// Find a route to replace the one of this epoch, without these peers: one that keeps what is
-    /// loaded, or the best there is.
+    /// Find a route to replace the one of this epoch, without these peers: the cheaper of one that keeps
+    /// what is loaded and of the best there is; or just the best.
     Plan {
         epoch: u64,
         excluding: Vec<PeerId>,
@@ -216,6 +221,11 @@ pub(crate) enum Command {
         /// Positions that the stages compute again.
         replayed: u64,
         reason: String,
+    },
+    /// The new route keeps what is loaded, or does not, by what both would take.
+    Weighed {
+        strategy: &'static str,
+        weighed: Weighed,
     },
     /// The stages of the new epoch get the KV caches that they lack like this.
     Rebuilding {

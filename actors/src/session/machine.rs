@@ -197,7 +197,11 @@ impl Machine {
     fn dispatch(&mut self, event: Event) {
         match event {
             Event::Opened => self.on_opened(),
-            Event::Planned { epoch, route } => self.on_planned(epoch, route),
+            Event::Planned {
+                epoch,
+                route,
+                weighed,
+            } => self.on_planned(epoch, route, weighed),
             Event::MoveOffered { route } => self.on_move_offered(route),
             Event::NoPlan { epoch, failure } => self.on_no_plan(epoch, failure),
             Event::Prepared {

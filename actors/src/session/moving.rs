@@ -59,7 +59,7 @@ impl SessionActor {
         }
         let deps = Arc::clone(&self.deps);
         let (model, shape) = (self.spec.model.clone(), Arc::clone(&self.spec.shape));
-        let (tokens, to_come) = (self.spec.max_tokens, self.machine.to_come());
+        let (tokens, progress) = (self.spec.max_tokens, self.machine.progress());
         let held = self.held();
         let is_held = |peer: &PeerId| held.iter().any(|(known, _)| known == peer);
         let left = self.mover.left.iter().copied();
@@ -67,12 +67,11 @@ impl SessionActor {
             numerics: Some(self.spec.opening.numerics.clone()),
             excluding: left.filter(|peer| !is_held(peer)).collect(),
             held,
+            progress,
         };
         let looking = async move {
             let placer = &deps.placer;
-            placer
-                .better(&model, &shape, tokens, &wanted, to_come)
-                .await
+            placer.better(&model, &shape, tokens, &wanted).await
         };
         let done = looking.into_actor(self).map(|better, session, context| {
             if let Some(better) = better {

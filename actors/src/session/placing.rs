@@ -33,6 +33,7 @@ impl SessionActor {
                 true => Vec::new(),
                 false => self.held(),
             },
+            progress: self.machine.progress(),
         };
         let bench = self.spec.bench.clone();
         let planning = async move {
@@ -45,10 +46,15 @@ impl SessionActor {
             .into_actor(self)
             .map(move |placed, session, context| match placed {
                 Ok(placement) => {
-                    let route = placement.route.clone();
+                    let (route, weighed) = (placement.route.clone(), placement.plan.weighed);
                     session.endpoints.extend(placement.endpoints.clone());
                     session.spec.placement = placement;
-                    session.feed(Event::Planned { epoch, route }, context);
+                    let planned = Event::Planned {
+                        epoch,
+                        route,
+                        weighed,
+                    };
+                    session.feed(planned, context);
                 }
                 Err(error) => {
                     tracing::info!(session = %session.spec.id, %error, "no other placement");

@@ -7,7 +7,7 @@
 //! | `simple.rs` | the same peers again, a few times |
 //! | `progressive.rs` | resume, restart, then fail over to other peers |
 //! | `parallel.rs` | the same peers and stand-ins at once, where a peer may only be slow |
-//! | `coordinated.rs` | everything anew, after several losses |
+//! | `coordinated.rs` | everything anew, where that is cheaper than to keep what is loaded |
 //! | `backoff.rs` | how long to wait before an attempt |
 //! | `chronicle.rs` | what a session remembers of its recoveries, for people and metrics |
 
@@ -18,11 +18,13 @@ mod parallel;
 mod progressive;
 mod simple;
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 use accel_p2p::PeerId;
 
 use crate::error::Failure;
+use crate::planner::Weighed;
 use crate::tolerance::FaultTolerance;
 pub(crate) use backoff::Attempt;
 
@@ -117,7 +119,7 @@ pub(crate) enum Decision {
 }
 
 /// A way to go on after faults.
-pub(crate) trait Strategy: Sync {
+pub(crate) trait Strategy: Debug + Sync {
     /// As metrics and records call it.
     fn name(&self) -> &'static str;
     /// Whether a session never leaves the peers that it was placed on.
@@ -136,15 +138,12 @@ pub(crate) fn strategy(level: FaultTolerance) -> Option<&'static dyn Strategy> {
     }
 }
 
-/// Losses since the last token from which on the route is planned as a whole.
-const SEVERAL: u32 = 2;
-
-/// The strategy for a fault of a session whose level has `usual`, after so many losses of peers since the
-/// last token.
-pub(crate) fn for_losses(usual: &'static dyn Strategy, losses: u32) -> &'static dyn Strategy {
-    match !usual.keeps_peers() && losses >= SEVERAL {
-        true => &coordinated::Coordinated,
-        false => usual,
+/// The strategy that a route after a fault belongs to, of those that the level has: its usual one where what
+/// is loaded is kept, and `coordinated` where the best route is cheaper over the rest of the answer.
+pub(crate) fn by_price(usual: &'static dyn Strategy, weighed: &Weighed) -> &'static dyn Strategy {
+    match usual.keeps_peers() || weighed.keeps() {
+        true => usual,
+        false => &coordinated::Coordinated,
     }
 }
 

@@ -83,6 +83,7 @@ impl SessionActor {
         let wanted = Wanted {
             numerics: Some(self.spec.opening.numerics.clone()),
             held: self.held(),
+            progress: self.machine.progress(),
             ..Wanted::default()
         };
         actix::spawn(async move {

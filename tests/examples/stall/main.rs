@@ -8,7 +8,7 @@
 //! cargo run --release -p accel-tests --example stall -- --trials 20 --cold
 //! cargo run --release -p accel-tests --example stall -- --trials 20 --hang
 //! cargo run --release -p accel-tests --example stall -- --alarms 60 --busy 8
-//! cargo run --release -p accel-tests --example stall -- --trials 5 --ways 64,256,512,1024
+//! cargo run --release -p accel-tests --example stall -- --trials 5 --ways 128,512 --links 0,100,10
 //! cargo run --release -p accel-tests --example stall -- --trials 20 --moves
 //! ```
 //!
@@ -17,17 +17,20 @@
 //!
 //! - `trial.rs`: one session, one loss
 //! - `alarms.rs`: sessions under load, no loss
-//! - `ways.rs`: each way to rebuild in turn, over lengths
+//! - `ways.rs`: each way to rebuild in turn, over links and lengths
+//! - `links.rs`: the nodes for that
 //! - `moves.rs`: one session, one move
 //! - `figures.rs`: percentiles and their table
 
 mod alarms;
 mod figures;
+mod links;
 mod moves;
 mod trial;
 mod ways;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use accel_tests::models::{self, Model};
 use anyhow::{Context as _, Result};
@@ -60,22 +63,27 @@ pub struct Options {
     /// Threads that keep the machine busy meanwhile
     #[arg(long, default_value_t = 0)]
     busy: usize,
-    /// Instead: compare the ways to rebuild after prompts of these lengths
+    /// Instead: compare the ways to rebuild after prompts of these lengths, in networks of their own
     #[arg(long, value_name = "TOKENS,…", value_delimiter = ',')]
     ways: Vec<usize>,
+    /// Speeds of the links for that, in megabits a second; 0 is no limit
+    #[arg(
+        long,
+        value_name = "MBIT,…",
+        value_delimiter = ',',
+        default_value = "0"
+    )]
+    links: Vec<u64>,
     /// Instead: drain the node, and see the session move
     #[arg(long)]
     moves: bool,
-    /// The way to rebuild that the nodes take wherever it is possible
-    #[arg(skip)]
-    rebuild: Option<&'static str>,
     /// File for the figures as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
 
 #[tokio::main]
-async fn main() -> Result<()> {
+async fn main() -> Result<ExitCode> {
     let options = Options::parse();
     let model = models::smollm2()?.context("it is measured with SmolLM2")?;
     let _busy = alarms::Busy::start(options.busy);
@@ -83,12 +91,15 @@ async fn main() -> Result<()> {
         Some(minutes) => alarms::count(&options, &model, minutes).await?,
         None if options.moves => moves::measure(&options, &model).await?,
         None if options.ways.is_empty() => stalls(&options, &model).await?,
-        None => ways::compare(&options, &model).await?,
+        None => match ways::compare(&options, &model).await? {
+            Ok(report) => report,
+            Err(code) => return Ok(code.into()),
+        },
     };
     if let Some(path) = &options.out {
         std::fs::write(path, format!("{report:#}\n"))?;
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn stalls(options: &Options, model: &Model) -> Result<serde_json::Value> {

@@ -13,9 +13,9 @@ use tokio::task::JoinSet;
 use crate::{Options, alarms};
 
 /// Nodes, of which three are needed.
-const NODES: usize = 4;
+pub const NODES: usize = 4;
 /// Layers that a node takes, of 30.
-const LAYERS: u32 = 10;
+pub const LAYERS: u32 = 10;
 /// Tokens of the answer.
 const ANSWER: u32 = 64;
 /// Pieces of text before the loss.
@@ -54,10 +54,6 @@ pub async fn swarm(options: &Options, model: &Model) -> Result<Cluster> {
         args: match options.cold {
             true => vec!["--warm-stand-ins".into(), "false".into()],
             false => Vec::new(),
-        },
-        wrapper: match options.rebuild {
-            Some(way) => vec!["env".to_owned(), format!("ACCEL_MEASURE_REBUILD={way}")],
-            None => Vec::new(),
         },
         log: options.alarms.map(|_| alarms::LOG.to_owned()),
         ..NodeOptions::default()
@@ -100,7 +96,7 @@ pub async fn run(options: &Options, model: &Model, number: usize) -> Result<Told
         .await?;
     if !options.cold && !options.as_it_is {
         // Each of two may be lost: the spare has their layers, or two spares have.
-        wait_for_warm_stages(&cluster.nodes, 2).await?;
+        wait_for_warm_stages(cluster.nodes.iter(), 2).await?;
     }
 
     let request = ChatRequest::greedy(&model.name, &text, ANSWER);
@@ -111,11 +107,7 @@ pub async fn run(options: &Options, model: &Model, number: usize) -> Result<Told
         .partition(|node| route.contains(&node.peer_id));
     let mut victims = victims;
     victims.sort_by_key(|node| route.iter().position(|peer| *peer == node.peer_id));
-    // Only a stage behind another one can be rebuilt in every way.
-    let which = match options.ways.is_empty() {
-        true => number % victims.len().max(1),
-        false => victims.len().saturating_sub(1),
-    };
+    let which = number % victims.len().max(1);
     let victim = victims
         .get_mut(which)
         .context("nobody else takes part in the session")?;
@@ -124,6 +116,17 @@ pub async fn run(options: &Options, model: &Model, number: usize) -> Result<Told
         true => victim.process.pause()?,
         false => victim.process.kill(),
     }
+    let told = follow(&asked, listener, lost).await;
+    drop((victims, spares));
+    told
+}
+
+/// What became of a session that lost something just now.
+pub async fn outlast(asked: &Node, listener: Listener) -> Result<Told> {
+    follow(asked, listener, Instant::now()).await
+}
+
+async fn follow(asked: &Node, listener: Listener, lost: Instant) -> Result<Told> {
     let noticing = tokio::spawn(noticed(
         asked.client.clone(),
         listener.session.clone(),
@@ -131,7 +134,6 @@ pub async fn run(options: &Options, model: &Model, number: usize) -> Result<Told
     ));
     let (silence, session) = listener.rest(lost).await?;
     let noticed = noticing.await??;
-    drop((victims, spares));
     told(&asked.client, &session, noticed, silence).await
 }
 

@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{PATIENCE, binaries, process::Process};
+use crate::{NodeOptions, PATIENCE, binaries, process::Process};
 use scrambler::Scrambler;
 pub use scrambler::{Damage, obstacle as cable_obstacle};
 
@@ -160,9 +160,35 @@ impl Port {
     }
 
     /// What runs a program there, in its own place.
-    pub fn wrapper(&self) -> Vec<String> {
+    fn wrapper(&self) -> Vec<String> {
         let namespace = format!("--net=/proc/{}/ns/net", self.holder.id());
         ["nsenter", &namespace, "--"].map(str::to_owned).to_vec()
+    }
+
+    /// For a node that lives there: it listens there, and so does its API, which asks for a key.
+    pub fn house(&self, mut options: NodeOptions) -> NodeOptions {
+        let address = self.address();
+        let swarm = format!("/ip4/{address}/tcp/0");
+        let args = ["--listen", &swarm, "--api", &format!("{address}:0")].map(str::to_owned);
+        options.args.extend(args);
+        options.wrapper.splice(0..0, self.wrapper());
+        options
+    }
+
+    /// From now on so many megabits a second pass, each way; with none, as many as can.
+    pub fn shape(&self, megabits: Option<u64>) -> Result<()> {
+        let link = self.link_name();
+        match megabits {
+            Some(megabits) => {
+                succeed(Command::new("tc").args(slow(&link, megabits).split(' ')))?;
+                self.run("tc", &slow("eth0", megabits))
+            }
+            None => {
+                let freely = |device: &str| format!("qdisc replace dev {device} root pfifo");
+                succeed(Command::new("tc").args(freely(&link).split(' ')))?;
+                self.run("tc", &freely("eth0"))
+            }
+        }
     }
 
     /// Pulls its cable.
@@ -234,6 +260,12 @@ fn loss(address: &str) -> String {
 /// Says nothing where nothing is lost: two partitions may share a pair of nodes.
 fn gain(address: &str) -> String {
     format!("neigh flush to {address} dev eth0 nud permanent")
+}
+
+/// A token bucket with room for a hundredth of a second, and for no less than a large segment.
+fn slow(device: &str, megabits: u64) -> String {
+    let bucket = (megabits * 125_000 / 100).max(65_536);
+    format!("qdisc replace dev {device} root tbf rate {megabits}mbit burst {bucket} latency 100ms")
 }
 
 fn ip(words: &str) -> Result<()> {

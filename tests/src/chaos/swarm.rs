@@ -136,15 +136,12 @@ impl Swarm {
         seat.vacate().await?;
         options.data = Some(seat.data.clone());
         if let Some(port) = &seat.port {
-            let address = port.address();
-            options.args.extend(listen_at(&address));
-            options.wrapper = port.wrapper();
+            options = port.house(options);
         }
         let mut node = Node::start(&options).await?;
         node.process.hush();
         if seat.port.is_some() {
-            let key = fs::read_to_string(seat.data.join("api-key")).context("the key of an API")?;
-            node.use_key(key.trim())?;
+            node.find_key()?;
         }
         let (peer_id, client) = (node.peer_id.clone(), node.client.clone());
         seat.node = Some(node);
@@ -263,12 +260,6 @@ fn common_options(key: &Path, max_layers: u32) -> NodeOptions {
         args: ["--threads", "1"].map(str::to_owned).to_vec(),
         ..NodeOptions::default()
     }
-}
-
-fn listen_at(address: &str) -> [String; 4] {
-    let swarm = format!("/ip4/{address}/tcp/0");
-    let api = format!("{address}:0");
-    ["--listen".to_owned(), swarm, "--api".to_owned(), api]
 }
 
 fn connected(listing: &Value) -> Option<BTreeSet<&str>> {

@@ -13,6 +13,7 @@ use accel_p2p::PeerId;
 
 use super::steps::InFlight;
 use super::{Machine, Phase};
+use crate::planner::Progress;
 use crate::session::event::{Command, RouteStage, StageReport, Timer};
 use crate::session::rebuild::Source;
 
@@ -80,14 +81,17 @@ impl Machine {
             && self.moving.is_none()
             && !self.has_switched
             && !self.recovery.is_under_way();
-        let is_worth_it = self.tokens() > 0 && self.to_come() >= WORTHWHILE;
+        let is_worth_it = self.tokens() > 0 && self.progress().to_come >= WORTHWHILE;
         // Lanes are kept apart by whoever places them, and what others filled has no account.
         is_at_rest && is_worth_it && self.survives_a_loss() && !self.tolerance.witnessed
     }
 
-    /// Tokens that are to come, at most.
-    pub(crate) fn to_come(&self) -> u64 {
-        self.opening.max_new.saturating_sub(self.tokens())
+    /// How far the session is.
+    pub(crate) fn progress(&self) -> Progress {
+        Progress {
+            computed: self.opening.prompt.len() as u64 + self.tokens(),
+            to_come: self.opening.max_new.saturating_sub(self.tokens()),
+        }
     }
 
     pub(super) fn on_move_offered(&mut self, route: Vec<RouteStage>) {

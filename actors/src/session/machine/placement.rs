@@ -4,6 +4,7 @@ use accel_p2p::PeerId;
 
 use super::{Machine, Phase};
 use crate::error::{ErrorKind, Failure, PEER_SILENT, SESSION_MOVED};
+use crate::planner::Weighed;
 use crate::session::event::{Command, RouteStage, StageReport, Timer};
 use crate::session::recovery::{Fault, FaultKind};
 
@@ -30,11 +31,19 @@ impl Machine {
         }
     }
 
-    pub(super) fn on_planned(&mut self, epoch: u64, route: Vec<RouteStage>) {
+    pub(super) fn on_planned(
+        &mut self,
+        epoch: u64,
+        route: Vec<RouteStage>,
+        weighed: Option<Weighed>,
+    ) {
         if self.wants_race(epoch) {
             return self.begin_race(route);
         }
         if matches!(self.phase, Phase::Planning) && epoch == self.epoch {
+            if let Some(weighed) = weighed {
+                self.choose_strategy(weighed);
+            }
             self.route = route;
             self.place();
         }

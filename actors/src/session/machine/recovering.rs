@@ -7,9 +7,10 @@ use accel_p2p::PeerId;
 
 use super::{Machine, Phase};
 use crate::error::Failure;
+use crate::planner::Weighed;
 use crate::session::event::{Command, RouteStage, Timer};
 use crate::session::rebuild::Way;
-use crate::session::recovery::{Attempt, Decision, Fault, FaultKind, Remedy, Strategy, for_losses};
+use crate::session::recovery::{Attempt, Decision, Fault, FaultKind, Remedy, Strategy, by_price};
 
 /// How much a session survives.
 #[derive(Clone, Copy)]
@@ -61,8 +62,8 @@ pub(super) struct Recovery {
     attempts: u32,
     /// Peers that are gone, until they are heard of again.
     lost: Vec<PeerId>,
-    /// How many were lost since the last token.
-    losses: u32,
+    /// What decides until the next token, if a new route was better than a mended one.
+    leader: Option<&'static dyn Strategy>,
     /// Peers that did not do their part, until a token comes or nobody else is there.
     suspects: Vec<PeerId>,
     /// The last fault, in words.
@@ -114,7 +115,6 @@ impl Recovery {
 
     fn lose(&mut self, peer: PeerId) {
         if !self.lost.contains(&peer) {
-            self.losses += 1;
             self.lost.push(peer);
         }
     }
@@ -198,10 +198,10 @@ impl Machine {
 
     /// Asks the strategy, and does what it says.
     pub(super) fn recover(&mut self, fault: Fault) {
-        let Some(strategy) = self.tolerance.strategy else {
+        let leader = self.recovery.leader.or(self.tolerance.strategy);
+        let Some(strategy) = leader else {
             return self.fail(fault.failure);
         };
-        let strategy = for_losses(strategy, self.recovery.losses);
         let attempt = Attempt {
             number: self.recovery.attempts,
             salt: self.tolerance.salt,
@@ -214,6 +214,22 @@ impl Machine {
                 self.pause(then, after);
             }
         }
+    }
+
+    /// The route after a loss was planned, with what is loaded or without regard to it.
+    pub(super) fn choose_strategy(&mut self, weighed: Weighed) {
+        let Some(usual) = self.tolerance.strategy else {
+            return;
+        };
+        if !self.recovery.is_under_way() {
+            return;
+        }
+        let strategy = by_price(usual, &weighed);
+        self.recovery.leader = (strategy.name() != usual.name()).then_some(strategy);
+        self.out.push(Command::Weighed {
+            strategy: strategy.name(),
+            weighed,
+        });
     }
 
     pub(super) fn keeps_peers(&self) -> bool {
@@ -319,7 +335,7 @@ impl Machine {
     pub(super) fn made_progress(&mut self) {
         self.placements = 0;
         self.waits = 0;
-        self.recovery.losses = 0;
+        self.recovery.leader = None;
         self.moved();
         self.end_race();
         self.recovery.suspects.clear();

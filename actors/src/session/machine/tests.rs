@@ -170,7 +170,11 @@ fn a_lost_peer_is_planned_without_until_it_is_heard_of_again() {
     machine.on(Event::PeerHeard(peer(201)));
     assert_eq!(machine.on(Event::Timeout(timer)), [plan(Vec::new())]);
     let route = route(&[200, 201]);
-    let commands = machine.on(Event::Planned { epoch: 1, route });
+    let commands = machine.on(Event::Planned {
+        epoch: 1,
+        route,
+        weighed: None,
+    });
     assert_eq!(commands[0], prepare(2, 0));
 }
 
@@ -218,7 +222,11 @@ fn as_long_as_tokens_come_any_number_of_peers_may_be_lost() {
         assert_eq!(remedy(&commands_then), Some(expected), "the {epoch}th loss");
         machine.on(Event::PeerHeard(lost));
         let route = route(&[200 + epoch as u8 % 2, 210]);
-        machine.on(Event::Planned { epoch, route });
+        machine.on(Event::Planned {
+            epoch,
+            route,
+            weighed: None,
+        });
         commands = run_under(&mut machine, epoch + 1, 2);
     }
 }
@@ -352,6 +360,7 @@ fn a_refusal_before_the_first_token_tries_another_route_under_a_new_epoch() {
     let commands = machine.on(Event::Planned {
         epoch: 1,
         route: route(&[1]),
+        weighed: None,
     });
     assert_eq!(commands, [prepare(2, 0)]);
     machine.on(Event::Refused {
@@ -404,7 +413,11 @@ fn a_session_waits_for_memory_that_others_hold_and_holds_nothing_meanwhile() {
             }]
         );
         let route = route(&[200, 201]);
-        machine.on(Event::Planned { epoch, route });
+        machine.on(Event::Planned {
+            epoch,
+            route,
+            weighed: None,
+        });
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::{FaultKind, Remedy};
+use crate::planner::Weighed;
 use crate::views::{Figure, RecoveryView};
 
 /// Recoveries that are shown, the newest; all are counted.
@@ -73,9 +74,33 @@ impl Chronicle {
             place_ms: None,
             rebuild: None,
             prices_ms: BTreeMap::new(),
+            route_prices_ms: BTreeMap::new(),
             rebuild_ms: None,
             stall_ms: None,
         });
+    }
+
+    /// The planner weighed two routes, and the strategy follows from that. Of several plans the last one
+    /// counts.
+    pub(in crate::session) fn weigh(&mut self, strategy: &'static str, weighed: &Weighed) {
+        let Some(last) = self.shown.back_mut() else {
+            return;
+        };
+        let remedy = match weighed.keeps() {
+            true => Remedy::FailOver,
+            false => Remedy::Replan,
+        };
+        strategy.clone_into(&mut last.strategy);
+        remedy.name().clone_into(&mut last.remedy);
+        let priced = [
+            (Remedy::FailOver, weighed.keep_ns),
+            (Remedy::Replan, Some(weighed.anew_ns)),
+        ];
+        let prices = priced.into_iter().filter_map(|(remedy, nanos)| {
+            let millis = nanos? as f64 / 1e6;
+            Some((remedy.name(), Figure::predicted(millis)))
+        });
+        last.route_prices_ms = prices.collect();
     }
 
     /// The stages get the KV caches that they lack like this, and so many positions are computed

@@ -1,11 +1,11 @@
-//! `coordinated`: the coordinator plans everything anew, as if nothing were placed yet. After one loss it
-//! pays to keep what the others have loaded; after several, what is left of the route says little
-//! about the best one.
+//! `coordinated`: the coordinator plans everything anew, as if nothing were placed yet. It pays where what
+//! is left of a route is slow, or nobody can fill its gaps; until the next token it stays with that.
 
 use super::progressive::{given_up, pause};
 use super::{Attempt, Decision, Fault, Remedy, Strategy};
 
 /// See the module.
+#[derive(Debug)]
 pub(super) struct Coordinated;
 
 impl Strategy for Coordinated {

@@ -5,6 +5,7 @@ use super::progressive::{given_up, pause};
 use super::{Attempt, Decision, Fault, FaultKind, Remedy, Strategy};
 
 /// See the module.
+#[derive(Debug)]
 pub(super) struct Parallel;
 
 impl Strategy for Parallel {

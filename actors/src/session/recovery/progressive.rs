@@ -10,6 +10,7 @@ use crate::error::Failure;
 const ATTEMPTS: u32 = 10;
 
 /// See the module.
+#[derive(Debug)]
 pub(super) struct Progressive;
 
 impl Strategy for Progressive {

@@ -8,6 +8,7 @@ use crate::error::Failure;
 const ATTEMPTS: u32 = 3;
 
 /// See the module.
+#[derive(Debug)]
 pub(super) struct Simple;
 
 impl Strategy for Simple {

@@ -70,17 +70,36 @@ fn parallel_asks_a_peer_that_may_only_be_slow_and_others_at_once() {
 }
 
 #[test]
-fn after_several_losses_the_route_is_planned_as_a_whole_where_that_is_allowed() {
+fn the_route_is_planned_as_a_whole_where_that_is_cheaper_and_allowed() {
+    let dear = Weighed {
+        keep_ns: Some(200),
+        anew_ns: 100,
+    };
+    let bearable = Weighed {
+        keep_ns: Some(125),
+        ..dear
+    };
+    let impossible = Weighed {
+        keep_ns: None,
+        ..dear
+    };
     for level in [FaultTolerance::Medium, FaultTolerance::High] {
         let usual = strategy(level).expect("it has a strategy");
-        let names = [0, 1, 2, 3].map(|losses| for_losses(usual, losses).name());
-        let expected = [usual.name(), usual.name(), "coordinated", "coordinated"];
-        assert_eq!(names, expected, "{level}");
+        let names = [bearable, dear, impossible].map(|weighed| by_price(usual, &weighed).name());
+        assert_eq!(
+            names,
+            [usual.name(), "coordinated", "coordinated"],
+            "{level}"
+        );
     }
     let simple = strategy(FaultTolerance::Low).expect("it has a strategy");
-    assert_eq!(for_losses(simple, 5).name(), "simple", "it keeps its peers");
-    let coordinated = for_losses(strategy(FaultTolerance::Medium).expect("one"), SEVERAL);
-    let decision = coordinated.decide(&fault(FaultKind::PeerLost), attempt(0));
+    assert_eq!(
+        by_price(simple, &dear).name(),
+        "simple",
+        "it keeps its peers"
+    );
+    let medium = strategy(FaultTolerance::Medium).expect("it has a strategy");
+    let decision = by_price(medium, &dear).decide(&fault(FaultKind::PeerLost), attempt(0));
     let (remedy, after) = (Remedy::Replan, Duration::ZERO);
     assert_eq!(decision, Decision::Try { remedy, after });
 }

@@ -1,35 +1,39 @@
-//! How fast a loaded stage reads prompts: a mean over its last chunks.
+//! How fast a loaded stage reads prompts: the best of its last chunks.
+//!
+//! The best, because what is planned with it runs through one stage of a machine at a time. When a
+//! prompt was read, other stages on the same cores may have read it at the same time.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Batches of fewer rows read the weights for too little to say what a row costs.
 const ROWS: usize = 16;
-/// The newest batch counts for one part of so many.
-const PARTS: u64 = 4;
+/// Batches that are remembered.
+const BATCHES: usize = 8;
 
-/// See the module.
+/// See the module. Nanoseconds a row, the newest last.
 #[derive(Debug, Default)]
-pub(super) struct Pace(AtomicU64);
+pub(super) struct Pace(Mutex<VecDeque<u64>>);
 
 impl Pace {
-    /// A batch of so many rows was computed. Called by the stage's one thread.
+    /// A batch of so many rows was computed.
     pub(super) fn saw(&self, rows: usize, took: Duration) {
         if rows < ROWS {
             return;
         }
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let newest = (nanos / rows as u64).max(1);
-        let mean = match self.row_ns() {
-            0 => newest,
-            before => before / PARTS * (PARTS - 1) + newest / PARTS,
-        };
-        self.0.store(mean.max(1), Ordering::Relaxed);
+        let mut batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if batches.len() == BATCHES {
+            batches.pop_front();
+        }
+        batches.push_back((nanos / rows as u64).max(1));
     }
 
     /// Nanoseconds for a row; 0 while that is not known.
     pub(super) fn row_ns(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        let batches = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        batches.iter().min().copied().unwrap_or(0)
     }
 }
 
@@ -38,15 +42,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pace_is_that_of_chunks_and_follows_the_newest_by_its_part() {
+    fn the_pace_is_the_best_of_the_newest_chunks() {
         let pace = Pace::default();
-        pace.saw(1, Duration::from_millis(9));
+        pace.saw(1, Duration::from_nanos(9));
         assert_eq!(pace.row_ns(), 0, "a token says little about a prompt");
         pace.saw(100, Duration::from_micros(400));
-        assert_eq!(pace.row_ns(), 4_000);
         pace.saw(100, Duration::from_micros(800));
-        assert_eq!(pace.row_ns(), 5_000);
+        assert_eq!(pace.row_ns(), 4_000);
+        for _ in 0..BATCHES {
+            pace.saw(100, Duration::from_micros(700));
+        }
+        assert_eq!(pace.row_ns(), 7_000, "it is slower now");
         pace.saw(16, Duration::ZERO);
-        assert!(pace.row_ns() > 0);
+        assert_eq!(pace.row_ns(), 1);
     }
 }

@@ -202,6 +202,7 @@ fn a_fault_of_the_present_route_ends_the_move_and_the_next_epoch_is_a_new_one() 
     let commands = machine.on(Event::Planned {
         epoch: 1,
         route: route(&[200, 8]),
+        weighed: None,
     });
     let is_new = |command: &Command| matches!(command, Command::Prepare { epoch: 3, .. });
     assert!(commands.iter().all(is_new), "{commands:?}");

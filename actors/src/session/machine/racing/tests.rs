@@ -45,6 +45,7 @@ fn racing() -> Machine {
     let commands = machine.on(Event::Planned {
         epoch: 1,
         route: route(&[7, 201]),
+        weighed: None,
     });
     let prepare = Command::Prepare {
         epoch: 2,

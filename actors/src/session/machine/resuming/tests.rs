@@ -84,6 +84,7 @@ fn it_claims_the_session_then_emits_what_the_client_lacks_and_plans_above_all_ol
     let commands = machine.on(Event::Planned {
         epoch: *epoch,
         route,
+        weighed: None,
     });
     let epoch = (CLAIM << 32) + 1;
     let prepare = Command::Prepare {
@@ -178,7 +179,11 @@ fn placing() -> (Machine, u64) {
     machine.on(Event::Opened);
     let epoch = machine.epoch();
     let route = route(&[1]);
-    machine.on(Event::Planned { epoch, route });
+    machine.on(Event::Planned {
+        epoch,
+        route,
+        weighed: None,
+    });
     (machine, epoch + 1)
 }
 

@@ -180,6 +180,7 @@ impl Checks {
             | Command::Plan { .. }
             | Command::Reconnect { .. }
             | Command::Recovered
+            | Command::Weighed { .. }
             | Command::Switching { .. }
             | Command::FindReplicas { .. }
             | Command::OpenReplica { .. }

@@ -13,6 +13,7 @@ use super::storm::EXPIRY;
 use super::weather::Millis;
 use super::{Happening, Simulation, fixtures, toy};
 use crate::error::{ErrorKind, Failure, MEMORY_IN_USE};
+use crate::planner::Weighed;
 use crate::session::event::{Command, Event, RouteStage, StageReport, Timer};
 use crate::session::incoming;
 use crate::session::machine::{PEER_WAITS, WAITS};
@@ -78,7 +79,11 @@ impl Simulation {
                 epoch, excluding, ..
             } => {
                 let event = match self.route(&excluding) {
-                    Some(route) => Event::Planned { epoch, route },
+                    Some(route) => Event::Planned {
+                        epoch,
+                        route,
+                        weighed: self.weighed(),
+                    },
                     None => Event::NoPlan {
                         epoch,
                         failure: Failure::unavailable("no_peers", "too few peers", "wait"),
@@ -185,6 +190,7 @@ impl Simulation {
             Command::Close(outcome) => self.closed(&outcome),
             Command::Reconnect { .. }
             | Command::Recovering { .. }
+            | Command::Weighed { .. }
             | Command::Rebuilding { .. }
             | Command::Recovered
             | Command::Switching { .. }
@@ -245,6 +251,17 @@ impl Simulation {
             next += most;
         }
         (next == toy::LAYERS).then_some(route)
+    }
+
+    /// What a planner might have weighed it against.
+    fn weighed(&mut self) -> Option<Weighed> {
+        self.rng.random_bool(0.5).then(|| Weighed {
+            keep_ns: self
+                .rng
+                .random_bool(0.8)
+                .then(|| self.rng.random_range(0..1_000)),
+            anew_ns: self.rng.random_range(0..1_000),
+        })
     }
 
     fn call(&mut self, epoch: u64, stage: usize, ask: Ask) {

@@ -14,6 +14,8 @@ use super::messages::{Effect, Finished, Held, Message, Onward, Report, Step};
 use super::toy::{self, Layers};
 use super::weather::Millis;
 use crate::account::Account;
+use crate::error::SESSION_MOVED;
+use crate::session::machine::claim_of;
 use crate::stage::BOUNDARY_DISPUTED;
 use crate::stage::fence::{Admission, Fence};
 use crate::stage::outputs::Outputs;
@@ -208,7 +210,13 @@ impl Peer {
         now: Millis,
     ) -> Vec<Effect> {
         if epoch <= self.newest() {
-            return vec![Effect::Answer(call, Err("stale_epoch"))];
+            let is_fenced = claim_of(self.newest()) > claim_of(epoch);
+            let code = if is_fenced {
+                SESSION_MOVED
+            } else {
+                "stale_epoch"
+            };
+            return vec![Effect::Answer(call, Err(code))];
         }
         self.leave();
         self.seat = Some(Seat {

@@ -138,6 +138,7 @@ impl Lanes {
             | Command::DropReplica { .. } => panic!("not in a witnessed session: {command:?}"),
             Command::Reconnect { .. }
             | Command::Recovering { .. }
+            | Command::Weighed { .. }
             | Command::Rebuilding { .. }
             | Command::Recovered
             | Command::Switching { .. }
@@ -202,7 +203,13 @@ impl Lanes {
         if lane != Lane::Third {
             self.routes.insert(lane, nodes);
         }
-        self.soon(number, Event::Planned { epoch, route });
+        let weighed = None;
+        let planned = Event::Planned {
+            epoch,
+            route,
+            weighed,
+        };
+        self.soon(number, planned);
     }
 
     fn call(
