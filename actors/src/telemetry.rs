@@ -1,11 +1,15 @@
 //! The metrics of a node, in Prometheus' form.
 
+mod recovery;
+
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    CounterVec, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
+
+pub(crate) use recovery::Recovery;
 
 /// What is counted. Clones count into the same registry.
 #[derive(Clone)]
@@ -26,12 +30,7 @@ pub(crate) struct Telemetry {
     peers: IntGauge,
     memory_used: IntGauge,
     tensor_bytes: IntCounterVec,
-    recoveries: IntCounterVec,
-    replacements: IntCounterVec,
-    rebuilds: IntCounterVec,
-    moves: IntCounterVec,
-    move_gap: Histogram,
-    recovery_stall: Histogram,
+    recovery: Recovery,
     stages_warmed: IntCounterVec,
     breakers_opened: IntCounter,
     replicas_lost: IntCounter,
@@ -52,138 +51,101 @@ impl Telemetry {
     /// A fresh registry with all metrics at zero.
     pub(crate) fn new() -> Self {
         let registry = Registry::new();
-        let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
-        let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help));
-        let labelled = |name: &str, help: &str, labels: &[&str]| {
-            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
-        };
-        let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-            register(&registry, Histogram::with_opts(options))
-        };
+        let make = Maker(&registry);
         Self {
-            requests: labelled(
+            requests: make.labelled(
                 "accel_requests_total",
                 "Requests, by what became of them at admission",
                 &["result"],
             ),
-            sessions_ended: labelled(
+            sessions_ended: make.labelled(
                 "accel_sessions_ended_total",
                 "Sessions that ended, by how",
                 &["state"],
             ),
-            sessions_running: gauge(
+            sessions_running: make.gauge(
                 "accel_sessions_running",
                 "Sessions that this node coordinates now",
             ),
-            tokens: counter("accel_tokens_emitted_total", "Tokens given to clients"),
-            rows: counter(
+            tokens: make.counter("accel_tokens_emitted_total", "Tokens given to clients"),
+            rows: make.counter(
                 "accel_stage_rows_total",
                 "Positions computed by the stages of this node",
             ),
-            step_seconds: histogram(
+            step_seconds: make.histogram(
                 "accel_stage_step_seconds",
                 "Time that a stage of this node computes one step: a batch of one or more sessions",
                 &FAST,
             ),
-            batch_rows: histogram(
+            batch_rows: make.histogram(
                 "accel_stage_batch_rows",
                 "Positions that a stage of this node computes in one step",
                 &POWERS,
             ),
-            batch_sessions: histogram(
+            batch_sessions: make.histogram(
                 "accel_stage_batch_sessions",
                 "Sessions that a stage of this node serves in one step",
                 &POWERS,
             ),
-            prepare_seconds: histogram(
+            prepare_seconds: make.histogram(
                 "accel_stage_prepare_seconds",
                 "Time to prepare a stage: fetch, verify, load",
                 &SLOW,
             ),
-            bytes_fetched: counter(
+            bytes_fetched: make.counter(
                 "accel_content_bytes_fetched_total",
                 "Bytes of models fetched from peers",
             ),
-            blocks_fetched: counter(
+            blocks_fetched: make.counter(
                 "accel_content_blocks_fetched_total",
                 "Blocks of models fetched from peers",
             ),
-            restarts: gauge(
+            restarts: make.gauge(
                 "accel_actor_restarts",
                 "Restarts of actor units since the start",
             ),
-            peers: gauge("accel_peers_connected", "Peers that are connected"),
-            memory_used: gauge(
+            peers: make.gauge("accel_peers_connected", "Peers that are connected"),
+            memory_used: make.gauge(
                 "accel_model_memory_bytes",
                 "Memory that weights and KV caches take",
             ),
-            tensor_bytes: labelled(
+            tensor_bytes: make.labelled(
                 "accel_tensor_bytes_total",
                 "Bytes over the tensor plane",
                 &["direction"],
             ),
-            recoveries: labelled(
-                "accel_recoveries_total",
-                "Times that a session of this node went on after a fault",
-                &["fault", "strategy"],
-            ),
-            replacements: labelled(
-                "accel_replacements_total",
-                "Routes planned for sessions of this node after a fault, by the strategy that was cheaper",
-                &["strategy"],
-            ),
-            rebuilds: labelled(
-                "accel_rebuilds_total",
-                "Times that stages of a session of this node got back KV caches after a fault",
-                &["way"],
-            ),
-            moves: labelled(
-                "accel_moves_total",
-                "Planned moves of sessions of this node to other peers, by why and what came of them",
-                &["why", "result"],
-            ),
-            move_gap: histogram(
-                "accel_move_gap_seconds",
-                "Time from the last token before a planned move to the first after it",
-                &FAST,
-            ),
-            recovery_stall: histogram(
-                "accel_recovery_stall_seconds",
-                "Time from the last token before a fault to the first after it",
-                &SLOW,
-            ),
-            stages_warmed: labelled(
+            recovery: Recovery::new(&make),
+            stages_warmed: make.labelled(
                 "accel_stages_warmed_total",
                 "Stages made ready ahead of time, by what became of them",
                 &["result"],
             ),
-            breakers_opened: counter(
+            breakers_opened: make.counter(
                 "accel_breakers_opened_total",
                 "Times that a peer was left alone because it failed or was lost",
             ),
-            replicas_lost: counter(
+            replicas_lost: make.counter(
                 "accel_replicas_lost_total",
                 "Times that a peer stopped to keep the journal of a session of this node",
             ),
-            sessions_kept: gauge(
+            sessions_kept: make.gauge(
                 "accel_sessions_kept",
                 "Sessions of other nodes whose journals this node keeps now",
             ),
-            audits: labelled(
+            audits: make.labelled(
                 "accel_audits_total",
                 "Sessions of this node that others computed again, by what came of it",
                 &["result"],
             ),
-            lies: counter(
+            lies: make.counter(
                 "accel_lies_total",
                 "Times that a peer was shown to have computed something else than it should",
             ),
-            third_opinions: counter(
+            third_opinions: make.counter(
                 "accel_third_opinions_total",
                 "Times that a third opinion was asked for because two routes differed",
             ),
-            quarantined: gauge(
+            quarantined: make.gauge(
                 "accel_peers_quarantined",
                 "Peers that get no work from this node because they lied",
             ),
@@ -207,29 +169,9 @@ impl Telemetry {
         self.tokens.inc();
     }
 
-    pub(crate) fn recovering(&self, fault: &str, strategy: &str) {
-        self.recoveries.with_label_values(&[fault, strategy]).inc();
-    }
-
-    pub(crate) fn weighed(&self, strategy: &str) {
-        self.replacements.with_label_values(&[strategy]).inc();
-    }
-
-    pub(crate) fn rebuilding(&self, way: &str) {
-        self.rebuilds.with_label_values(&[way]).inc();
-    }
-
-    pub(crate) fn recovered(&self, stall: Duration) {
-        self.recovery_stall.observe(stall.as_secs_f64());
-    }
-
-    pub(crate) fn moved(&self, why: &str, gap: Duration) {
-        self.moves.with_label_values(&[why, "done"]).inc();
-        self.move_gap.observe(gap.as_secs_f64());
-    }
-
-    pub(crate) fn move_dropped(&self, why: &str) {
-        self.moves.with_label_values(&[why, "dropped"]).inc();
+    /// What is counted of faults and moves.
+    pub(crate) fn recovery(&self) -> &Recovery {
+        &self.recovery
     }
 
     pub(crate) fn warmed(&self, result: &str) {
@@ -309,15 +251,41 @@ pub(crate) struct Observed {
     pub(crate) tensor_out: u64,
 }
 
-/// Names and labels are constants of this file: a bad one fails the first test that starts a node.
-fn register<C: prometheus::core::Collector + Clone + 'static>(
-    registry: &Registry,
-    made: prometheus::Result<C>,
-) -> C {
-    let metric = made.expect("the name and labels of a metric are valid");
-    let registered = registry.register(Box::new(metric.clone()));
-    registered.expect("every metric has a name of its own");
-    metric
+/// Makes metrics in a registry. Names and labels are constants: a bad one fails the first test that starts
+/// a node.
+struct Maker<'a>(&'a Registry);
+
+impl Maker<'_> {
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.register(IntCounter::new(name, help))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::new(name, help))
+    }
+
+    fn labelled(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn seconds(&self, name: &str, help: &str, labels: &[&str]) -> CounterVec {
+        self.register(CounterVec::new(Opts::new(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+        self.register(Histogram::with_opts(options))
+    }
+
+    fn register<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        made: prometheus::Result<C>,
+    ) -> C {
+        let metric = made.expect("the name and labels of a metric are valid");
+        let registered = self.0.register(Box::new(metric.clone()));
+        registered.expect("every metric has a name of its own");
+        metric
+    }
 }
 
 #[cfg(test)]
@@ -329,9 +297,10 @@ mod tests {
         let telemetry = Telemetry::new();
         telemetry.request("accepted");
         telemetry.token();
-        telemetry.recovering("peer_lost", "progressive");
-        telemetry.rebuilding("replay");
-        telemetry.recovered(Duration::from_secs(1));
+        telemetry.recovery().began("peer_lost", "progressive");
+        telemetry.recovery().rebuilding("replay");
+        telemetry.recovery().rebuilt("replay", 1500.0, 500.0);
+        telemetry.recovery().ended(Duration::from_secs(1));
         telemetry.breaker_opened();
         let text = telemetry.text();
         assert!(
@@ -344,6 +313,12 @@ mod tests {
             text.contains("accel_rebuilds_total{way=\"replay\"} 1"),
             "{text}"
         );
+        for rebuilt in [
+            "accel_rebuild_priced_seconds_total{way=\"replay\"} 1.5",
+            "accel_rebuild_seconds_total{way=\"replay\"} 0.5",
+        ] {
+            assert!(text.contains(rebuilt), "{text}");
+        }
         let recoveries = "accel_recoveries_total{fault=\"peer_lost\",strategy=\"progressive\"} 1";
         assert!(text.contains(recoveries), "{text}");
         assert!(

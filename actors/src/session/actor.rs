@@ -377,7 +377,7 @@ impl SessionActor {
     ) {
         tracing::info!(session = %self.spec.id, way, ?prices, replayed, "rebuilding KV caches");
         if !self.is_beside() {
-            self.deps.telemetry.rebuilding(way);
+            self.deps.telemetry.recovery().rebuilding(way);
         }
         self.chronicle.rebuild(way, prices, replayed);
     }
@@ -385,7 +385,7 @@ impl SessionActor {
     fn weighed(&mut self, strategy: &'static str, weighed: &Weighed) {
         tracing::info!(session = %self.spec.id, strategy, ?weighed, "another route");
         if !self.is_beside() {
-            self.deps.telemetry.weighed(strategy);
+            self.deps.telemetry.recovery().weighed(strategy);
         }
         self.chronicle.weigh(strategy, weighed);
     }
@@ -404,7 +404,9 @@ impl SessionActor {
                 "going on after a fault"
             );
             let telemetry = &self.deps.telemetry;
-            telemetry.recovering(begun.fault.name(), begun.strategy);
+            telemetry
+                .recovery()
+                .began(begun.fault.name(), begun.strategy);
         }
         self.chronicle
             .begin(begun, self.machine.tokens(), Instant::now());
@@ -413,8 +415,12 @@ impl SessionActor {
     fn recovered(&mut self) {
         let stall = self.chronicle.end(Instant::now());
         tracing::info!(session = %self.spec.id, ?stall, "the answer goes on");
-        if !self.is_beside() {
-            self.deps.telemetry.recovered(stall);
+        if self.is_beside() {
+            return;
+        }
+        self.deps.telemetry.recovery().ended(stall);
+        if let Some((way, priced, took)) = self.chronicle.rebuilt() {
+            self.deps.telemetry.recovery().rebuilt(way, priced, took);
         }
     }
 }

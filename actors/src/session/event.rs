@@ -132,6 +132,8 @@ pub(crate) struct Drawn {
 /// What the machine waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Timer {
+    /// Peers that may give their KV caches, once all stages are prepared.
+    Givers { epoch: u64 },
     /// All stages to be live, once all are prepared.
     Commit { epoch: u64 },
     /// Other sessions to give back the memory that this one needs.

@@ -90,6 +90,8 @@ pub(crate) struct Machine {
     /// Of these, whoever is not in the route and served layers that another stage has now: with
     /// the number of that stage.
     givers: Vec<(RouteStage, usize)>,
+    /// Whether these have a moment to say what they can give.
+    waits_for_givers: bool,
     /// Whether anybody was ever given a step of it, as far as this machine knows.
     has_computed: bool,
     reports: BTreeMap<usize, StageReport>,
@@ -146,6 +148,7 @@ impl Machine {
             route,
             holders: Vec::new(),
             givers: Vec::new(),
+            waits_for_givers: false,
             has_computed: false,
             reports: BTreeMap::new(),
             excluded: Vec::new(),
@@ -352,6 +355,9 @@ impl Machine {
         match (timer, &self.phase) {
             (Timer::Commit { epoch }, Phase::Committing { .. }) if epoch == self.epoch => {
                 self.on_commit_timeout();
+            }
+            (Timer::Givers { epoch }, Phase::Placing { .. }) if epoch == self.epoch => {
+                self.commit_when_ready(true);
             }
             (Timer::Memory { epoch } | Timer::Peers { epoch }, Phase::Waiting)
                 if epoch == self.epoch =>

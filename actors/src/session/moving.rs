@@ -138,7 +138,7 @@ impl SessionActor {
         };
         let gap = self.chronicle.since_progress(Instant::now());
         tracing::info!(session = %self.spec.id, why, ?gap, "the answer goes on elsewhere");
-        self.deps.telemetry.moved(why, gap);
+        self.deps.telemetry.recovery().moved(why, gap);
         if let Some(last) = self.mover.shown.last_mut() {
             last.gap_ms = Some(millis(gap));
         }
@@ -147,7 +147,7 @@ impl SessionActor {
     pub(super) fn move_dropped(&mut self) {
         if let Some((why, _)) = self.mover.under_way.take() {
             tracing::info!(session = %self.spec.id, why, "a move came to nothing; the answer goes on as it was");
-            self.deps.telemetry.move_dropped(why);
+            self.deps.telemetry.recovery().move_dropped(why);
         }
     }
 }

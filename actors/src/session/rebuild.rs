@@ -172,9 +172,12 @@ pub(crate) fn choose(situation: &Situation, only: Option<&'static dyn Way>) -> C
 }
 
 impl Situation {
-    /// Lengths that are worth going on from: what some stage has, and nothing.
+    /// Lengths that are worth going on from: what some stage or donor has, and nothing. A donor may have
+    /// been cut off a few positions before the others.
     fn lengths(&self) -> Vec<u64> {
-        let mut lengths: Vec<u64> = self.stages.iter().map(|stage| stage.cached).collect();
+        let donors = self.donors.iter().map(|donor| &donor.holding);
+        let holdings = self.stages.iter().chain(donors);
+        let mut lengths: Vec<u64> = holdings.map(|holding| holding.cached).collect();
         lengths.push(0);
         lengths.sort_unstable();
         lengths.dedup();

@@ -14,11 +14,14 @@ const PATIENCE: u64 = 20;
 /// And at every stage a step may find one chunk of another session under way, and share the batch
 /// with one more.
 const ROWS_OF_OTHERS: u64 = 2 * CHUNK as u64;
+/// How much later than the stages a peer may say what it can give: it was asked with them.
+const GIVERS: Duration = Duration::from_millis(20);
 
 impl SessionActor {
     pub(super) fn arm(&mut self, timer: Timer, context: &mut Context<Self>) {
         let limits = &self.deps.limits;
         let within = match timer {
+            Timer::Givers { .. } => GIVERS,
             Timer::Commit { .. } => limits.commit_timeout,
             Timer::Memory { .. } => limits.memory_wait / WAITS,
             Timer::Peers { .. } | Timer::Replicas => limits.peer_wait / PEER_WAITS,

@@ -11,7 +11,8 @@ use accel_tests::{ChatRequest, Node, NodeOptions};
 use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
-use crate::trial::{LAYERS, NODES, prompt};
+use crate::Options;
+use crate::trial::{NODES, prompt};
 
 /// A node and its network.
 pub struct Seat {
@@ -31,7 +32,7 @@ pub struct Swarm {
 
 impl Swarm {
     /// Starts them, and has every worker load what it may have to compute.
-    pub async fn start(ways: &[Option<&str>], model: &Model) -> Result<Self> {
+    pub async fn start(options: &Options, ways: &[Option<&str>], model: &Model) -> Result<Self> {
         let dir = TempDir::new()?;
         let mut net = Net::open()?;
         let mut common = NodeOptions {
@@ -58,10 +59,14 @@ impl Swarm {
         }
         let mut workers = Vec::new();
         for _ in 0..NODES {
-            let works = NodeOptions {
-                max_layers: Some(LAYERS),
+            let mut works = NodeOptions {
+                max_layers: Some(options.layers),
                 ..common.clone()
             };
+            let memory = options.memory.iter();
+            works
+                .args
+                .extend(memory.flat_map(|size| ["--memory".to_owned(), size.clone()]));
             workers.push(Seat::start(&mut net, dir.path(), works).await?);
         }
         let swarm = Self {
@@ -82,9 +87,9 @@ impl Swarm {
             let request = ChatRequest::greedy(&model.name, &prompt(64), 8);
             asker.node.client.chat(&request).await?;
         }
-        // Each of two behind the first may be lost: the spare has their layers.
+        // The spare has the layers of somebody; of two, where it has the memory.
         let nodes = self.workers.iter().map(|seat| &seat.node);
-        wait_for_warm_stages(nodes, 2).await
+        wait_for_warm_stages(nodes, 1).await
     }
 
     /// Waits until all see all.

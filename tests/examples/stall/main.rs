@@ -74,6 +74,12 @@ pub struct Options {
         default_value = "0"
     )]
     links: Vec<u64>,
+    /// Layers that a node takes then, of 30
+    #[arg(long, value_name = "N", default_value_t = trial::LAYERS)]
+    layers: u32,
+    /// Memory that a node gives to models then: with little, no outputs are kept
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
     /// Instead: drain the node, and see the session move
     #[arg(long)]
     moves: bool,

@@ -161,6 +161,7 @@ impl Machine {
         self.reports.clear();
         self.arrived.clear();
         self.givers.clear();
+        self.waits_for_givers = false;
         self.forget_steps();
     }
 
@@ -180,14 +181,28 @@ impl Machine {
         if epoch != self.epoch {
             return;
         }
-        // Nobody waits for those that only give what they have.
         if let Some(slot) = ready.get_mut(stage) {
             *slot = true;
         }
-        let all_ready = ready.iter().all(|ready| *ready);
         self.reports.insert(stage, report);
-        if all_ready {
-            self.commit();
+        self.commit_when_ready(false);
+    }
+
+    /// Goes on once all stages are ready. Those that may give something have a moment to say so.
+    pub(super) fn commit_when_ready(&mut self, is_overdue: bool) {
+        let Phase::Placing { ready } = &self.phase else {
+            return;
+        };
+        if !ready.iter().all(|ready| *ready) {
+            return;
+        }
+        if is_overdue || !self.lacks_givers() {
+            return self.commit();
+        }
+        if !self.waits_for_givers {
+            self.waits_for_givers = true;
+            let epoch = self.epoch;
+            self.out.push(Command::Arm(Timer::Givers { epoch }));
         }
     }
 
@@ -258,7 +273,7 @@ impl Machine {
             return;
         }
         let Some(peer) = self.route.get(stage).map(|stage| stage.peer) else {
-            return;
+            return self.giver_refused(stage);
         };
         if failure.code == SESSION_MOVED {
             return self.depose();

@@ -4,7 +4,7 @@
 use accel_p2p::PeerId;
 
 use super::{CHUNK, Machine, Phase};
-use crate::session::event::{Command, RouteStage};
+use crate::session::event::{Command, RouteStage, StageReport};
 use crate::session::rebuild::{Choice, Donor, Feed, Holding, Plan, Situation, Source, choose};
 
 /// Attempts without a token in which stages go on from what they kept. Should something be wrong
@@ -85,6 +85,24 @@ impl Machine {
         }
     }
 
+    /// Whether somebody has not said yet what they can give, and it may be of use: the stage lacks what
+    /// others have.
+    pub(super) fn lacks_givers(&self) -> bool {
+        let cached = |stage: usize| self.reports.get(&stage).map_or(0, |report| report.cached);
+        let most = (0..self.route.len()).map(cached).max().unwrap_or(0);
+        let mut givers = self.givers.iter().enumerate();
+        givers.any(|(index, (_, stage))| {
+            let number = self.route.len() + index;
+            !self.reports.contains_key(&number) && cached(*stage) < most
+        })
+    }
+
+    /// It has nothing to give, which is worth knowing.
+    pub(super) fn giver_refused(&mut self, number: usize) {
+        self.reports.insert(number, StageReport::default());
+        self.commit_when_ready(false);
+    }
+
     /// Who gives to a stage.
     pub(super) fn donor_of(&self, stage: usize) -> Option<PeerId> {
         let feed = self.feed.filter(|feed| feed.until == stage)?;
@@ -157,3 +175,6 @@ impl Machine {
         !is_done
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,15 +120,20 @@ fn each_way_is_the_cheapest_somewhere() {
 }
 
 #[test]
-fn a_copy_is_as_cheap_as_its_link_is_wide_and_needs_a_donor_with_all_of_it() {
+fn a_copy_is_as_cheap_as_its_link_is_wide_and_goes_as_far_as_its_donor() {
     let donor = |cached| Donor {
         number: 2,
         stage: 1,
         holding: stage(cached),
     };
     let mut lost = situation(vec![stage(500), stage(0)], 501);
-    lost.donors = vec![donor(499)];
+    lost.donors = vec![donor(0)];
     assert_eq!(choose(&lost, named("copy")).way, "replay");
+    lost.donors = vec![donor(498)];
+    let behind = choose(&lost, named("copy"));
+    assert_eq!(behind.plan.lengths, [498, 0], "the other one goes back");
+    assert_eq!(behind.plan.feed, feed(Source::Cache(2), 1, 0, 498));
+    assert_eq!(behind.plan.begin, 498);
     lost.donors = vec![donor(500)];
     let wide = choose(&lost, named("copy"));
     assert_eq!(wide.plan.feed, feed(Source::Cache(2), 1, 0, 500));

@@ -143,6 +143,14 @@ impl Chronicle {
         stall
     }
 
+    /// How the newest recovery got KV caches back, and in milliseconds what that was priced at and took.
+    pub(in crate::session) fn rebuilt(&self) -> Option<(&'static str, f64, f64)> {
+        let last = self.shown.back()?;
+        let way = last.rebuild?;
+        let priced = last.prices_ms.get(way)?;
+        Some((way, priced.value, last.rebuild_ms.as_ref()?.value))
+    }
+
     /// How many recoveries there were.
     pub(in crate::session) fn count(&self) -> u64 {
         self.count

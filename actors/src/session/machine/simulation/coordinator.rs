@@ -212,6 +212,7 @@ impl Simulation {
     fn arm(&mut self, timer: Timer) {
         let second: Millis = 1_000;
         let within = match timer {
+            Timer::Givers { .. } => 20,
             Timer::Commit { .. } => 10 * second,
             Timer::Memory { .. } => 30 * second / Millis::from(WAITS),
             Timer::Peers { .. } | Timer::Replicas => 30 * second / Millis::from(PEER_WAITS),

@@ -149,6 +149,7 @@ impl Lanes {
 
     pub(super) fn arm(&mut self, lane: Lane, timer: Timer) {
         let within = match timer {
+            Timer::Givers { .. } => 20,
             Timer::Commit { .. } => 10_000,
             Timer::Memory { .. } => 1_500,
             Timer::Peers { .. } | Timer::Replicas => 500,
