@@ -94,6 +94,8 @@ pub(crate) struct Wanted {
     pub(crate) held: Vec<(PeerId, LayerRange)>,
     /// How far that session is.
     pub(crate) progress: Progress,
+    /// Who was asked to have which layers of the model ready.
+    pub(crate) warm: Vec<(PeerId, LayerRange)>,
 }
 
 impl Wanted {
@@ -130,6 +132,7 @@ impl Placer {
                 peers,
                 held: &wanted.held,
                 progress: wanted.progress,
+                warm: &wanted.warm,
             })
         };
         let well = self.well(&everyone);
@@ -168,6 +171,7 @@ impl Placer {
             peers: &peers,
             held: &wanted.held,
             progress: wanted.progress,
+            warm: &wanted.warm,
         };
         let (plan, why) = better(&request)?;
         Some(Better {
@@ -198,6 +202,7 @@ impl Placer {
                 peers,
                 held: &wanted.held,
                 progress: wanted.progress,
+                warm: &wanted.warm,
             };
             along(&request, cuts)
         };
@@ -269,6 +274,7 @@ impl Placer {
             peers: &peers,
             held: &wanted.held,
             progress: wanted.progress,
+            warm: &wanted.warm,
         });
         let providers = providers(&records, &model.cid);
         let with_providers = |(peer, layers)| (peer, layers, others(&providers, peer));

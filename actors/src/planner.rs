@@ -76,6 +76,8 @@ pub struct PlanRequest<'a> {
     pub held: &'a [(PeerId, LayerRange)],
     /// How far such a session is.
     pub progress: Progress,
+    /// Who was asked to have which layers ready.
+    pub warm: &'a [(PeerId, LayerRange)],
 }
 
 /// Who computes what.

@@ -126,6 +126,7 @@ mod tests {
                 peers: &peers,
                 held: &held,
                 progress: Progress::default(),
+                warm: &[],
             };
             let plan = along(&request, &cuts(&[4, 6])).expect("there is one way");
             let wanted = [
@@ -158,6 +159,7 @@ mod tests {
             peers: &peers,
             held: &held,
             progress: Progress::default(),
+            warm: &[],
         };
         let plan = along(&request, &cuts(&[3, 6])).expect("there are peers");
         assert_eq!(peers_of(&plan).last(), held.first());
@@ -175,6 +177,7 @@ mod tests {
             peers: &peers,
             held: &[],
             progress: Progress::default(),
+            warm: &[],
         };
         assert!(along(&request, &cuts(&[2, 4])).is_none());
     }

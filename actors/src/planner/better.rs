@@ -90,7 +90,7 @@ fn swapped(request: &PlanRequest<'_>) -> Vec<Plan> {
     let taken: Vec<PeerId> = request.held.iter().map(|(peer, _)| *peer).collect();
     let swap = |at: usize| {
         let (_, layers) = *route.get(at)?;
-        let other = stay::stand_in(&class.costs, &class.peers, &taken, layers)?;
+        let other = stay::stand_in(request, &class, &taken, layers)?;
         let mut route = route.clone();
         *route.get_mut(at)? = (other, layers);
         Some(stay::described(&class, &route))

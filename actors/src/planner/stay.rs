@@ -6,8 +6,7 @@
 use accel_inference::LayerRange;
 use accel_p2p::PeerId;
 
-use super::cost::Costs;
-use super::{Class, PeerFacts, Plan, PlanRequest, Route, by_class, split};
+use super::{Class, Plan, PlanRequest, PlannedStage, Route, by_class, split};
 
 /// Nanoseconds that a byte takes to be loaded from disk, and to be fetched: 1 GB/s, 100 MB/s.
 const LOAD_NS: u64 = 1;
@@ -49,7 +48,12 @@ pub(super) fn choose(request: &PlanRequest<'_>, best: Plan) -> Plan {
     if request.held.is_empty() {
         return best;
     }
-    let mended = mended(request);
+    // A route of which nothing is left is as new as any.
+    let keeps_some = |route: &Plan| {
+        let mut stages = route.stages.iter();
+        stages.any(|stage| request.held.contains(&(stage.peer, stage.layers)))
+    };
+    let mended = mended(request).filter(keeps_some);
     let weighed = Weighed {
         keep_ns: mended.as_ref().map(|mended| price_ns(request, mended)),
         anew_ns: price_ns(request, &best),
@@ -68,10 +72,7 @@ pub(super) fn choose(request: &PlanRequest<'_>, best: Plan) -> Plan {
 /// computes what the session has so far, and then come the tokens.
 fn price_ns(request: &PlanRequest<'_>, plan: &Plan) -> u64 {
     let Progress { computed, to_come } = request.progress;
-    let newcomers = plan
-        .stages
-        .iter()
-        .filter(|stage| !request.held.contains(&(stage.peer, stage.layers)));
+    let newcomers = newcomers(request, plan);
     let rebuilt = newcomers.fold(0, |sum: u64, stage| {
         sum.saturating_add(stage.token_ns / READS)
     });
@@ -80,30 +81,40 @@ fn price_ns(request: &PlanRequest<'_>, plan: &Plan) -> u64 {
         .saturating_add(plan.token_ns.saturating_mul(to_come))
 }
 
+/// Those that have not these layers in the session now.
+fn newcomers<'a>(
+    request: &PlanRequest<'a>,
+    plan: &'a Plan,
+) -> impl Iterator<Item = &'a PlannedStage> + use<'a> {
+    let held = request.held;
+    let stages = plan.stages.iter();
+    stages.filter(|stage| !held.contains(&(stage.peer, stage.layers)))
+}
+
 /// Predicted time until the newcomers have their layers, all of them one after the other.
-pub(super) fn readying_ns(request: &PlanRequest<'_>, found: &Plan) -> u64 {
-    let newcomers = found
-        .stages
-        .iter()
-        .filter(|stage| !request.held.contains(&(stage.peer, stage.layers)));
-    let each = newcomers.map(|stage| {
-        let present = request.peers.iter().find(|peer| peer.peer == stage.peer);
-        let present = present.map_or(0, |peer: &PeerFacts| peer.present_bytes);
-        let lacks = match present >= request.model_bytes {
-            true => 0,
-            false => stage.weights_bytes,
-        };
-        let load = stage.weights_bytes.saturating_mul(LOAD_NS);
-        load.saturating_add(lacks.saturating_mul(FETCH_NS))
-    });
-    each.fold(0, u64::saturating_add)
+pub(super) fn readying_ns(request: &PlanRequest<'_>, plan: &Plan) -> u64 {
+    newcomers(request, plan).fold(0, |sum: u64, stage| {
+        let range = (stage.peer, stage.layers);
+        sum.saturating_add(loading_ns(request, range, stage.weights_bytes))
+    })
+}
+
+/// Predicted time until a peer has the layers of a stage: nothing where it was asked for them before.
+fn loading_ns(request: &PlanRequest<'_>, stage: (PeerId, LayerRange), weights_bytes: u64) -> u64 {
+    if request.warm.contains(&stage) {
+        return 0;
+    }
+    let peer = request.peers.iter().find(|peer| peer.peer == stage.0);
+    let has_all = peer.is_some_and(|peer| peer.present_bytes >= request.model_bytes);
+    let fetch = if has_all { 0 } else { FETCH_NS };
+    weights_bytes.saturating_mul(LOAD_NS + fetch)
 }
 
 /// The route that is held with the best others in place of those that are not there.
 pub(super) fn mended(request: &PlanRequest<'_>) -> Option<Plan> {
     let classes = by_class(request).into_iter();
     let mended = classes.filter_map(|class| {
-        let route = mend(&class.costs, &class.peers, request.held)?;
+        let route = mend(request, &class)?;
         Some(described(&class, &route))
     });
     mended.min_by_key(|found| found.token_ns)
@@ -115,14 +126,15 @@ pub(super) fn described(class: &Class, route: &Route) -> Plan {
 }
 
 /// The held route with the best of the others in the gaps; none when a gap stays.
-fn mend(costs: &Costs, peers: &[PeerFacts], held: &[(PeerId, LayerRange)]) -> Option<Route> {
-    let mut taken: Vec<PeerId> = held.iter().map(|(peer, _)| *peer).collect();
+fn mend(request: &PlanRequest<'_>, class: &Class) -> Option<Route> {
+    let Class { costs, peers } = class;
+    let mut taken: Vec<PeerId> = request.held.iter().map(|(peer, _)| *peer).collect();
     let mut route = Route::new();
-    for (holder, range) in held {
+    for (holder, range) in request.held {
         let stays = peers.iter().position(|peer| peer.peer == *holder);
         let index = match stays {
             Some(index) => index,
-            None => stand_in(costs, peers, &taken, *range)?,
+            None => stand_in(request, class, &taken, *range)?,
         };
         let peer = peers.get(index)?;
         if !costs.fits(*range, peer) {
@@ -135,17 +147,25 @@ fn mend(costs: &Costs, peers: &[PeerFacts], held: &[(PeerId, LayerRange)]) -> Op
     is_whole.then_some(route)
 }
 
-/// The fastest of those that have nothing of the route yet.
+/// Of those that have nothing of the route yet, the one with which the answer is done first.
 pub(super) fn stand_in(
-    costs: &Costs,
-    peers: &[PeerFacts],
+    request: &PlanRequest<'_>,
+    class: &Class,
     taken: &[PeerId],
     range: LayerRange,
 ) -> Option<usize> {
+    let Class { costs, peers } = class;
+    let Progress { computed, to_come } = request.progress;
+    let tokens = to_come.saturating_add(computed / READS);
     let free = peers.iter().enumerate().filter(|(_, peer)| {
         let is_free = !taken.contains(&peer.peer);
         is_free && costs.fits(range, peer)
     });
-    let best = free.min_by_key(|(_, peer)| (costs.stage_ns(range, peer), peer.peer));
+    let best = free.min_by_key(|(_, peer)| {
+        let token_ns = costs.stage_ns(range, peer);
+        let loading = loading_ns(request, (peer.peer, range), costs.weights(range));
+        let price = loading.saturating_add(token_ns.saturating_mul(tokens));
+        (price, token_ns, peer.peer)
+    });
     best.map(|(index, _)| index)
 }

@@ -56,6 +56,7 @@ fn request<'a>(shape: &'a ModelShape, peers: &'a [PeerFacts]) -> PlanRequest<'a>
         peers,
         held: &[],
         progress: Progress::default(),
+        warm: &[],
     }
 }
 
@@ -377,8 +378,17 @@ fn a_route_that_is_held_gives_way_to_one_that_is_much_faster() {
 fn a_spare_stands_in_for_each_peer_but_the_coordinator_and_the_plan_agrees() {
     let shape = shape(9);
     let (peers, held) = three_of_four(&shape);
+    let early = Progress {
+        computed: 100,
+        to_come: 1000,
+    };
+    let late = Progress {
+        computed: 1000,
+        to_come: 100,
+    };
     let foreseen = stand_ins(&PlanRequest {
         held: &held,
+        progress: early,
         ..request(&shape, &peers)
     });
     let others = held.iter().filter(|(peer, _)| *peer != id(0));
@@ -386,6 +396,8 @@ fn a_spare_stands_in_for_each_peer_but_the_coordinator_and_the_plan_agrees() {
         let left: Vec<PeerFacts> = peers.iter().filter(|p| p.peer != *lost).cloned().collect();
         let again = PlanRequest {
             held: &held,
+            progress: late,
+            warm: &foreseen,
             ..request(&shape, &left)
         };
         for stage in plan(&again).expect("it fits").stages {
@@ -411,6 +423,65 @@ fn where_nobody_can_take_over_nobody_stands_in() {
         ..request(&shape, &only)
     });
     assert_eq!(foreseen, []);
+}
+
+#[test]
+fn whoever_was_asked_to_be_ready_takes_over_though_another_is_a_little_faster() {
+    let shape = shape(9);
+    let (mut peers, held) = three_of_four(&shape);
+    let spare = peers
+        .iter()
+        .position(|p| held.iter().all(|(h, _)| *h != p.peer));
+    let spare = peers[spare.expect("one of four is free")].clone();
+    let faster = PeerFacts {
+        peer: id(77),
+        gb_s: spare.gb_s * 1.2,
+        ..spare.clone()
+    };
+    peers.push(faster.clone());
+    let (lost, range) = *held
+        .iter()
+        .find(|(peer, _)| *peer != id(0))
+        .expect("another");
+    peers.retain(|peer| peer.peer != lost);
+    let takes_over = |warm: &[(PeerId, LayerRange)]| {
+        let plan = plan(&PlanRequest {
+            held: &held,
+            progress: Progress {
+                computed: 10,
+                to_come: 10,
+            },
+            warm,
+            ..request(&shape, &peers)
+        });
+        let stages = plan.expect("it fits").stages;
+        stages
+            .into_iter()
+            .find(|stage| stage.layers == range)
+            .map(|stage| stage.peer)
+    };
+    assert_eq!(takes_over(&[]), Some(faster.peer));
+    assert_eq!(takes_over(&[(spare.peer, range)]), Some(spare.peer));
+}
+
+#[test]
+fn a_session_on_one_peer_goes_to_the_best_of_the_others_when_that_is_lost() {
+    let shape = shape(9);
+    let held = [(id(9), LayerRange::whole(9))];
+    let mut peers = vec![peer(0, 9000, 20.0), peer(1, 9000, 21.0)];
+    peers[0].present_bytes = 20 * MIB;
+    let progress = Progress {
+        computed: 10,
+        to_come: 1000,
+    };
+    let found = plan(&PlanRequest {
+        held: &held,
+        progress,
+        ..request(&shape, &peers)
+    });
+    let found = found.expect("it fits");
+    assert_eq!(found.stages[0].peer, id(0), "it has the blocks already");
+    assert_eq!(found.weighed.and_then(|weighed| weighed.keep_ns), None);
 }
 
 /// A held route of three peers and a fourth without limits, and the free one's index.

@@ -85,6 +85,8 @@ pub(crate) struct Machine {
     tolerance: Tolerance,
     phase: Phase,
     route: Vec<RouteStage>,
+    /// The route over which it last ran.
+    ran_over: Vec<RouteStage>,
     /// Whoever may hold something of the session, in the route or not: each is told when that ends.
     holders: Vec<RouteStage>,
     /// Of these, whoever is not in the route and served layers that another stage has now: with
@@ -149,6 +151,7 @@ impl Machine {
             holders: Vec::new(),
             givers: Vec::new(),
             waits_for_givers: false,
+            ran_over: Vec::new(),
             has_computed: false,
             reports: BTreeMap::new(),
             excluded: Vec::new(),
@@ -380,6 +383,11 @@ impl Machine {
     /// The newest plan.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// The route over which it runs, or last ran.
+    pub(crate) fn ran_over(&self) -> &[RouteStage] {
+        &self.ran_over
     }
 
     /// Whether anybody may hold something of it.

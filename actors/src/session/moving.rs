@@ -68,6 +68,7 @@ impl SessionActor {
             excluding: left.filter(|peer| !is_held(peer)).collect(),
             held,
             progress,
+            warm: self.warm(),
         };
         let looking = async move {
             let placer = &deps.placer;

@@ -34,6 +34,7 @@ impl SessionActor {
                 false => self.held(),
             },
             progress: self.machine.progress(),
+            warm: self.warm(),
         };
         let bench = self.spec.bench.clone();
         let planning = async move {

@@ -44,6 +44,9 @@ pub(crate) struct Donor {
     pub(crate) holding: Holding,
 }
 
+/// A position takes no stage longer, whatever it says: a second.
+const SLOWEST_NS: u64 = 1_000_000_000;
+
 /// What one of them reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Holding {
@@ -67,7 +70,7 @@ impl Holding {
             layers,
             cached,
             outputs: report.outputs.min(cached),
-            prefill_ns: report.prefill_ns,
+            prefill_ns: report.prefill_ns.min(SLOWEST_NS),
             bytes_s: report.plane_bytes_s,
         }
     }

@@ -39,6 +39,17 @@ impl StandIns {
         asked.is_due(order, now)
     }
 
+    /// Who was asked for which layers of a model lately.
+    fn warm(&self, model: &Cid, now: Instant) -> Vec<(PeerId, LayerRange)> {
+        let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_model = asked.0.iter().filter(|((_, known, _), then)| {
+            known == model && now.saturating_duration_since(**then) < AGAIN
+        });
+        of_model
+            .map(|((peer, _, layers), _)| (*peer, *layers))
+            .collect()
+    }
+
     /// A peer that was away may have forgotten what it was asked for.
     pub(crate) fn forget(&self, peer: PeerId) {
         let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,12 +118,17 @@ impl SessionActor {
         });
     }
 
-    /// Who computes what now.
+    /// Who computes what, or did when the session last ran.
     pub(super) fn held(&self) -> Vec<(PeerId, LayerRange)> {
-        let stages = self.machine.route();
-        stages
-            .map(|(stage, _)| (stage.peer, stage.layers))
-            .collect()
+        let stages = self.machine.ran_over().iter();
+        stages.map(|stage| (stage.peer, stage.layers)).collect()
+    }
+
+    /// Who was asked to have layers of the model ready.
+    pub(super) fn warm(&self) -> Vec<(PeerId, LayerRange)> {
+        let stand_ins = self.deps.stand_ins.as_ref();
+        let model = &self.spec.model.cid;
+        stand_ins.map_or_else(Vec::new, |known| known.warm(model, Instant::now()))
     }
 }
 

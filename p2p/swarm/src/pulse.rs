@@ -24,8 +24,9 @@ use libp2p::{Multiaddr, PeerId, ping};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 const PING_INTERVAL: Duration = Duration::from_secs(2);
-/// A connection over which no ping came back for so long is closed.
-const SILENCE: Duration = Duration::from_secs(6);
+/// A connection over which no ping came back for so long is closed. An answer waits behind what is under
+/// way: 4 MiB, as much as a socket's buffer usually takes, need that long at 3 Mbit/s.
+const SILENCE: Duration = Duration::from_secs(12);
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Who looks so long after the last time did not run, and may have missed what came.
 const ABSENCE: Duration = Duration::from_secs(2);
@@ -105,7 +106,7 @@ impl NetworkBehaviour for Pulse {
     ) {
         match result {
             Ok(_) => self.connections.hear(connection, Instant::now()),
-            Err(ping::Failure::Unsupported) => self.connections.close(&connection),
+            Err(ping::Failure::Unsupported) => self.connections.excuse(&connection),
             // Not every failure is silence: that is for the time to tell.
             Err(error) => {
                 tracing::debug!(%peer, %connection, %error, "a ping did not come back");
@@ -131,10 +132,19 @@ impl NetworkBehaviour for Pulse {
     }
 }
 
+/// An open connection.
+struct Open {
+    peer: PeerId,
+    /// When a ping came back last, or when it was opened.
+    heard: Instant,
+    /// Whether one ever came back.
+    answers: bool,
+}
+
 /// When each connection was heard last.
 struct Heard {
     looked: Instant,
-    open: HashMap<ConnectionId, (PeerId, Instant)>,
+    open: HashMap<ConnectionId, Open>,
     /// To be closed.
     silent: Vec<(ConnectionId, PeerId)>,
 }
@@ -149,17 +159,29 @@ impl Heard {
     }
 
     fn open(&mut self, connection: ConnectionId, peer: PeerId, now: Instant) {
-        self.open.insert(connection, (peer, now));
+        let open = Open {
+            peer,
+            heard: now,
+            answers: false,
+        };
+        self.open.insert(connection, open);
     }
 
-    /// From now on nothing is expected of it.
+    /// It is gone.
     fn close(&mut self, connection: &ConnectionId) {
         self.open.remove(connection);
     }
 
+    /// Its peer knows no ping, or broke off before it could say so: who answered before knows it.
+    fn excuse(&mut self, connection: &ConnectionId) {
+        if self.open.get(connection).is_some_and(|open| !open.answers) {
+            self.open.remove(connection);
+        }
+    }
+
     fn hear(&mut self, connection: ConnectionId, now: Instant) {
-        if let Some((_, heard)) = self.open.get_mut(&connection) {
-            *heard = now;
+        if let Some(open) = self.open.get_mut(&connection) {
+            (open.heard, open.answers) = (now, true);
         }
     }
 
@@ -168,14 +190,13 @@ impl Heard {
         let was_absent = now.duration_since(self.looked) >= ABSENCE;
         self.looked = now;
         if was_absent {
-            self.open.values_mut().for_each(|(_, heard)| *heard = now);
+            self.open.values_mut().for_each(|open| open.heard = now);
         }
-        let is_silent = |_: &ConnectionId, (_, heard): &mut (PeerId, Instant)| {
-            now.duration_since(*heard) >= SILENCE
-        };
+        let is_silent =
+            |_: &ConnectionId, open: &mut Open| now.duration_since(open.heard) >= SILENCE;
         let silent = self.open.extract_if(is_silent);
         self.silent
-            .extend(silent.map(|(connection, (peer, _))| (connection, peer)));
+            .extend(silent.map(|(connection, open)| (connection, open.peer)));
     }
 }
 
@@ -203,13 +224,13 @@ mod tests {
         let mut heard = Heard::new(start);
         heard.open(CONNECTION(1), peer, start);
         heard.open(CONNECTION(2), peer, start);
-        assert_eq!(look(&mut heard, start, 0, 5), []);
-        heard.hear(CONNECTION(2), start + Duration::from_secs(5));
-        assert_eq!(look(&mut heard, start, 5, 7), [CONNECTION(1)]);
-        assert_eq!(look(&mut heard, start, 7, 10), []);
-        assert_eq!(look(&mut heard, start, 10, 11), [CONNECTION(2)]);
+        assert_eq!(look(&mut heard, start, 0, 11), []);
         heard.hear(CONNECTION(2), start + Duration::from_secs(11));
-        assert_eq!(look(&mut heard, start, 11, 30), []);
+        assert_eq!(look(&mut heard, start, 11, 13), [CONNECTION(1)]);
+        assert_eq!(look(&mut heard, start, 13, 22), []);
+        assert_eq!(look(&mut heard, start, 22, 23), [CONNECTION(2)]);
+        heard.hear(CONNECTION(2), start + Duration::from_secs(23));
+        assert_eq!(look(&mut heard, start, 23, 60), []);
     }
 
     #[test]
@@ -217,18 +238,23 @@ mod tests {
         let (start, peer) = (Instant::now(), PeerId::random());
         let mut heard = Heard::new(start);
         heard.open(CONNECTION(1), peer, start);
-        assert_eq!(look(&mut heard, start, 0, 4), []);
-        assert_eq!(look(&mut heard, start, 100, 105), []);
-        assert_eq!(look(&mut heard, start, 105, 106), [CONNECTION(1)]);
+        assert_eq!(look(&mut heard, start, 0, 10), []);
+        assert_eq!(look(&mut heard, start, 100, 111), []);
+        assert_eq!(look(&mut heard, start, 111, 112), [CONNECTION(1)]);
     }
 
     #[test]
-    fn nothing_is_expected_of_who_knows_no_ping_or_is_gone() {
+    fn nothing_is_expected_of_who_is_gone_or_never_knew_a_ping() {
         let (start, peer) = (Instant::now(), PeerId::random());
         let mut heard = Heard::new(start);
-        heard.open(CONNECTION(1), peer, start);
+        for connection in 1..=3 {
+            heard.open(CONNECTION(connection), peer, start);
+        }
         heard.close(&CONNECTION(1));
         heard.hear(CONNECTION(1), start);
-        assert_eq!(look(&mut heard, start, 0, 20), []);
+        heard.excuse(&CONNECTION(2));
+        heard.hear(CONNECTION(3), start);
+        heard.excuse(&CONNECTION(3));
+        assert_eq!(look(&mut heard, start, 0, 60), [CONNECTION(3)]);
     }
 }

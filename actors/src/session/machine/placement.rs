@@ -116,6 +116,7 @@ impl Machine {
     }
 
     pub(super) fn plan(&mut self, anew: bool) {
+        let anew = anew || self.recovery.plans_anew();
         let epoch = self.epoch;
         let refused = self.excluded.iter().copied();
         let mut excluding: Vec<PeerId> = refused.chain(self.recovery.excluded()).collect();
@@ -254,6 +255,7 @@ impl Machine {
         };
         if live.iter().all(|live| *live) {
             self.phase = Phase::Running;
+            self.ran_over.clone_from(&self.route);
             if self.feed.is_none() {
                 self.release_others();
             }

@@ -78,29 +78,61 @@ impl Machine {
         for holder in self.holders.iter().filter(|holder| !is_in(holder.peer)) {
             let mut stages = self.route.iter();
             let stage = stages.position(|stage| stage.layers == holder.layers);
-            let is_lost = self.recovery.has_lost(holder.peer);
-            if let Some(stage) = stage.filter(|_| !is_lost) {
+            let may_give = self.recovery.takes_from(holder.peer);
+            if let Some(stage) = stage.filter(|_| may_give) {
                 self.givers.push((holder.clone(), stage));
             }
         }
     }
 
-    /// Whether somebody has not said yet what they can give, and it may be of use: the stage lacks what
-    /// others have.
+    /// Whether somebody has not said yet what they can give, and it may be of use: their stage is the only
+    /// one that lacks something.
     pub(super) fn lacks_givers(&self) -> bool {
-        let cached = |stage: usize| self.reports.get(&stage).map_or(0, |report| report.cached);
-        let most = (0..self.route.len()).map(cached).max().unwrap_or(0);
+        let situation = self.situation();
+        let others = situation.stages.iter().map(|stage| stage.cached).max();
+        let most = match situation.stages.len() {
+            1 => Some(situation.total.saturating_sub(1)),
+            _ => others,
+        };
+        let lacks = |stage: &Holding| most.is_some_and(|most| stage.cached < most);
+        let mut lacking = situation
+            .stages
+            .iter()
+            .enumerate()
+            .filter(|(_, stage)| lacks(stage));
+        let (Some((only, _)), None) = (lacking.next(), lacking.next()) else {
+            return false;
+        };
         let mut givers = self.givers.iter().enumerate();
-        givers.any(|(index, (_, stage))| {
-            let number = self.route.len() + index;
-            !self.reports.contains_key(&number) && cached(*stage) < most
-        })
+        situation.kv_bytes > 0
+            && givers.any(|(index, (_, stage))| {
+                let number = self.route.len() + index;
+                *stage == only && !self.reports.contains_key(&number)
+            })
     }
 
     /// It has nothing to give, which is worth knowing.
     pub(super) fn giver_refused(&mut self, number: usize) {
         self.reports.insert(number, StageReport::default());
         self.commit_when_ready(false);
+    }
+
+    /// A peer is gone that was asked what it can give, before that was decided.
+    pub(super) fn giver_lost(&mut self, peer: PeerId) {
+        let giver = self.givers.iter().position(|(giver, _)| giver.peer == peer);
+        let is_placing = matches!(self.phase, Phase::Placing { .. });
+        if let Some(index) = giver.filter(|_| is_placing) {
+            self.recovery.lose(peer);
+            self.giver_refused(self.route.len() + index);
+        }
+    }
+
+    /// Whose KV cache is being copied.
+    pub(super) fn source_of_rows(&self) -> Option<PeerId> {
+        let Source::Cache(donor) = self.feed?.source else {
+            return None;
+        };
+        self.party(self.epoch, donor).map(|donor| donor.peer)
     }
 
     /// Who gives to a stage.

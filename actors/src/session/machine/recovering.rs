@@ -66,6 +66,8 @@ pub(super) struct Recovery {
     leader: Option<&'static dyn Strategy>,
     /// Peers that did not do their part, until a token comes or nobody else is there.
     suspects: Vec<PeerId>,
+    /// Peers that were to give their KV caches when something failed, until a token comes.
+    bad_givers: Vec<PeerId>,
     /// The last fault, in words.
     reason: String,
     /// Positions that stages had been given before it.
@@ -81,6 +83,11 @@ impl Recovery {
             given,
             ..Self::default()
         }
+    }
+
+    /// Whether what is loaded counts for nothing until the next token.
+    pub(super) fn plans_anew(&self) -> bool {
+        self.leader.is_some()
     }
 
     /// Whether a fault happened after the last token.
@@ -108,12 +115,12 @@ impl Recovery {
         self.given = positions;
     }
 
-    /// Whether a peer is gone.
-    pub(super) fn has_lost(&self, peer: PeerId) -> bool {
-        self.lost.contains(&peer)
+    /// Whether a KV cache may be taken from a peer.
+    pub(super) fn takes_from(&self, peer: PeerId) -> bool {
+        !self.lost.contains(&peer) && !self.bad_givers.contains(&peer)
     }
 
-    fn lose(&mut self, peer: PeerId) {
+    pub(super) fn lose(&mut self, peer: PeerId) {
         if !self.lost.contains(&peer) {
             self.lost.push(peer);
         }
@@ -133,7 +140,7 @@ impl Machine {
         self.newcomer_lost(peer);
         let stage = self.route.iter().find(|stage| stage.peer == peer);
         let Some(stage) = stage.cloned().or_else(|| self.giver_in_use(peer)) else {
-            return;
+            return self.giver_lost(peer);
         };
         let failure = left(&stage);
         self.recovery.lose(peer);
@@ -225,7 +232,9 @@ impl Machine {
             return;
         }
         let strategy = by_price(usual, &weighed);
-        self.recovery.leader = (strategy.name() != usual.name()).then_some(strategy);
+        if strategy.name() != usual.name() {
+            self.recovery.leader = Some(strategy);
+        }
         self.out.push(Command::Weighed {
             strategy: strategy.name(),
             weighed,
@@ -261,6 +270,7 @@ impl Machine {
         self.has_switched = false;
         self.arrived.clear();
         self.recovery.attempts += 1;
+        self.recovery.bad_givers.extend(self.source_of_rows());
         fault.failure.message.clone_into(&mut self.recovery.reason);
         if self.sent > 0 {
             self.recovery.given = self.sent as u64;
@@ -339,6 +349,7 @@ impl Machine {
         self.moved();
         self.end_race();
         self.recovery.suspects.clear();
+        self.recovery.bad_givers.clear();
         self.distrusts = false;
         if std::mem::take(&mut self.recovery.attempts) > 0 {
             self.out.push(Command::Recovered);

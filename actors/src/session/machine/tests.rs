@@ -2,6 +2,7 @@ use super::fixtures::{machine, memory_in_use, peer, route};
 use super::simulation::toy::VOCAB;
 use super::{CHUNK, Machine, PEER_WAITS, WAITS};
 use crate::error::Failure;
+use crate::planner::Weighed;
 use crate::session::event::{Command, Drawn, Event, Outcome, StageReport, Timer};
 use crate::session::recovery::{FaultKind, Remedy};
 use crate::tolerance::FaultTolerance;
@@ -306,6 +307,54 @@ fn a_peer_that_is_lost_before_the_first_placement_is_done_is_waited_for() {
             }]
         );
     }
+}
+
+#[test]
+fn a_route_that_was_planned_as_a_whole_is_so_planned_until_the_next_token() {
+    let (mut machine, _) = running_over(2, 5);
+    machine.on(Event::PeerLost(peer(201)));
+    let dear = Weighed {
+        keep_ns: Some(200),
+        anew_ns: 100,
+    };
+    let commands = machine.on(Event::Planned {
+        epoch: 1,
+        route: route(&[210, 211]),
+        weighed: Some(dear),
+    });
+    let (strategy, weighed) = ("coordinated", dear);
+    assert_eq!(
+        commands.first(),
+        Some(&Command::Weighed { strategy, weighed })
+    );
+    assert_eq!(machine.ran_over()[1].peer, peer(201), "nothing ran since");
+    let is_anew = |commands: &[Command]| match commands.last() {
+        Some(Command::Plan { anew, .. }) => *anew,
+        other => panic!("{other:?}"),
+    };
+    let refused = machine.on(Event::Refused {
+        epoch: 2,
+        stage: 0,
+        failure: Failure::unavailable("no_memory", "no memory", "free some"),
+    });
+    assert!(
+        is_anew(&refused),
+        "what is loaded elsewhere counts for nothing"
+    );
+    machine.on(Event::Planned {
+        epoch: 2,
+        route: route(&[212, 211]),
+        weighed: None,
+    });
+    let running = run_under(&mut machine, 3, 2);
+    let step = running.iter().find_map(|command| match command {
+        Command::Forward { step, .. } => Some(*step),
+        _ => None,
+    });
+    machine.on(token_under(3, step.expect("a step"), 5, 7));
+    let lost = machine.on(Event::PeerLost(peer(212)));
+    assert!(!is_anew(&lost), "a token came");
+    assert_eq!(machine.ran_over()[0].peer, peer(212));
 }
 
 #[test]
