@@ -25,7 +25,10 @@
 //! | `text.rs` | from tokens to clean text, with stop texts |
 //! | `actor.rs` | the actor: executes commands, feeds events |
 //! | `placing.rs` | the actor's part in a placement |
+//! | `sending.rs` | the actor's part in steps: frames for stages, and their connections |
 //! | `telling.rs` | the actor's part in journaling and emitting |
+//! | `noting.rs` | the actor's part in logging and counting recoveries |
+//! | `moving.rs` | the actor's part in planned moves |
 //! | `replicator.rs` | the actor's part in keeping the journal on other peers |
 //! | `pump.rs` | tasks beside the actor: journal, client, stages |
 //! | `incoming.rs` | what a frame of a peer means |
@@ -49,12 +52,14 @@ pub(crate) mod jury;
 pub(crate) mod link;
 pub(crate) mod machine;
 mod moving;
+mod noting;
 mod placing;
 mod pump;
 pub(crate) mod rebuild;
 pub(crate) mod record;
 pub(crate) mod recovery;
 mod replicator;
+mod sending;
 pub(crate) mod show;
 pub(crate) mod stand_ins;
 pub(crate) mod table;

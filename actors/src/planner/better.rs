@@ -97,3 +97,6 @@ fn swapped(request: &PlanRequest<'_>) -> Vec<Plan> {
     };
     (0..route.len()).filter_map(swap).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,3 +169,6 @@ pub(super) fn stand_in(
     });
     best.map(|(index, _)| index)
 }
+
+#[cfg(test)]
+mod tests;

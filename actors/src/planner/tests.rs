@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::cost::Costs;
 use super::*;
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 
 pub(super) fn shape(layers: u32) -> ModelShape {
     ModelShape {
@@ -30,7 +30,7 @@ pub(super) fn shape(layers: u32) -> ModelShape {
 }
 
 /// A peer id that depends on nothing but `n`.
-fn id(n: u8) -> PeerId {
+pub(super) fn id(n: u8) -> PeerId {
     let mut bytes = vec![0, 36, 8, 1, 18, 32];
     bytes.extend([n; 32]);
     PeerId::from_bytes(&bytes).expect("an identity multihash of an ed25519 key")
@@ -48,7 +48,7 @@ pub(super) fn peer(n: u8, memory_mib: u64, gb_s: f32) -> PeerFacts {
     }
 }
 
-fn request<'a>(shape: &'a ModelShape, peers: &'a [PeerFacts]) -> PlanRequest<'a> {
+pub(super) fn request<'a>(shape: &'a ModelShape, peers: &'a [PeerFacts]) -> PlanRequest<'a> {
     PlanRequest {
         shape,
         model_bytes: 20 * MIB,
@@ -309,7 +309,7 @@ proptest! {
 }
 
 /// Four peers of which three take the nine layers, and the route over them.
-fn three_of_four(shape: &ModelShape) -> (Vec<PeerFacts>, Vec<(PeerId, LayerRange)>) {
+pub(super) fn three_of_four(shape: &ModelShape) -> (Vec<PeerFacts>, Vec<(PeerId, LayerRange)>) {
     let limited = |n| PeerFacts {
         max_layers: Some(3),
         ..peer(n, 100, 10.0)
@@ -322,242 +322,4 @@ fn three_of_four(shape: &ModelShape) -> (Vec<PeerFacts>, Vec<(PeerId, LayerRange
         .map(|stage| (stage.peer, stage.layers));
     let held = held.collect();
     (peers, held)
-}
-
-#[test]
-fn whoever_is_not_lost_keeps_its_layers() {
-    let shape = shape(9);
-    let (peers, held) = three_of_four(&shape);
-    for (lost, range) in &held {
-        let others: Vec<PeerFacts> = peers.iter().filter(|p| p.peer != *lost).cloned().collect();
-        let again = PlanRequest {
-            held: &held,
-            ..request(&shape, &others)
-        };
-        let again = plan(&again).expect("it fits");
-        for stage in &again.stages {
-            let kept = held.contains(&(stage.peer, stage.layers));
-            assert!(kept || stage.layers == *range, "{stage:?}");
-        }
-    }
-}
-
-#[test]
-fn a_route_that_is_held_gives_way_to_one_that_is_much_faster() {
-    let shape = shape(9);
-    let (mut peers, held) = three_of_four(&shape);
-    let spare = peers
-        .iter()
-        .position(|p| held.iter().all(|(h, _)| *h != p.peer));
-    let spare = spare.expect("one of four is free");
-    peers[spare].gb_s = 100.0;
-    peers[spare].max_layers = None;
-    let progress = Progress {
-        computed: 100,
-        to_come: 1,
-    };
-    let again = PlanRequest {
-        held: &held,
-        progress,
-        ..request(&shape, &peers)
-    };
-    let kept = plan(&again).expect("it fits");
-    assert!(kept.weighed.is_some_and(|weighed| weighed.keeps()));
-    let stages = kept.stages.iter().map(|stage| (stage.peer, stage.layers));
-    assert_eq!(stages.collect::<Vec<_>>(), held, "for one token it stays");
-    let progress = Progress {
-        to_come: 1000,
-        ..progress
-    };
-    let moved = plan(&PlanRequest { progress, ..again }).expect("it fits");
-    assert!(moved.weighed.is_some_and(|weighed| !weighed.keeps()));
-    assert_eq!(moved.stages[0].peer, peers[spare].peer, "it takes it whole");
-}
-
-#[test]
-fn a_spare_stands_in_for_each_peer_but_the_coordinator_and_the_plan_agrees() {
-    let shape = shape(9);
-    let (peers, held) = three_of_four(&shape);
-    let early = Progress {
-        computed: 100,
-        to_come: 1000,
-    };
-    let late = Progress {
-        computed: 1000,
-        to_come: 100,
-    };
-    let foreseen = stand_ins(&PlanRequest {
-        held: &held,
-        progress: early,
-        ..request(&shape, &peers)
-    });
-    let others = held.iter().filter(|(peer, _)| *peer != id(0));
-    for (lost, _) in others {
-        let left: Vec<PeerFacts> = peers.iter().filter(|p| p.peer != *lost).cloned().collect();
-        let again = PlanRequest {
-            held: &held,
-            progress: late,
-            warm: &foreseen,
-            ..request(&shape, &left)
-        };
-        for stage in plan(&again).expect("it fits").stages {
-            let stage = (stage.peer, stage.layers);
-            assert!(held.contains(&stage) || foreseen.contains(&stage));
-        }
-    }
-    assert!(foreseen.iter().all(|stage| !held.contains(stage)));
-    assert!(foreseen.len() <= 3, "{foreseen:?}");
-}
-
-#[test]
-fn where_nobody_can_take_over_nobody_stands_in() {
-    let shape = shape(9);
-    let (peers, held) = three_of_four(&shape);
-    let route: Vec<PeerId> = held.iter().map(|(peer, _)| *peer).collect();
-    let only: Vec<PeerFacts> = peers
-        .into_iter()
-        .filter(|p| route.contains(&p.peer))
-        .collect();
-    let foreseen = stand_ins(&PlanRequest {
-        held: &held,
-        ..request(&shape, &only)
-    });
-    assert_eq!(foreseen, []);
-}
-
-#[test]
-fn whoever_was_asked_to_be_ready_takes_over_though_another_is_a_little_faster() {
-    let shape = shape(9);
-    let (mut peers, held) = three_of_four(&shape);
-    let spare = peers
-        .iter()
-        .position(|p| held.iter().all(|(h, _)| *h != p.peer));
-    let spare = peers[spare.expect("one of four is free")].clone();
-    let faster = PeerFacts {
-        peer: id(77),
-        gb_s: spare.gb_s * 1.2,
-        ..spare.clone()
-    };
-    peers.push(faster.clone());
-    let (lost, range) = *held
-        .iter()
-        .find(|(peer, _)| *peer != id(0))
-        .expect("another");
-    peers.retain(|peer| peer.peer != lost);
-    let takes_over = |warm: &[(PeerId, LayerRange)]| {
-        let plan = plan(&PlanRequest {
-            held: &held,
-            progress: Progress {
-                computed: 10,
-                to_come: 10,
-            },
-            warm,
-            ..request(&shape, &peers)
-        });
-        let stages = plan.expect("it fits").stages;
-        stages
-            .into_iter()
-            .find(|stage| stage.layers == range)
-            .map(|stage| stage.peer)
-    };
-    assert_eq!(takes_over(&[]), Some(faster.peer));
-    assert_eq!(takes_over(&[(spare.peer, range)]), Some(spare.peer));
-}
-
-#[test]
-fn a_session_on_one_peer_goes_to_the_best_of_the_others_when_that_is_lost() {
-    let shape = shape(9);
-    let held = [(id(9), LayerRange::whole(9))];
-    let mut peers = vec![peer(0, 9000, 20.0), peer(1, 9000, 21.0)];
-    peers[0].present_bytes = 20 * MIB;
-    let progress = Progress {
-        computed: 10,
-        to_come: 1000,
-    };
-    let found = plan(&PlanRequest {
-        held: &held,
-        progress,
-        ..request(&shape, &peers)
-    });
-    let found = found.expect("it fits");
-    assert_eq!(found.stages[0].peer, id(0), "it has the blocks already");
-    assert_eq!(found.weighed.and_then(|weighed| weighed.keep_ns), None);
-}
-
-/// A held route of three peers and a fourth without limits, and the free one's index.
-fn held_and_free(gb_s: f32) -> (ModelShape, Vec<PeerFacts>, Vec<(PeerId, LayerRange)>) {
-    let shape = shape(9);
-    let (mut peers, held) = three_of_four(&shape);
-    for peer in &mut peers {
-        let is_held = held.iter().any(|(known, _)| *known == peer.peer);
-        peer.present_bytes = 20 * MIB;
-        if !is_held {
-            peer.gb_s = gb_s;
-        }
-    }
-    (shape, peers, held)
-}
-
-fn moves(
-    shape: &ModelShape,
-    peers: &[PeerFacts],
-    held: &[(PeerId, LayerRange)],
-    to_come: u64,
-) -> Option<(Plan, Why)> {
-    let progress = Progress {
-        computed: 0,
-        to_come,
-    };
-    let request = PlanRequest {
-        held,
-        progress,
-        ..request(shape, peers)
-    };
-    better(&request)
-}
-
-#[test]
-fn a_session_moves_off_a_peer_that_wants_to_leave_and_the_others_keep_their_layers() {
-    let (shape, peers, held) = held_and_free(1.0);
-    for (leaving, layers) in &held {
-        let others: Vec<PeerFacts> = peers
-            .iter()
-            .filter(|p| p.peer != *leaving)
-            .cloned()
-            .collect();
-        let (found, why) = moves(&shape, &others, &held, 16).expect("somebody is free");
-        assert_eq!(why, Why::Draining);
-        for stage in &found.stages {
-            let stays = held.contains(&(stage.peer, stage.layers));
-            assert!(stays || stage.layers == *layers, "{stage:?}");
-        }
-        let few: Vec<PeerFacts> = others
-            .iter()
-            .filter(|p| held.iter().any(|(h, _)| *h == p.peer))
-            .cloned()
-            .collect();
-        assert_eq!(moves(&shape, &few, &held, 16), None, "nobody is free");
-    }
-}
-
-#[test]
-fn a_session_moves_to_a_peer_that_is_much_faster_if_enough_tokens_are_to_come() {
-    const MANY: u64 = 100_000;
-    let (shape, peers, held) = held_and_free(100.0);
-    let slow = held.last().expect("a stage").0;
-    let mut peers = peers;
-    for peer in &mut peers {
-        if peer.peer == slow {
-            peer.gb_s = 0.2;
-        }
-    }
-    let (found, why) = moves(&shape, &peers, &held, MANY).expect("one is much slower");
-    assert_eq!(why, Why::Faster);
-    assert!(
-        found.stages.iter().all(|stage| stage.peer != slow),
-        "{found:?}"
-    );
-    assert_eq!(moves(&shape, &peers, &held, 0), None, "nothing is to come");
-    let (shape, peers, held) = held_and_free(10.0);
-    assert_eq!(moves(&shape, &peers, &held, MANY), None, "all are alike");
 }

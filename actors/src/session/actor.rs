@@ -4,11 +4,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use accel_inference::{SamplingParams, Tokenizer};
 use accel_p2p::PeerId;
-use accel_p2p::wire::{ControlRequest, CopyOrder, PeerEndpoint, SessionId, StepInput, TensorFrame};
+use accel_p2p::wire::{ControlRequest, PeerEndpoint, SessionId, TensorFrame};
 use accel_storage::Journal;
 use actix::{Actor, AsyncContext, Context, Handler, Message, SpawnHandle};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -24,7 +24,6 @@ use super::moving::Mover;
 use super::pump::{self, JournalItem, StageWay};
 use super::rebuild::Way;
 use super::record::{OpeningRecord, token_record};
-use super::recovery::FaultKind;
 use super::recovery::chronicle::{Begun, Chronicle};
 use super::replicator::Replicator;
 use super::show::first_view;
@@ -35,7 +34,6 @@ use crate::config::Limits;
 use crate::error::Failure;
 use crate::models::ModelRef;
 use crate::placement::{Placement, Placer};
-use crate::planner::Weighed;
 use crate::replica::Replicas;
 use crate::request::GenEvent;
 use crate::telemetry::Telemetry;
@@ -229,70 +227,14 @@ impl SessionActor {
             } => self.commit(epoch, stage, length, donor, context),
             Command::Abort { epoch, stage } => {
                 let session = self.spec.id;
-                let request = ControlRequest::Abort { session, epoch };
-                self.deps.link.end(stage.peer, request);
+                self.end(&stage, ControlRequest::Abort { session, epoch });
             }
             Command::Release { epoch, stage } => {
                 let session = self.spec.id;
-                let request = ControlRequest::Release { session, epoch };
-                self.deps.link.end(stage.peer, request);
+                self.end(&stage, ControlRequest::Release { session, epoch });
             }
-            Command::Forward {
-                epoch,
-                step,
-                position,
-                sample,
-                until,
-                tokens,
-            } => {
-                let frame = TensorFrame::Step {
-                    session: self.spec.id,
-                    epoch,
-                    step,
-                    position,
-                    sample,
-                    until: until as u32,
-                    input: StepInput::Tokens(tokens),
-                };
-                self.forward(epoch, 0, frame, context);
-            }
-            Command::Replay {
-                epoch,
-                step,
-                stage,
-                position,
-                rows,
-                until,
-            } => {
-                let frame = TensorFrame::Replay {
-                    session: self.spec.id,
-                    epoch,
-                    step,
-                    position,
-                    rows,
-                    until: until as u32,
-                };
-                self.forward(epoch, stage, frame, context);
-            }
-            Command::Copy {
-                epoch,
-                step,
-                donor,
-                stage,
-                position,
-                rows,
-            } => {
-                if let Some(to) = self.stage(epoch, stage) {
-                    let order = CopyOrder {
-                        session: self.spec.id,
-                        epoch,
-                        step,
-                        position,
-                        rows,
-                        to: self.endpoint(to.peer),
-                    };
-                    self.forward(epoch, donor, TensorFrame::Copy(order), context);
-                }
+            Command::Forward { .. } | Command::Replay { .. } | Command::Copy { .. } => {
+                self.send_step(command, context);
             }
             Command::Reconnect { epoch } => self.ways.retain(|(of, _), _| *of != epoch),
             Command::Recovering {
@@ -332,95 +274,6 @@ impl SessionActor {
             Command::Emit { index, text, drawn } => self.emit(index, text, drawn),
             Command::Arm(timer) => self.arm(timer, context),
             Command::Close(outcome) => self.close(outcome, context),
-        }
-    }
-
-    /// Sends a step to a stage. The first of an epoch shows that its stages are ready.
-    fn forward(
-        &mut self,
-        epoch: u64,
-        stage: usize,
-        frame: TensorFrame,
-        context: &mut Context<Self>,
-    ) {
-        if self.begun < epoch && epoch == self.machine.epoch() {
-            self.begun = epoch;
-            let now = Instant::now();
-            if self.placed.is_none() {
-                self.placed = Some(now);
-                self.chronicle.moved(now);
-            }
-            self.chronicle.placed(now);
-            self.warm_stand_ins();
-        }
-        let name = (epoch, stage);
-        if !self.ways.contains_key(&name) {
-            let Some(to) = self.machine.party(epoch, stage) else {
-                return;
-            };
-            let endpoint = self.endpoint(to.peer);
-            let link = self.deps.link.clone();
-            let way = pump::to_stage(link, endpoint, epoch, context.address());
-            self.ways.insert(name, way);
-        }
-        // Whoever takes no more steps tells why by itself.
-        if !self.ways.get(&name).is_some_and(|way| way.send(frame)) {
-            tracing::debug!(session = %self.spec.id, stage, "a step was not sent");
-        }
-    }
-
-    fn rebuilding(
-        &mut self,
-        way: &'static str,
-        prices: &[(&'static str, Duration)],
-        replayed: u64,
-    ) {
-        tracing::info!(session = %self.spec.id, way, ?prices, replayed, "rebuilding KV caches");
-        if !self.is_beside() {
-            self.deps.telemetry.recovery().rebuilding(way);
-        }
-        self.chronicle.rebuild(way, prices, replayed);
-    }
-
-    fn weighed(&mut self, strategy: &'static str, weighed: &Weighed) {
-        tracing::info!(session = %self.spec.id, strategy, ?weighed, "another route");
-        if !self.is_beside() {
-            self.deps.telemetry.recovery().weighed(strategy);
-        }
-        self.chronicle.weigh(strategy, weighed);
-    }
-
-    fn recovering(&mut self, begun: Begun) {
-        // A lane beside the first begins like a session that was interrupted.
-        let begins = self.is_beside() && begun.fault == FaultKind::Interrupted;
-        if !begins {
-            tracing::warn!(
-                session = %self.spec.id,
-                fault = begun.fault.name(),
-                strategy = begun.strategy,
-                remedy = begun.remedy.name(),
-                replayed = begun.replayed,
-                reason = begun.reason,
-                "going on after a fault"
-            );
-            let telemetry = &self.deps.telemetry;
-            telemetry
-                .recovery()
-                .began(begun.fault.name(), begun.strategy);
-        }
-        self.chronicle
-            .begin(begun, self.machine.tokens(), Instant::now());
-    }
-
-    fn recovered(&mut self) {
-        let stall = self.chronicle.end(Instant::now());
-        tracing::info!(session = %self.spec.id, ?stall, "the answer goes on");
-        if self.is_beside() {
-            return;
-        }
-        self.deps.telemetry.recovery().ended(stall);
-        if let Some((way, priced, took)) = self.chronicle.rebuilt() {
-            self.deps.telemetry.recovery().rebuilt(way, priced, took);
         }
     }
 }

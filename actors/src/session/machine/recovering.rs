@@ -383,3 +383,6 @@ fn left(stage: &RouteStage) -> Failure {
     let hint = "send the request again: it is placed on the peers that remain";
     Failure::unavailable("peer_lost", message, hint)
 }
+
+#[cfg(test)]
+mod tests;
