@@ -17,6 +17,8 @@ use crate::{
 
 /// Recoveries that a node shows; it counts all.
 const SHOWN: usize = 32;
+/// A peer that was told to stop does its part for so long, if nobody takes it over.
+const SERVES: Duration = Duration::from_secs(10);
 /// A token that takes longer than this is computed, not merely written.
 const FAST: Duration = Duration::from_millis(20);
 
@@ -106,7 +108,10 @@ impl<'a> Judge<'a> {
         let mut problems = Vec::new();
         let needed = |target| {
             let landed = self.landed.iter();
-            landed.filter(move |landed| landed.must_recover && landed.target == target)
+            landed.filter(move |landed| {
+                let did_its_part = landed.lets_move && ended_within(heard, landed, SERVES);
+                landed.must_recover && landed.target == target && !did_its_part
+            })
         };
         let has_resumed = self.has_hit(Target::Coordinator);
         let has_moved = view["moves"].as_array().is_some_and(|all| !all.is_empty());
@@ -252,4 +257,12 @@ fn view_problems(view: &Value, expected: &Answer, heard: &Heard) -> Vec<String> 
 /// journal writes, and then a stage can be killed that had done its part already.
 fn may_be_ahead(heard: &Heard) -> bool {
     heard.usual_silence().is_none_or(|usual| usual < FAST)
+}
+
+/// Whether the answer was over so soon after the fault.
+fn ended_within(heard: &Heard, landed: &Landed, time: Duration) -> bool {
+    let (Some(ended), Some(at)) = (heard.ended, landed.at) else {
+        return false;
+    };
+    ended.saturating_duration_since(at) < time
 }
