@@ -69,7 +69,11 @@ async fn main() -> Result<()> {
     };
     let layers = options.split.then(|| model.layers.div_ceil(3) as u32);
     let nodes = if options.split { NODES_SPLIT } else { NODES };
-    let cluster = Cluster::start(nodes, layers).await?;
+    let mut cluster = Cluster::start(nodes, layers).await?;
+    cluster
+        .nodes
+        .iter_mut()
+        .for_each(|node| node.process.hush());
     let asked = cluster.nodes.last().context("a node")?;
     asked.add_model(&model.path)?;
     let mut speeds = LEVELS.map(|level| Speeds {

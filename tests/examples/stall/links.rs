@@ -135,6 +135,7 @@ impl Seat {
         let port = net.port(dir)?;
         let mut node = Node::start(&port.house(options)).await?;
         node.find_key()?;
+        node.process.hush();
         Ok(Self { node, port })
     }
 }

@@ -74,6 +74,10 @@ pub async fn swarm(options: &Options, model: &Model) -> Result<Cluster> {
         cluster.nodes.push(started??);
     }
     cluster.wait_until_complete().await?;
+    cluster
+        .nodes
+        .iter_mut()
+        .for_each(|node| node.process.hush());
     let asked = cluster.nodes.first().context("the first node")?;
     asked.add_model(&model.path)?;
     Ok(cluster)
