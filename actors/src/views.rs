@@ -310,7 +310,7 @@ pub struct RecoveryView {
     /// that is decided, and where the same stages went on.
     pub rebuild: Option<&'static str>,
     /// What the rest of the answer was priced at over a route that keeps what is loaded (`fail_over`) and
-    /// over the best one (`replan`); empty where nothing was planned.
+    /// over the best one (`replan`); empty where they were not weighed.
     pub route_prices_ms: BTreeMap<&'static str, Figure>,
     /// What each way was priced at that was possible: milliseconds until the next token.
     pub prices_ms: BTreeMap<&'static str, Figure>,
