@@ -18,11 +18,13 @@ use tokio::sync::OnceCell;
 const PROMPT: &str = "Tell me everything.";
 /// Far longer than a node that stops lets its sessions run.
 const LONG: u32 = 3_000;
+/// Far longer than a session takes to find another node.
+const MOVED: u32 = 900;
 /// No node takes longer to stop: what sessions have, what goodbyes have, and a busy machine.
 const BOUND: Duration = Duration::from_secs(25);
 
-fn sampled(model: &Model, level: &'static str) -> ChatRequest {
-    let mut request = ChatRequest::greedy(&model.name, PROMPT, LONG);
+fn sampled(model: &Model, level: &'static str, most: u32) -> ChatRequest {
+    let mut request = ChatRequest::greedy(&model.name, PROMPT, most);
     // Warmer, the model would end by itself.
     request.temperature = 0.3;
     request.seed = 42;
@@ -30,15 +32,17 @@ fn sampled(model: &Model, level: &'static str) -> ChatRequest {
     request
 }
 
-/// The text of one node that nobody disturbs.
-async fn undisturbed(model: &Model) -> Result<&'static str> {
-    static TEXT: OnceCell<String> = OnceCell::const_new();
-    let text = TEXT.get_or_try_init(|| async {
+/// The texts of one node that nobody disturbs: of `MOVED` tokens and of `LONG`.
+async fn undisturbed(model: &Model) -> Result<&'static [String; 2]> {
+    static TEXTS: OnceCell<[String; 2]> = OnceCell::const_new();
+    let texts = TEXTS.get_or_try_init(|| async {
         let node = Node::start(&NodeOptions::default()).await?;
         node.add_model(&model.path)?;
-        Ok::<_, Error>(node.client.chat(&sampled(model, "low")).await?.text)
+        let moved = node.client.chat(&sampled(model, "low", MOVED)).await?;
+        let long = node.client.chat(&sampled(model, "low", LONG)).await?;
+        Ok::<_, Error>([moved.text, long.text])
     });
-    text.await.map(String::as_str)
+    texts.await
 }
 
 /// Nodes that take two layers each, and the first and the last of which have the model.
@@ -91,12 +95,12 @@ fn named(error: &Value) -> Vec<&str> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_goes_on_at_any_peer_when_its_node_is_stopped() -> Result<()> {
     let model = models::patient()?;
-    let expected = undisturbed(&model).await?;
+    let [expected, _] = undisturbed(&model).await?;
     for (level, copies, to_replica) in [("medium", 1, false), ("high", 2, true)] {
         let mut cluster = cluster(5, NodeOptions::default(), &model).await?;
         let mut asked = cluster.nodes.pop().context("the last node")?;
         let mut client = Listener::default();
-        let mut stream = asked.client.stream(&sampled(&model, level)).await?;
+        let mut stream = asked.client.stream(&sampled(&model, level, MOVED)).await?;
         client.hear(&mut stream, 30).await?;
         stop(&mut asked)?;
         let error = client.hear_error(&mut stream).await?;
@@ -110,7 +114,7 @@ async fn an_answer_goes_on_at_any_peer_when_its_node_is_stopped() -> Result<()> 
         let next = cluster.nodes.iter().find(has_it).context("such a peer")?;
         let rest = next.client.resume(&client.last_id).await?;
         client.hear_all(rest).await?;
-        assert_eq!(client.text, expected, "{level}");
+        assert_eq!(&client.text, expected, "{level}");
     }
     Ok(())
 }
@@ -149,12 +153,12 @@ async fn accel_run_goes_on_by_itself_and_prints_nothing_twice() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_peers_it_waits_on_the_disk_for_its_node() -> Result<()> {
     let model = models::patient()?;
-    let expected = undisturbed(&model).await?;
+    let [_, expected] = undisturbed(&model).await?;
     let (_data, options) = lasting()?;
     let mut node = Node::start(&options).await?;
     node.add_model(&model.path)?;
     let mut client = Listener::default();
-    let mut stream = node.client.stream(&sampled(&model, "medium")).await?;
+    let mut stream = node.client.stream(&sampled(&model, "medium", LONG)).await?;
     client.hear(&mut stream, 30).await?;
     stop(&mut node)?;
     let error = client.hear_error(&mut stream).await?;
@@ -163,7 +167,7 @@ async fn without_peers_it_waits_on_the_disk_for_its_node() -> Result<()> {
     let node = Node::start(&options).await?;
     let rest = node.client.resume(&client.last_id).await?;
     client.hear_all(rest).await?;
-    assert_eq!(client.text, expected);
+    assert_eq!(&client.text, expected);
     Ok(())
 }
 
@@ -174,7 +178,10 @@ async fn a_peer_that_does_not_answer_holds_nobody_up() -> Result<()> {
     let mut asked = cluster.nodes.pop().context("the last node")?;
     asked.add_model(&model.path)?;
     let mut client = Listener::default();
-    let mut stream = asked.client.stream(&sampled(&model, "medium")).await?;
+    let mut stream = asked
+        .client
+        .stream(&sampled(&model, "medium", LONG))
+        .await?;
     client.hear(&mut stream, 30).await?;
     cluster.nodes[0].process.pause()?;
     stop(&mut asked)?;
@@ -187,12 +194,15 @@ async fn a_peer_that_does_not_answer_holds_nobody_up() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_there_again_serves_what_its_peers_made_of_the_session() -> Result<()> {
     let model = models::patient()?;
-    let expected = undisturbed(&model).await?;
+    let [expected, _] = undisturbed(&model).await?;
     let (_data, options) = lasting()?;
     let mut cluster = cluster(5, options.clone(), &model).await?;
     let mut asked = cluster.nodes.pop().context("the last node")?;
     let mut client = Listener::default();
-    let mut stream = asked.client.stream(&sampled(&model, "medium")).await?;
+    let mut stream = asked
+        .client
+        .stream(&sampled(&model, "medium", MOVED))
+        .await?;
     client.hear(&mut stream, 30).await?;
     stop(&mut asked)?;
     client.hear_error(&mut stream).await?;
@@ -213,7 +223,7 @@ async fn a_node_that_is_there_again_serves_what_its_peers_made_of_the_session() 
     assert!(!is_shown, "it is no session of this node any more");
     let rest = again.client.resume(&client.last_id).await?;
     client.hear_all(rest).await?;
-    assert_eq!(client.text, expected);
+    assert_eq!(&client.text, expected);
     Ok(())
 }
 
@@ -221,17 +231,20 @@ async fn a_node_that_is_there_again_serves_what_its_peers_made_of_the_session() 
 async fn a_node_whose_layers_nobody_can_take_stops_in_time_and_its_sessions_wait_for_another()
 -> Result<()> {
     let model = models::patient()?;
-    let expected = undisturbed(&model).await?;
+    let [_, expected] = undisturbed(&model).await?;
     let mut cluster = cluster(3, NodeOptions::default(), &model).await?;
     let asked = cluster.nodes.pop().context("the last node")?;
     let mut client = Listener::default();
-    let mut stream = asked.client.stream(&sampled(&model, "medium")).await?;
+    let mut stream = asked
+        .client
+        .stream(&sampled(&model, "medium", LONG))
+        .await?;
     client.hear(&mut stream, 30).await?;
     // Nobody reads meanwhile, so that the answer cannot end before. The first is whom others join.
     stop(&mut cluster.nodes[1])?;
     cluster.add(small(NodeOptions::default())).await?;
     client.hear_all(stream).await?;
-    assert_eq!(client.text, expected);
+    assert_eq!(&client.text, expected);
     let view = asked.client.session(client.session()).await?;
     assert_eq!(view["recovery_log"][0]["fault"], "peer_lost", "{view}");
     assert_eq!(view["moves"], json!([]), "there was nowhere to go");
@@ -243,8 +256,7 @@ async fn what_nobody_could_go_on_with_is_let_end() -> Result<()> {
     let model = models::patient()?;
     let mut node = Node::start(&NodeOptions::default()).await?;
     node.add_model(&model.path)?;
-    let mut request = sampled(&model, "low");
-    request.max_tokens = 300;
+    let request = sampled(&model, "low", 300);
     let expected = node.client.chat(&request).await?.text;
     let mut client = Listener::default();
     let mut stream = node.client.stream(&request).await?;
@@ -256,7 +268,7 @@ async fn what_nobody_could_go_on_with_is_let_end() -> Result<()> {
 }
 
 fn run_args(model: &Model) -> Vec<String> {
-    let most = LONG.to_string();
+    let most = MOVED.to_string();
     let args = ["run", &model.name, PROMPT, "--max-tokens", &most];
     let sampling = ["--temperature", "0.3", "--seed", "42"];
     args.iter()
