@@ -25,6 +25,10 @@ use std::ops::Range;
 
 /// Queries that share a load of keys or values.
 pub(super) const QUERIES: usize = 6;
+/// How many tokens ahead of the products keys are asked for.
+const AHEAD: usize = 4 * LANES;
+/// Bytes of a line of the caches.
+const LINE: usize = 64;
 
 /// What the attention of a layer needs to know.
 #[derive(Debug, Clone, Copy)]
@@ -51,17 +55,44 @@ pub(crate) struct Query {
     pub position: usize,
 }
 
+/// What is used after the keys of sixteen tokens. Processors do not foresee a walk over blocks here
+/// and there.
+#[derive(Clone, Copy)]
+struct Next {
+    /// Keys further on.
+    keys: *const u8,
+    /// The values of the same tokens, which come after all keys.
+    values: *const u8,
+}
+
+impl Next {
+    /// Asks for a line of each, `at` bytes from where they begin.
+    #[inline(always)]
+    unsafe fn ask<I: Isa>(self, at: usize) {
+        I::prefetch(self.keys.wrapping_add(at));
+        I::prefetch_far(self.values.wrapping_add(at));
+    }
+}
+
 /// The products with a cache of one form.
 ///
 /// # Safety
 /// See [`Isa`]. The tokens must have been written, and nobody may write them.
 trait Products: Copy {
+    /// Where the keys of sixteen tokens begin.
+    fn keys(self, head: usize, token: usize) -> *const u8;
+
+    /// Where the values of sixteen tokens begin, which take as many bytes.
+    fn values(self, head: usize, token: usize) -> *const u8;
+
     /// Products of the keys of `G` times sixteen tokens, from each of `tokens` on, with each query.
+    /// Meanwhile asks for as many bytes of what is used next.
     unsafe fn dot_keys<I: Isa, const N: usize, const G: usize>(
         self,
         head: usize,
         tokens: [usize; G],
         queries: [Query; N],
+        next: [Option<Next>; G],
     ) -> [[I::F; N]; G];
 
     /// Sums of `G` times sixteen numbers of the values, from number `at` on, weighted by each row,
@@ -105,43 +136,63 @@ unsafe fn attend_in<I: Isa, P: Products>(
     queries: &[Query],
     scores: &mut Vec<f32>,
 ) {
-    for queries in queries.chunks(QUERIES) {
+    let is_one_row = queries
+        .windows(2)
+        .all(|two| two[0].position == two[1].position);
+    for (chunk, queries) in queries.chunks(QUERIES).enumerate() {
+        let head = Head {
+            spec,
+            kv,
+            number: kv_head,
+            // What several chunks pass over is near after the first of them, and of many rows.
+            is_far: is_one_row && chunk == 0,
+        };
         let mut all = [queries[0]; QUERIES];
         all[..queries.len()].copy_from_slice(queries);
         let [a, b, c, d, e, f] = all;
         // Few queries take several vectors at once, or each sum would wait for its last addition.
         match queries.len() {
-            1 => I::call(Few::<P, 1, 4>(spec, kv, kv_head, [a], scores)),
-            2 => I::call(Few::<P, 2, 2>(spec, kv, kv_head, [a, b], scores)),
-            3 => I::call(Few::<P, 3, 2>(spec, kv, kv_head, [a, b, c], scores)),
-            4 => I::call(Few::<P, 4, 1>(spec, kv, kv_head, [a, b, c, d], scores)),
-            5 => I::call(Few::<P, 5, 1>(spec, kv, kv_head, [a, b, c, d, e], scores)),
-            _ => I::call(Few::<P, 6, 1>(
-                spec,
-                kv,
-                kv_head,
-                [a, b, c, d, e, f],
-                scores,
-            )),
+            1 => I::call(Few::<P, 1, 4>(head, [a], scores)),
+            2 => I::call(Few::<P, 2, 2>(head, [a, b], scores)),
+            3 => I::call(Few::<P, 3, 2>(head, [a, b, c], scores)),
+            4 => I::call(Few::<P, 4, 1>(head, [a, b, c, d], scores)),
+            5 => I::call(Few::<P, 5, 1>(head, [a, b, c, d, e], scores)),
+            _ => I::call(Few::<P, 6, 1>(head, [a, b, c, d, e, f], scores)),
+        }
+    }
+}
+
+/// A KV head.
+#[derive(Clone, Copy)]
+struct Head<'a, P> {
+    spec: &'a AttentionSpec,
+    kv: P,
+    number: usize,
+    /// Whether its keys and values are probably in no near cache.
+    is_far: bool,
+}
+
+impl<P: Products> Head<'_, P> {
+    /// What comes after the keys of sixteen tokens, where there are `end`.
+    #[inline(always)]
+    fn next(self, token: usize, end: usize) -> Next {
+        let later = (token + AHEAD).min(end - 1) / LANES * LANES;
+        Next {
+            keys: self.kv.keys(self.number, later),
+            values: self.kv.values(self.number, token),
         }
     }
 }
 
 /// [`attend_few`] as a kernel, for `N` queries and `G` vectors at once.
-struct Few<'a, P, const N: usize, const G: usize>(
-    &'a AttentionSpec,
-    P,
-    usize,
-    [Query; N],
-    &'a mut Vec<f32>,
-);
+struct Few<'a, P, const N: usize, const G: usize>(Head<'a, P>, [Query; N], &'a mut Vec<f32>);
 
 impl<P: Products, const N: usize, const G: usize> Kernel for Few<'_, P, N, G> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        attend_few::<I, P, N, G>(self.0, self.1, self.2, self.3, self.4);
+        attend_few::<I, P, N, G>(self.0, self.1, self.2);
     }
 }
 
@@ -154,12 +205,11 @@ fn seen(spec: &AttentionSpec, query: Query) -> Range<usize> {
 
 #[inline(always)]
 unsafe fn attend_few<I: Isa, P: Products, const N: usize, const G: usize>(
-    spec: &AttentionSpec,
-    kv: P,
-    kv_head: usize,
+    head: Head<'_, P>,
     queries: [Query; N],
     scores: &mut Vec<f32>,
 ) {
+    let Head { spec, kv, .. } = head;
     let ranges = queries.map(|query| seen(spec, query));
     let start = ranges.iter().map(|range| range.start).min().unwrap_or(0) / LANES * LANES;
     let end = ranges.iter().map(|range| range.end).max().unwrap_or(0);
@@ -174,7 +224,8 @@ unsafe fn attend_few<I: Isa, P: Products, const N: usize, const G: usize>(
         for g in 0..G {
             group[g] = (groups + g * LANES).min(end - 1) / LANES * LANES;
         }
-        let products = kv.dot_keys::<I, N, G>(kv_head, group, queries);
+        let next = group.map(|token| head.is_far.then(|| head.next(token, end)));
+        let products = kv.dot_keys::<I, N, G>(head.number, group, queries, next);
         for g in 0..G {
             let at = group[g] - start;
             for n in 0..N {
@@ -193,10 +244,10 @@ unsafe fn attend_few<I: Isa, P: Products, const N: usize, const G: usize>(
         let at = vector * LANES;
         let to = queries.map(|query| query.to.add(at));
         if vector + G <= vectors {
-            weigh::<I, P, N, G>(kv, kv_head, at, start..end, rows, factors, to);
+            weigh::<I, P, N, G>(kv, head.number, at, start..end, rows, factors, to);
             vector += G;
         } else {
-            weigh::<I, P, N, 1>(kv, kv_head, at, start..end, rows, factors, to);
+            weigh::<I, P, N, 1>(kv, head.number, at, start..end, rows, factors, to);
             vector += 1;
         }
     }
@@ -205,7 +256,7 @@ unsafe fn attend_few<I: Isa, P: Products, const N: usize, const G: usize>(
             *queries[n].to.add(at) = 0.0;
         }
         for token in start..end {
-            let (value, scale) = kv.number(kv_head, token, at);
+            let (value, scale) = kv.number(head.number, token, at);
             for n in 0..N {
                 let weight = *rows[n].add(token - start) * scale;
                 let to = queries[n].to.add(at);

@@ -4,18 +4,29 @@
 //! its sum is added with one more, which multiplies by the scales. Of values, the scale goes into
 //! the weight, which is rounded once for all numbers of the group.
 
-use super::{Products, Query};
+use super::{LINE, Next, Products, Query};
 use crate::cpu::isa::{Isa, LANES};
 use crate::cpu::kv::{Bytes, GROUP};
 use std::ops::Range;
 
 impl Products for Bytes<'_> {
     #[inline(always)]
+    fn keys(self, head: usize, token: usize) -> *const u8 {
+        self.key_at(head, token).cast()
+    }
+
+    #[inline(always)]
+    fn values(self, head: usize, token: usize) -> *const u8 {
+        self.value_at(head, token).cast()
+    }
+
+    #[inline(always)]
     unsafe fn dot_keys<I: Isa, const N: usize, const G: usize>(
         self,
         head: usize,
         tokens: [usize; G],
         queries: [Query; N],
+        next: [Option<Next>; G],
     ) -> [[I::F; N]; G] {
         let keys = tokens.map(|token| self.key_at(head, token).cast_const());
         let scales = tokens.map(|token| self.key_scales_at(head, token).cast_const());
@@ -24,6 +35,11 @@ impl Products for Bytes<'_> {
         for (group, start) in (0..head_dim).step_by(GROUP).enumerate() {
             let mut parts = [[I::splat(0.0); N]; G];
             for index in start..head_dim.min(start + GROUP) {
+                if (index * LANES).is_multiple_of(LINE) {
+                    for next in next.into_iter().flatten() {
+                        next.ask::<I>(index * LANES);
+                    }
+                }
                 for g in 0..G {
                     let keys = I::load_i8(keys[g].add(index * LANES));
                     for n in 0..N {

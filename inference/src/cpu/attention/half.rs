@@ -1,25 +1,46 @@
 //! Products with a cache in half precision.
 
-use super::{Products, Query};
+use super::{LINE, Next, Products, Query};
 use crate::cpu::isa::{Isa, LANES};
 use crate::cpu::kv::Half;
 use std::ops::Range;
 
+/// Bytes of one number of sixteen keys.
+const ROW: usize = LANES * size_of::<u16>();
+
 impl Products for Half<'_> {
+    #[inline(always)]
+    fn keys(self, head: usize, token: usize) -> *const u8 {
+        self.key_at(head, token).cast()
+    }
+
+    #[inline(always)]
+    fn values(self, head: usize, token: usize) -> *const u8 {
+        self.value_at(head, token).cast()
+    }
+
     #[inline(always)]
     unsafe fn dot_keys<I: Isa, const N: usize, const G: usize>(
         self,
         head: usize,
         tokens: [usize; G],
         queries: [Query; N],
+        next: [Option<Next>; G],
     ) -> [[I::F; N]; G] {
         let keys = tokens.map(|token| self.key_at(head, token).cast_const());
         let mut sums = [[I::splat(0.0); N]; G];
-        for index in 0..self.head_dim() {
-            for g in 0..G {
-                let keys = I::load_f16(keys[g].add(index * LANES));
-                for n in 0..N {
-                    sums[g][n] = I::fma(I::splat(*queries[n].from.add(index)), keys, sums[g][n]);
+        let head_dim = self.head_dim();
+        for start in (0..head_dim).step_by(LINE / ROW) {
+            for next in next.into_iter().flatten() {
+                next.ask::<I>(start * ROW);
+            }
+            for index in start..head_dim.min(start + LINE / ROW) {
+                for g in 0..G {
+                    let keys = I::load_f16(keys[g].add(index * LANES));
+                    for n in 0..N {
+                        let query = I::splat(*queries[n].from.add(index));
+                        sums[g][n] = I::fma(query, keys, sums[g][n]);
+                    }
                 }
             }
         }
