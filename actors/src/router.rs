@@ -16,7 +16,7 @@ use crate::error::GenerateError;
 use crate::models::{Card, Models};
 use crate::placement::{Placement, Wanted};
 use crate::prompt;
-use crate::replica::choose::candidates;
+use crate::replica::choose::expected;
 use crate::request::{GenerateRequest, Generation, Resumption};
 use crate::resume::{self, Resume};
 use crate::session::actor::{SessionActor, SessionDeps, SessionSpec};
@@ -227,7 +227,7 @@ async fn check_replicas(
     if !record.is_replicated() {
         return Ok(());
     }
-    let there = candidates(&deps.session.placer, id, &[]).await.len();
+    let there = expected(&deps.session.placer, id, REPLICAS).await;
     match there >= REPLICAS {
         true => Ok(()),
         false => Err(GenerateError::TooFewReplicas {

@@ -6,12 +6,17 @@ use std::cmp::Reverse;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use accel_p2p::{PeerId, SessionId};
 
 use crate::directory::{PeerRecord, snapshot};
 use crate::placement::Placer;
+
+/// Adverts come by way of others, so a peer is known a little before it is connected.
+const JOINING: Duration = Duration::from_secs(3);
+/// How often it is looked whether it is.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A peer that may keep a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,12 +32,31 @@ pub(crate) async fn candidates(
     session: SessionId,
     stages: &[PeerId],
 ) -> Vec<Candidate> {
-    let records = snapshot(&placer.directory).await;
     let now = Instant::now();
     let admits = |peer| placer.health.admits(peer, now);
-    let trusts = |record: &PeerRecord| !placer.quarantine.holds(record.peer);
-    let records: Vec<PeerRecord> = records.iter().filter(|r| trusts(r)).cloned().collect();
-    choose(&records, session, stages, admits)
+    choose(&trusted(placer).await, session, stages, admits)
+}
+
+/// How many may keep a new session. If `needed` are known, those that are about to connect are
+/// waited for.
+pub(crate) async fn expected(placer: &Placer, session: SessionId, needed: usize) -> usize {
+    let deadline = Instant::now() + JOINING;
+    loop {
+        let records = trusted(placer).await;
+        let there = choose(&records, session, &[], |_| true).len();
+        let known = records.iter().filter(|record| !record.is_self).count();
+        if there >= needed || known < needed || Instant::now() >= deadline {
+            return there;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What is known of the peers that are not in quarantine.
+async fn trusted(placer: &Placer) -> Vec<PeerRecord> {
+    let records = snapshot(&placer.directory).await;
+    let is_trusted = |record: &&PeerRecord| !placer.quarantine.holds(record.peer);
+    records.iter().filter(is_trusted).cloned().collect()
 }
 
 fn choose(
