@@ -19,6 +19,8 @@ pub use breaker::BreakerLimits;
 use breaker::{Breaker, BreakerState};
 use score::Record;
 
+use crate::session::recovery::wager::Odds;
+
 /// Peers that are remembered; the one that was longest not heard of makes room.
 const MOST_PEERS: usize = 4096;
 
@@ -42,6 +44,7 @@ struct Patient {
 pub(crate) struct Health {
     limits: BreakerLimits,
     patients: Mutex<HashMap<PeerId, Patient>>,
+    odds: Mutex<Odds>,
 }
 
 impl Health {
@@ -49,6 +52,7 @@ impl Health {
         Self {
             limits,
             patients: Mutex::default(),
+            odds: Mutex::default(),
         }
     }
 
@@ -116,6 +120,17 @@ impl Health {
         if let Some(patient) = self.lock().get_mut(&peer) {
             patient.breaker.pass(now);
         }
+    }
+
+    /// A route that did not answer in time was asked again; whether it answered then.
+    pub(crate) fn asked_again(&self, answered: bool) {
+        let mut odds = self.odds.lock().unwrap_or_else(PoisonError::into_inner);
+        odds.note(answered);
+    }
+
+    /// How often routes answered that were asked again.
+    pub(crate) fn odds(&self) -> Odds {
+        *self.odds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How the peer is. Who was never asked for anything is well.

@@ -24,7 +24,7 @@ use crate::replica::tenure::Tenures;
 use crate::request::Resumption;
 use crate::router::{Begun, RouterDeps, begin, opening, tolerance};
 use crate::session::machine::{Machine, Past, next_claim};
-use crate::session::record::{OpeningRecord, RecordError, read_outcome, read_token};
+use crate::session::record::{Ended, OpeningRecord, RecordError, read_outcome, read_token};
 use crate::session::table::{Hold, SessionTable};
 use crate::session::text::AnswerText;
 
@@ -150,7 +150,7 @@ impl Returns {
         let local = self.read(id).await?.map(|(entry, _)| entry);
         let others_may_have_it = local.as_ref().is_none_or(|entry| {
             let record = OpeningRecord::read(&entry.opening);
-            entry.outcome.is_none() && record.is_ok_and(|record| record.is_resumable())
+            !is_done(entry) && record.is_ok_and(|record| record.is_resumable())
         });
         if !others_may_have_it {
             return Ok(());
@@ -158,6 +158,11 @@ impl Returns {
         let Some(copy) = gather(self.replicas.as_ref(), id).await else {
             return Ok(());
         };
+        // What failed here is over, unless somebody went on with it since.
+        let is_over = |local: &JournalEntry| local.outcome.is_some() && copy.claim <= local.claim;
+        if local.as_ref().is_some_and(is_over) {
+            return Ok(());
+        }
         let record = OpeningRecord::read(&copy.opening);
         if !record.is_ok_and(|record| record.is_resumable()) {
             return Ok(());
@@ -218,6 +223,13 @@ impl Returns {
         };
         tokio::time::timeout(STOP, stopped).await.is_ok()
     }
+}
+
+/// Whether the answer is complete.
+fn is_done(entry: &JournalEntry) -> bool {
+    let outcome = entry.outcome.as_ref();
+    let ended = outcome.and_then(|outcome| read_outcome(outcome).ok());
+    matches!(ended, Some(Ended::Done(_)))
 }
 
 /// Since when nothing was written of a session.

@@ -312,6 +312,10 @@ pub struct RecoveryView {
     /// What the rest of the answer was priced at over a route that keeps what is loaded (`fail_over`) and
     /// over the best one (`replan`); empty where they were not weighed.
     pub route_prices_ms: BTreeMap<&'static str, Figure>,
+    /// What was expected to be lost, behind a step that was not answered in time, by only asking again
+    /// (`resume`: the wait in vain) and by having stand-ins get ready meanwhile (`race`: their work); empty where
+    /// nobody could stand in.
+    pub timeout_prices_ms: BTreeMap<&'static str, Figure>,
     /// What each way was priced at that was possible: milliseconds until the next token.
     pub prices_ms: BTreeMap<&'static str, Figure>,
     /// Milliseconds from the last token, or from the fault before, until this one was noticed.

@@ -156,7 +156,8 @@ impl Journal {
     }
 
     /// Keeps a session for the coordinator of this claim, which is above every claim before, or
-    /// the one for which it is kept already; resolves when durable.
+    /// the one for which it is kept already; resolves when durable. What ended under a claim before
+    /// is not ended any more.
     pub async fn keep(&self, session: SessionKey, claim: u64, opening: &[u8]) -> Result<()> {
         check_size(session, opening, OPENING_LIMIT)?;
         let opening = Bytes::copy_from_slice(opening);

@@ -1,10 +1,13 @@
 //! Measures what the levels of fault tolerance cost while nothing fails: tokens per second with
-//! `none`, `medium`, `high` and `critical`, one after the other and again, so that whatever else the machine does
-//! meets all of them alike.
+//! `none`, `medium`, `high` and `critical`, one after the other and again, each time in another order, so that
+//! whatever else the machine does meets all of them alike. What counts is the ratio within a round: its median
+//! over the rounds, and the interval that has the true median with 95 % (from the order statistics; nothing is
+//! assumed about how the machine disturbs).
 //!
 //! ```text
 //! cargo run --release -p accel-tests --example tolerance -- --rounds 10 --tokens 256
 //! cargo run --release -p accel-tests --example tolerance -- --rounds 10 --split
+//! cargo run --release -p accel-tests --example tolerance -- --rounds 200 --tokens 96 --levels none,medium,high
 //! ```
 //!
 //! Real processes on loopback: four nodes (seven with a split), of which one is asked and, unless
@@ -26,6 +29,12 @@ const NODES: usize = 4;
 const NODES_SPLIT: usize = 7;
 const PROMPT: &str = "Tell me everything.";
 
+fn level(name: &str) -> Result<&'static str> {
+    let mut known = LEVELS.into_iter();
+    let known = known.find(|known| *known == name);
+    known.with_context(|| format!("there is no level {name}; there are {}", LEVELS.join(", ")))
+}
+
 /// Measures what fault tolerance costs while nothing fails
 #[derive(Debug, Clone, Parser)]
 struct Options {
@@ -35,6 +44,9 @@ struct Options {
     /// Tokens of an answer, at most
     #[arg(long, default_value_t = 256)]
     tokens: u32,
+    /// Levels to compare with the first of them
+    #[arg(long, value_delimiter = ',', value_parser = level, default_values = LEVELS)]
+    levels: Vec<&'static str>,
     /// Split the model over three of the nodes
     #[arg(long)]
     split: bool,
@@ -46,7 +58,7 @@ struct Options {
     out: Option<PathBuf>,
 }
 
-/// The speeds of one level, in tokens per second after the first.
+/// The speeds of one level, in tokens per second after the first, round by round.
 struct Speeds {
     level: &'static str,
     all: Vec<f64>,
@@ -54,9 +66,38 @@ struct Speeds {
 
 impl Speeds {
     fn median(&self) -> f64 {
-        let mut sorted = self.all.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+        middle(&self.all).value
+    }
+
+    /// Of each round, this level's speed by another's.
+    fn by(&self, base: &Self) -> Middle {
+        let ratios = self.all.iter().zip(&base.all);
+        middle(&ratios.map(|(own, base)| own / base).collect::<Vec<_>>())
+    }
+}
+
+/// A median, and between what the true one is with 95 %.
+struct Middle {
+    value: f64,
+    low: f64,
+    high: f64,
+}
+
+/// How many values are below the true median is binomial: the normal approximation of that says which
+/// ones are its bounds. Of few values, the least and the greatest.
+fn middle(values: &[f64]) -> Middle {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let count = sorted.len() as f64;
+    let reach = 1.96 * count.sqrt() / 2.0;
+    let at = |index: f64| {
+        let index = index.clamp(0.0, (count - 1.0).max(0.0)) as usize;
+        sorted.get(index).copied().unwrap_or(f64::NAN)
+    };
+    Middle {
+        value: at((count / 2.0).floor()),
+        low: at((count / 2.0 - reach).floor()),
+        high: at((count / 2.0 + reach).ceil()),
     }
 }
 
@@ -76,22 +117,38 @@ async fn main() -> Result<()> {
         .for_each(|node| node.process.hush());
     let asked = cluster.nodes.last().context("a node")?;
     asked.add_model(&model.path)?;
-    let mut speeds = LEVELS.map(|level| Speeds {
-        level,
-        all: Vec::new(),
-    });
+    let levels = options.levels.iter();
+    let mut speeds: Vec<Speeds> = levels
+        .map(|level| Speeds {
+            level,
+            all: Vec::new(),
+        })
+        .collect();
     // The first answers fetch and load the layers.
-    for level in ["none", "critical"] {
+    for level in &options.levels {
         measure(asked, &model, &options, level, 0).await?;
     }
     for round in 0..options.rounds {
-        for level in &mut speeds {
+        for turn in 0..speeds.len() {
+            let whose = order(round, turn, speeds.len());
+            let Some(level) = speeds.get_mut(whose) else {
+                continue;
+            };
             let speed = measure(asked, &model, &options, level.level, round).await?;
             eprintln!("round {round}, {}: {speed:.1} tokens/s", level.level);
             level.all.push(speed);
         }
     }
     report(&options, &speeds)
+}
+
+/// Whose turn it is: each level is first as often as last, before and behind each other one.
+fn order(round: usize, turn: usize, levels: usize) -> usize {
+    let turned = (turn + round / 2) % levels;
+    match round.is_multiple_of(2) {
+        true => turned,
+        false => levels - 1 - turned,
+    }
 }
 
 /// One answer; how fast it came.
@@ -130,16 +187,17 @@ async fn listen(mut stream: Stream) -> Result<f64> {
 }
 
 fn report(options: &Options, speeds: &[Speeds]) -> Result<()> {
-    let base = speeds.first().map_or(0.0, Speeds::median);
+    let base = speeds.first().context("a level")?;
     println!(
-        "| level | tokens/s, median of {} | of `none` |",
-        options.rounds
+        "| level | tokens/s, median of {} | of `{}`, by round | with 95 % within |",
+        options.rounds, base.level
     );
-    println!("|---|---|---|");
+    println!("|---|---|---|---|");
     for level in speeds {
-        let median = level.median();
-        let share = 100.0 * median / base.max(1e-9);
-        println!("| `{}` | {median:.1} | {share:.1} % |", level.level);
+        let Middle { value, low, high } = level.by(base);
+        let (share, low, high) = (100.0 * value, 100.0 * low, 100.0 * high);
+        let (name, median) = (&level.level, level.median());
+        println!("| `{name}` | {median:.1} | {share:.1} % | {low:.1} to {high:.1} % |");
     }
     if let Some(path) = &options.out {
         let levels = speeds.iter().map(

@@ -33,6 +33,8 @@ pub struct Weighed {
     pub keep_ns: Option<u64>,
     /// Over the best route that there is.
     pub anew_ns: u64,
+    /// Until the next token, over the one that was chosen.
+    pub next_ns: u64,
 }
 
 impl Weighed {
@@ -54,14 +56,16 @@ pub(super) fn choose(request: &PlanRequest<'_>, best: Plan) -> Plan {
         stages.any(|stage| request.held.contains(&(stage.peer, stage.layers)))
     };
     let mended = mended(request).filter(keeps_some);
-    let weighed = Weighed {
+    let mut weighed = Weighed {
         keep_ns: mended.as_ref().map(|mended| price_ns(request, mended)),
         anew_ns: price_ns(request, &best),
+        next_ns: 0,
     };
     let chosen = match mended {
         Some(mended) if weighed.keeps() => mended,
         _ => best,
     };
+    weighed.next_ns = next_ns(request, &chosen);
     Plan {
         weighed: Some(weighed),
         ..chosen
@@ -71,14 +75,23 @@ pub(super) fn choose(request: &PlanRequest<'_>, best: Plan) -> Plan {
 /// Predicted time over a route until the answer is done: whoever has not these layers now gets them,
 /// computes what the session has so far, and then come the tokens.
 fn price_ns(request: &PlanRequest<'_>, plan: &Plan) -> u64 {
-    let Progress { computed, to_come } = request.progress;
+    let tokens = plan.token_ns.saturating_mul(request.progress.to_come);
+    rebuilt_ns(request, plan).saturating_add(tokens)
+}
+
+/// Predicted time over a route until the next token.
+fn next_ns(request: &PlanRequest<'_>, plan: &Plan) -> u64 {
+    rebuilt_ns(request, plan).saturating_add(plan.token_ns)
+}
+
+/// Predicted time until the newcomers have their layers and what the session has so far.
+fn rebuilt_ns(request: &PlanRequest<'_>, plan: &Plan) -> u64 {
     let newcomers = newcomers(request, plan);
-    let rebuilt = newcomers.fold(0, |sum: u64, stage| {
+    let position_ns = newcomers.fold(0, |sum: u64, stage| {
         sum.saturating_add(stage.token_ns / READS)
     });
-    readying_ns(request, plan)
-        .saturating_add(rebuilt.saturating_mul(computed))
-        .saturating_add(plan.token_ns.saturating_mul(to_come))
+    let computed = request.progress.computed;
+    readying_ns(request, plan).saturating_add(position_ns.saturating_mul(computed))
 }
 
 /// Those that have not these layers in the session now.

@@ -250,6 +250,16 @@ impl SessionActor {
                 replayed,
                 reason,
             }),
+            Command::FindStandIns {
+                epoch,
+                rows,
+                excluding,
+            } => self.find_stand_ins(epoch, rows, excluding, context),
+            Command::Wagered {
+                strategy,
+                races,
+                wager,
+            } => self.wagered(strategy, races, &wager),
             Command::Weighed { strategy, weighed } => self.weighed(strategy, &weighed),
             Command::Rebuilding {
                 way,

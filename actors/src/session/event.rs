@@ -5,6 +5,7 @@ use std::time::Duration;
 use accel_inference::LayerRange;
 use accel_p2p::PeerId;
 
+use super::recovery::wager::Wager;
 use super::recovery::{FaultKind, Remedy};
 use crate::error::Failure;
 use crate::planner::Weighed;
@@ -43,6 +44,12 @@ pub(crate) enum Event {
         epoch: u64,
         route: Vec<RouteStage>,
         weighed: Option<Weighed>,
+    },
+    /// Who could stand in for a peer of this epoch that may only be slow, and what that is worth.
+    StandInsFound {
+        epoch: u64,
+        route: Vec<RouteStage>,
+        wager: Wager,
     },
     /// A route that is better than the present one, or without a peer that wants to leave.
     MoveOffered { route: Vec<RouteStage> },
@@ -228,6 +235,19 @@ pub(crate) enum Command {
     Weighed {
         strategy: &'static str,
         weighed: Weighed,
+    },
+    /// Find out who could stand in for peers that may only be slow, without these; the present route was
+    /// asked again for a step of so many rows. No answer means that nobody can.
+    FindStandIns {
+        epoch: u64,
+        rows: u32,
+        excluding: Vec<PeerId>,
+    },
+    /// Stand-ins get ready beside the present route, or do not, by what that is worth.
+    Wagered {
+        strategy: &'static str,
+        races: bool,
+        wager: Wager,
     },
     /// The stages of the new epoch get the KV caches that they lack like this.
     Rebuilding {

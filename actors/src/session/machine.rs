@@ -111,8 +111,8 @@ pub(crate) struct Machine {
     newest: u64,
     /// A route that is got ready while the session runs.
     moving: Option<Move>,
-    /// Whether stand-ins are looked for that get ready beside the present route.
-    wants_race: bool,
+    /// For whom stand-ins are looked for, while the present route may still answer.
+    doubted: Option<PeerId>,
     /// Whether the session moved behind the last token.
     has_switched: bool,
     /// Stages that are live before the others of their epoch, and the positions that they have.
@@ -164,7 +164,7 @@ impl Machine {
             epoch: 0,
             newest: 0,
             moving: None,
-            wants_race: false,
+            doubted: None,
             has_switched: false,
             arrived: BTreeMap::new(),
             step: 0,
@@ -210,6 +210,11 @@ impl Machine {
             } => self.on_planned(epoch, route, weighed),
             Event::MoveOffered { route } => self.on_move_offered(route),
             Event::NoPlan { epoch, failure } => self.on_no_plan(epoch, failure),
+            Event::StandInsFound {
+                epoch,
+                route,
+                wager,
+            } => self.on_stand_ins_found(epoch, route, &wager),
             Event::Prepared {
                 epoch,
                 stage,

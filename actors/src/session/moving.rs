@@ -98,11 +98,7 @@ impl SessionActor {
             return;
         }
         let route = placement.route.clone();
-        self.endpoints.extend(placement.endpoints.clone());
-        // Until it has moved, steps may take as long as they do now.
-        let token_ns = self.spec.placement.token_ns.max(placement.token_ns);
-        self.spec.placement = placement;
-        self.spec.placement.token_ns = token_ns;
+        self.get_to_know(placement);
         self.mover.under_way = Some((why, Instant::now()));
         tracing::info!(session = %self.spec.id, why, "another route is got ready");
         self.feed(Event::MoveOffered { route }, context);
@@ -113,6 +109,7 @@ impl SessionActor {
 
     /// `before` is the route until now.
     pub(super) fn switching(&mut self, before: Vec<PeerId>) {
+        self.chronicle.switches();
         let Some((why, since)) = self.mover.under_way else {
             return;
         };

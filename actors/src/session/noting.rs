@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::actor::SessionActor;
 use super::recovery::FaultKind;
 use super::recovery::chronicle::Begun;
+use super::recovery::wager::Wager;
 use crate::planner::Weighed;
 
 impl SessionActor {
@@ -29,7 +30,25 @@ impl SessionActor {
         self.chronicle.weigh(strategy, weighed);
     }
 
+    /// Stand-ins get ready while the route may still answer, or do not.
+    pub(super) fn wagered(&mut self, strategy: &'static str, races: bool, wager: &Wager) {
+        tracing::info!(session = %self.spec.id, strategy, races, ?wager, "stand-ins were weighed");
+        if !self.is_beside() {
+            self.deps.telemetry.recovery().wagered(strategy);
+        }
+        self.chronicle.wager(strategy, races, wager);
+    }
+
+    /// What became of asking a route again.
+    fn note_odds(&self, answered: Option<bool>) {
+        if let Some(answered) = answered {
+            self.deps.placer.health.asked_again(answered);
+        }
+    }
+
     pub(super) fn recovering(&mut self, begun: Begun) {
+        let answered = self.chronicle.asks(&begun);
+        self.note_odds(answered);
         // A lane beside the first begins like a session that was interrupted.
         let begins = self.is_beside() && begun.fault == FaultKind::Interrupted;
         if !begins {
@@ -52,6 +71,8 @@ impl SessionActor {
     }
 
     pub(super) fn recovered(&mut self) {
+        let answered = self.chronicle.answers();
+        self.note_odds(answered);
         let stall = self.chronicle.end(Instant::now());
         tracing::info!(session = %self.spec.id, ?stall, "the answer goes on");
         if self.is_beside() {

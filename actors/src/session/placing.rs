@@ -2,7 +2,7 @@
 //! their leases alive.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use accel_p2p::PeerId;
 use accel_p2p::wire::{ControlReply, ControlRequest, Hop, Keep, PeerEndpoint};
@@ -11,9 +11,10 @@ use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use super::actor::SessionActor;
 use super::event::{Event, RouteStage, StageReport};
 use super::recovery::strategy;
+use super::recovery::wager::Wager;
 use crate::error::{Failure, SESSION_MOVED};
 use crate::evidence::sampling_wire;
-use crate::placement::Wanted;
+use crate::placement::{Placement, Wanted};
 
 impl SessionActor {
     pub(super) fn plan(
@@ -26,16 +27,7 @@ impl SessionActor {
         let deps = Arc::clone(&self.deps);
         let (model, shape) = (self.spec.model.clone(), Arc::clone(&self.spec.shape));
         let tokens = self.spec.max_tokens;
-        let wanted = Wanted {
-            excluding,
-            numerics: Some(self.spec.opening.numerics.clone()),
-            held: match anew {
-                true => Vec::new(),
-                false => self.held(),
-            },
-            progress: self.machine.progress(),
-            warm: self.warm(),
-        };
+        let wanted = self.wanted(excluding, anew);
         let bench = self.spec.bench.clone();
         let planning = async move {
             match bench {
@@ -65,6 +57,68 @@ impl SessionActor {
                 }
             });
         context.spawn(done);
+    }
+
+    fn wanted(&self, excluding: Vec<PeerId>, anew: bool) -> Wanted {
+        Wanted {
+            excluding,
+            numerics: Some(self.spec.opening.numerics.clone()),
+            held: match anew {
+                true => Vec::new(),
+                false => self.held(),
+            },
+            progress: self.machine.progress(),
+            warm: self.warm(),
+        }
+    }
+
+    /// Who could stand in for peers that may only be slow, and what that is worth.
+    pub(super) fn find_stand_ins(
+        &mut self,
+        epoch: u64,
+        rows: u32,
+        excluding: Vec<PeerId>,
+        context: &mut Context<Self>,
+    ) {
+        let deps = Arc::clone(&self.deps);
+        let (model, shape) = (self.spec.model.clone(), Arc::clone(&self.spec.shape));
+        let tokens = self.spec.max_tokens;
+        let wanted = self.wanted(excluding, false);
+        let patience = self.step_timeout(rows);
+        let looking = async move { deps.placer.place(&model, &shape, tokens, &wanted).await };
+        let done = looking
+            .into_actor(self)
+            .map(move |placed, session, context| {
+                let Ok(placement) = placed else {
+                    return;
+                };
+                let Some(weighed) = placement.plan.weighed else {
+                    return;
+                };
+                let wager = Wager {
+                    stand_ins: Duration::from_nanos(weighed.next_ns),
+                    patience,
+                    odds: session.deps.placer.health.odds(),
+                };
+                let route = placement.route.clone();
+                session.get_to_know(placement);
+                let found = Event::StandInsFound {
+                    epoch,
+                    route,
+                    wager,
+                };
+                session.feed(found, context);
+            });
+        context.spawn(done);
+    }
+
+    /// A route that the session may go over to; until then it goes on as it does.
+    pub(super) fn get_to_know(&mut self, placement: Placement) {
+        self.endpoints.extend(placement.endpoints.clone());
+        // Until it has moved, steps may take as long as they do now.
+        let token_ns = self.spec.placement.token_ns.max(placement.token_ns);
+        self.spec.placement = placement;
+        self.spec.placement.token_ns = token_ns;
     }
 
     pub(super) fn stage(&self, epoch: u64, stage: usize) -> Option<RouteStage> {

@@ -8,6 +8,7 @@
 //! | `progressive.rs` | resume, restart, then fail over to other peers |
 //! | `parallel.rs` | the same peers and stand-ins at once, where a peer may only be slow |
 //! | `coordinated.rs` | everything anew, where that is cheaper than to keep what is loaded |
+//! | `wager.rs` | what stand-ins are worth beside peers that may still answer |
 //! | `backoff.rs` | how long to wait before an attempt |
 //! | `chronicle.rs` | what a session remembers of its recoveries, for people and metrics |
 
@@ -17,6 +18,7 @@ mod coordinated;
 mod parallel;
 mod progressive;
 mod simple;
+pub(crate) mod wager;
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -27,6 +29,7 @@ use crate::error::Failure;
 use crate::planner::Weighed;
 use crate::tolerance::FaultTolerance;
 pub(crate) use backoff::Attempt;
+use wager::Wager;
 
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,6 +127,10 @@ pub(crate) trait Strategy: Debug + Sync {
     fn name(&self) -> &'static str;
     /// Whether a session never leaves the peers that it was placed on.
     fn keeps_peers(&self) -> bool;
+    /// Whether what is loaded counts for nothing when a route is planned.
+    fn plans_anew(&self) -> bool {
+        false
+    }
     /// What to do about a fault.
     fn decide(&self, fault: &Fault, attempt: Attempt) -> Decision;
 }
@@ -133,8 +140,9 @@ pub(crate) fn strategy(level: FaultTolerance) -> Option<&'static dyn Strategy> {
     match level {
         FaultTolerance::None => None,
         FaultTolerance::Low => Some(&simple::Simple),
-        FaultTolerance::Medium | FaultTolerance::Critical => Some(&progressive::Progressive),
-        FaultTolerance::High => Some(&parallel::Parallel),
+        FaultTolerance::Medium | FaultTolerance::High | FaultTolerance::Critical => {
+            Some(&progressive::Progressive)
+        }
     }
 }
 
@@ -144,6 +152,16 @@ pub(crate) fn by_price(usual: &'static dyn Strategy, weighed: &Weighed) -> &'sta
     match usual.keeps_peers() || weighed.keeps() {
         true => usual,
         false => &coordinated::Coordinated,
+    }
+}
+
+/// The strategy for a step that was not answered in time, of those that the level has, when somebody could
+/// stand in: its usual one where the route is only asked again, and `parallel` where stand-ins are worth
+/// more than they cost.
+pub(crate) fn by_wager(usual: &'static dyn Strategy, wager: &Wager) -> &'static dyn Strategy {
+    match usual.keeps_peers() || !wager.pays() {
+        true => usual,
+        false => &parallel::Parallel,
     }
 }
 

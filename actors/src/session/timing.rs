@@ -18,6 +18,14 @@ const ROWS_OF_OTHERS: u64 = 2 * CHUNK as u64;
 const GIVERS: Duration = Duration::from_millis(20);
 
 impl SessionActor {
+    /// How long a step of so many rows may take.
+    pub(super) fn step_timeout(&self, rows: u32) -> Duration {
+        let token_ns = self.spec.placement.token_ns;
+        let rows = u64::from(rows) * PATIENCE + ROWS_OF_OTHERS;
+        let expected = token_ns.saturating_mul(rows);
+        self.deps.limits.step_timeout + Duration::from_nanos(expected)
+    }
+
     pub(super) fn arm(&mut self, timer: Timer, context: &mut Context<Self>) {
         let limits = &self.deps.limits;
         let within = match timer {
@@ -27,12 +35,7 @@ impl SessionActor {
             Timer::Peers { .. } | Timer::Replicas => limits.peer_wait / PEER_WAITS,
             Timer::Pause { after, .. } => after,
             Timer::Feed { .. } => limits.step_timeout,
-            Timer::Step { rows, .. } => {
-                let token_ns = self.spec.placement.token_ns;
-                let rows = u64::from(rows) * PATIENCE + ROWS_OF_OTHERS;
-                let expected = token_ns.saturating_mul(rows);
-                limits.step_timeout + Duration::from_nanos(expected)
-            }
+            Timer::Step { rows, .. } => self.step_timeout(rows),
         };
         let handle = context.run_later(within, move |session, context| {
             session.feed(Event::Timeout(timer), context);

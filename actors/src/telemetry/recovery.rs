@@ -11,6 +11,7 @@ use super::{FAST, Maker, SLOW};
 pub(crate) struct Recovery {
     recoveries: IntCounterVec,
     replacements: IntCounterVec,
+    wagers: IntCounterVec,
     rebuilds: IntCounterVec,
     rebuild_priced: CounterVec,
     rebuild_took: CounterVec,
@@ -30,6 +31,11 @@ impl Recovery {
             replacements: make.labelled(
                 "accel_replacements_total",
                 "Routes weighed for sessions of this node after a fault, by the strategy that was cheaper",
+                &["strategy"],
+            ),
+            wagers: make.labelled(
+                "accel_wagers_total",
+                "Times that stand-ins were weighed while a route of this node's sessions was asked again, by the strategy that was cheaper",
                 &["strategy"],
             ),
             rebuilds: make.labelled(
@@ -71,6 +77,10 @@ impl Recovery {
 
     pub(crate) fn weighed(&self, strategy: &str) {
         self.replacements.with_label_values(&[strategy]).inc();
+    }
+
+    pub(crate) fn wagered(&self, strategy: &str) {
+        self.wagers.with_label_values(&[strategy]).inc();
     }
 
     pub(crate) fn rebuilding(&self, way: &str) {

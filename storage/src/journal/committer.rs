@@ -206,13 +206,19 @@ impl Committer {
             return Err(JournalError::Claimed { newest });
         }
         if position.closed {
-            return Err(JournalError::Closed);
+            if !is_newer {
+                return Err(JournalError::Closed);
+            }
+            // It ended for a coordinator before: the newer one goes on.
+            self.staged
+                .insert(record::key(session, Kind::Outcome), None);
         }
         self.put(session, Kind::Claim, &claim.to_le_bytes());
         self.put(session, Kind::Kept, &[]);
         let kept = Position {
             claim,
             kept: true,
+            closed: false,
             ..position
         };
         self.positions.insert(*session, kept);

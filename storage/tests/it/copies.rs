@@ -80,6 +80,31 @@ async fn a_node_that_claims_its_copy_writes_it_and_its_old_coordinator_does_not(
 }
 
 #[tokio::test]
+async fn what_ended_for_one_coordinator_goes_on_for_a_newer_one() {
+    let home = Home::new();
+    let journal = home.store.journal();
+    journal.open(SESSION, b"opening").await.unwrap();
+    let own = journal.append_as(SESSION, owner(0), 0, records(&["a"]));
+    own.await.unwrap();
+    let failed = journal.close_as(SESSION, owner(0), b"failed: cut off");
+    failed.await.unwrap();
+    assert!(is_claimed(journal.keep(SESSION, 0, b"opening").await, 0));
+    journal.keep(SESSION, 7, b"opening").await.unwrap();
+    let next = journal.append_as(SESSION, keeper(7), 1, records(&["b"]));
+    next.await.unwrap();
+    drop(journal);
+    let home = home.reopen();
+    let journal = home.store.journal();
+    let entry = journal.load(SESSION).unwrap().unwrap();
+    assert_eq!((entry.outcome, entry.claim), (None, 7));
+    let summary = journal.summary(SESSION).unwrap().unwrap();
+    assert_eq!(summary.closed_unix_ms, None);
+    journal.close_as(SESSION, keeper(7), b"done").await.unwrap();
+    let again = journal.keep(SESSION, 7, b"opening").await;
+    assert!(again.is_err(), "it ended for this one: {again:?}");
+}
+
+#[tokio::test]
 async fn nobody_makes_a_copy_of_a_session_that_this_node_coordinates() {
     let home = Home::new();
     let journal = home.store.journal();

@@ -37,9 +37,6 @@ impl Machine {
         route: Vec<RouteStage>,
         weighed: Option<Weighed>,
     ) {
-        if self.wants_race(epoch) {
-            return self.begin_race(route);
-        }
         if matches!(self.phase, Phase::Planning) && epoch == self.epoch {
             if let Some(weighed) = weighed {
                 self.choose_strategy(weighed);
@@ -50,9 +47,6 @@ impl Machine {
     }
 
     pub(super) fn on_no_plan(&mut self, epoch: u64, failure: Failure) {
-        if self.wants_race(epoch) {
-            return self.give_race_up();
-        }
         if matches!(self.phase, Phase::Planning) && epoch == self.epoch {
             if self.pardons_suspects() {
                 return self.plan(false);
@@ -118,8 +112,7 @@ impl Machine {
     pub(super) fn plan(&mut self, anew: bool) {
         let anew = anew || self.recovery.plans_anew();
         let epoch = self.epoch;
-        let refused = self.excluded.iter().copied();
-        let mut excluding: Vec<PeerId> = refused.chain(self.recovery.excluded()).collect();
+        let mut excluding: Vec<PeerId> = self.unwanted().collect();
         excluding.sort();
         excluding.dedup();
         self.out.push(Command::Plan {

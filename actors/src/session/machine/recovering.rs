@@ -36,10 +36,9 @@ pub(crate) struct Tolerance {
 /// What follows a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Then {
-    /// Steps are sent again to the stages, which are held meanwhile.
-    Resume,
-    /// The same, and stand-ins get ready.
-    Race,
+    /// Steps are sent again to the stages, which are held meanwhile. Where they may only be slow, stand-ins
+    /// are looked for.
+    Resume { looks: bool },
     /// The route is placed again; its stages are held meanwhile, unless they were given up.
     Restart { holds: bool },
     /// Another route is looked for, with nothing held.
@@ -48,10 +47,7 @@ pub(super) enum Then {
 
 impl Then {
     pub(super) fn holds_stages(self) -> bool {
-        matches!(
-            self,
-            Self::Resume | Self::Race | Self::Restart { holds: true }
-        )
+        matches!(self, Self::Resume { .. } | Self::Restart { holds: true })
     }
 }
 
@@ -62,7 +58,7 @@ pub(super) struct Recovery {
     attempts: u32,
     /// Peers that are gone, until they are heard of again.
     lost: Vec<PeerId>,
-    /// What decides until the next token, if a new route was better than a mended one.
+    /// What decides until the next token, if another strategy than the usual one was cheaper.
     leader: Option<&'static dyn Strategy>,
     /// Peers that did not do their part, until a token comes or nobody else is there.
     suspects: Vec<PeerId>,
@@ -87,7 +83,12 @@ impl Recovery {
 
     /// Whether what is loaded counts for nothing until the next token.
     pub(super) fn plans_anew(&self) -> bool {
-        self.leader.is_some()
+        self.leader.is_some_and(|leader| leader.plans_anew())
+    }
+
+    /// Who decides until the next token.
+    pub(super) fn led_by(&mut self, leader: Option<&'static dyn Strategy>) {
+        self.leader = leader;
     }
 
     /// Whether a fault happened after the last token.
@@ -216,8 +217,8 @@ impl Machine {
         match strategy.decide(&fault, attempt) {
             Decision::GiveUp(failure) => self.fail(failure),
             Decision::Try { remedy, after } => {
-                let then = self.then(remedy);
-                self.begin(strategy.name(), &fault, then);
+                let then = self.then(remedy, fault.kind);
+                self.begin(strategy.name(), &fault, (remedy, then));
                 self.pause(then, after);
             }
         }
@@ -253,20 +254,21 @@ impl Machine {
     }
 
     /// What a remedy comes to where the session stands.
-    fn then(&self, remedy: Remedy) -> Then {
+    fn then(&self, remedy: Remedy, fault: FaultKind) -> Then {
         let holds = self.holds_stages();
         match remedy {
-            Remedy::Resume if holds => Then::Resume,
-            Remedy::Race if holds => Then::Race,
+            Remedy::Resume | Remedy::Race if holds => Then::Resume {
+                looks: fault == FaultKind::StepTimeout,
+            },
             Remedy::Resume | Remedy::Race | Remedy::Restart => Then::Restart { holds },
             Remedy::FailOver => Then::FailOver { anew: false },
             Remedy::Replan => Then::FailOver { anew: true },
         }
     }
 
-    fn begin(&mut self, strategy: &'static str, fault: &Fault, then: Then) {
+    fn begin(&mut self, strategy: &'static str, fault: &Fault, (decided, then): (Remedy, Then)) {
         self.drop_move();
-        self.wants_race = false;
+        self.doubt_nobody();
         self.has_switched = false;
         self.arrived.clear();
         self.recovery.attempts += 1;
@@ -276,8 +278,7 @@ impl Machine {
             self.recovery.given = self.sent as u64;
         }
         let (remedy, replayed) = match then {
-            Then::Resume => (Remedy::Resume, 0),
-            Then::Race => (Remedy::Race, 0),
+            Then::Resume { .. } => (decided, 0),
             Then::Restart { .. } => (Remedy::Restart, self.sent),
             Then::FailOver { anew: false } => (Remedy::FailOver, self.sent),
             Then::FailOver { anew: true } => (Remedy::Replan, self.sent),
@@ -290,25 +291,28 @@ impl Machine {
             reason: self.recovery.reason.clone(),
         });
         let leaves = matches!(then, Then::FailOver { .. });
-        if leaves || then == Then::Race {
+        if leaves {
             self.suspect(fault.culprit);
         }
         if leaves && !self.may_keep() {
             self.release_all();
         }
-        if !matches!(then, Then::Resume | Then::Race) {
+        if !matches!(then, Then::Resume { .. }) {
             self.forget_steps();
         }
     }
 
     /// Whoever is to blame is not planned with. When nobody knows who, everyone has a turn.
     fn suspect(&mut self, culprit: Option<PeerId>) {
-        let suspects = &self.recovery.suspects;
-        let mut peers = self.route.iter().map(|stage| stage.peer);
-        let suspect = culprit.or_else(|| peers.find(|peer| !suspects.contains(peer)));
-        if let Some(peer) = suspect {
+        if let Some(peer) = self.next_suspect(culprit) {
             self.recovery.suspect(peer);
         }
+    }
+
+    pub(super) fn next_suspect(&self, culprit: Option<PeerId>) -> Option<PeerId> {
+        let suspects = &self.recovery.suspects;
+        let mut peers = self.route.iter().map(|stage| stage.peer);
+        culprit.or_else(|| peers.find(|peer| !suspects.contains(peer)))
     }
 
     fn pause(&mut self, then: Then, after: Duration) {
@@ -322,10 +326,11 @@ impl Machine {
 
     pub(super) fn after_pause(&mut self, then: Then) {
         match then {
-            Then::Resume => self.resume(),
-            Then::Race => {
+            Then::Resume { looks } => {
                 self.resume();
-                self.race();
+                if looks {
+                    self.look_for_stand_ins();
+                }
             }
             Then::Restart { .. } => self.restart(),
             Then::FailOver { anew } => self.place_again(anew),

@@ -1,6 +1,7 @@
 //! A whole swarm around the real machine, in simulated time: stages with the real fence, a network
-//! that loses, doubles, delays and reorders, peers that crash, come back, stall and slow down, a
-//! journal and a client. One seed decides everything. The rules are checked at every command
+//! that loses, doubles, delays, reorders and falls apart, peers that crash, come back, stall, slow down and
+//! have clocks that jump, journals and a client, and more than one coordinator, if the client goes elsewhere
+//! and the one before does not know. One seed decides everything. The rules are checked at every command
 //! (`checks.rs`); what a session owes its client in which weather is in `weather.rs`.
 //!
 //! | File | Holds |
@@ -9,10 +10,12 @@
 //! | `toy.rs` | a model whose tokens depend on everything before them |
 //! | `messages.rs` | what peers say |
 //! | `peer.rs` | a node with its stage; `peer/giving.rs`: what it kept and gives |
+//! | `desk.rs` | a coordinator: a machine, and what belongs to it |
 //! | `coordinator.rs` | what carries the machine's commands out |
 //! | `storm.rs` | faults |
-//! | `copies.rs` | peers that keep the journal |
-//! | `interruption.rs` | the coordinator crashes, the client is gone, and comes back |
+//! | `journals.rs` | what nodes have on their disks |
+//! | `copies.rs` | how peers come to keep the journal |
+//! | `interruption.rs` | the coordinator crashes, the client is gone, and comes back, perhaps elsewhere |
 //! | `moves.rs` | routes that are offered to a session that runs |
 //! | `checks.rs` | the rules |
 //! | `tests.rs` | many seeds, or one that failed |
@@ -21,7 +24,9 @@
 mod checks;
 mod coordinator;
 mod copies;
+mod desk;
 mod interruption;
+mod journals;
 pub(super) mod lanes;
 mod messages;
 mod moves;
@@ -31,41 +36,45 @@ mod tests;
 pub(super) mod toy;
 mod weather;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::fixtures::{self, Numbers};
-use super::{Machine, Opening, REPLICAS, Tolerance};
+use super::{Machine, Opening, Tolerance};
 use crate::session::event::{Event, Timer};
 use crate::session::rebuild::named;
 use crate::session::recovery::{FaultKind, Remedy, strategy};
-use crate::tolerance::FaultTolerance;
-use checks::Checks;
-use coordinator::Call;
-use copies::{Copies, Letter};
-use interruption::{Disk, Interruption};
+use checks::Rules;
+use copies::Letter;
+use desk::{Desk, View};
+use interruption::{Client, Interruption};
+use journals::Disk;
 use messages::{Effect, Finished, Held, Message, Report};
 use peer::Peer;
+use storm::Cut;
 use weather::{Millis, Promise, Weather};
 
 /// No session takes longer, whatever happens.
 const LONGEST: Millis = 600_000;
+/// The node that is asked first.
+const HOME: usize = 0;
 
 /// What happens at a time.
 #[derive(Debug)]
 enum Happening {
     /// The machine is told something, if it is still the one that it was meant for.
     Event(u32, Event),
-    /// A timer runs out, if it was not replaced.
-    Timer(u64, Timer),
+    /// A timer of a coordinator runs out, if it was not replaced.
+    Timer(u32, u64, Timer),
     Arrive {
         from: usize,
         to: usize,
         message: Message,
     },
-    Report(usize, Report),
+    /// From a stage, for the coordinator on a node.
+    Report(usize, usize, Report),
     Prepared {
         peer: usize,
         life: u32,
@@ -84,11 +93,14 @@ enum Happening {
     Return(usize),
     Stall(usize),
     Slow(usize),
+    Jump(usize),
+    Cut,
     Break,
     Calm,
-    /// The coordinator notices that a peer is gone.
-    Lost(usize),
-    Advert(usize),
+    /// A node notices that another is gone.
+    Lost(usize, usize),
+    /// A node hears of another.
+    Advert(usize, usize),
     Interrupt(Interruption),
     /// Another route is offered to the session.
     Offer,
@@ -105,30 +117,25 @@ struct Simulation {
     now: Millis,
     order: u64,
     queue: BTreeMap<(Millis, u64), Happening>,
-    machine: Machine,
     peers: Vec<Peer>,
-    /// Whom the coordinator is connected to.
-    connected: Vec<bool>,
-    /// When each peer's newest advert came.
-    heard: Vec<Millis>,
+    /// What each node knows of the others, and what it has on its disk.
+    views: Vec<View>,
+    disks: Vec<Disk>,
+    /// Coordinators, by their nodes.
+    desks: BTreeMap<usize, Desk>,
+    client: Client,
     /// When the newest message between two peers arrives.
     arrived: BTreeMap<(usize, usize), Millis>,
-    calls: BTreeMap<u64, Call>,
-    timer: u64,
-    journaled_at: Millis,
-    /// Counts machines.
-    process: u32,
-    /// Whether there is one that runs.
-    running: bool,
-    disk: Disk,
-    copies: Copies,
-    /// Tokens on their way to the client.
-    sent: VecDeque<(u64, String)>,
-    client_returns: bool,
+    /// Counts coordinators, and streams to replicas.
+    processes: u32,
+    streams: u64,
+    /// The newest under which anybody had the session.
+    newest_claim: u64,
     /// Until when things go wrong, once they do.
     storm: Option<Millis>,
     broken_until: Millis,
-    checks: Checks,
+    cuts: Vec<Cut>,
+    rules: Rules,
     tells: bool,
 }
 
@@ -139,6 +146,11 @@ pub(super) enum Seen {
     Rebuild(&'static str),
     Moved,
     MoveDropped,
+    Raced,
+    /// A coordinator began while another was at work.
+    Rivals,
+    /// A coordinator stopped because there is a newer one.
+    Deposed,
 }
 
 /// Plays one seed to its end; panics where a rule is broken. Gives the recoveries that it took.
@@ -148,70 +160,41 @@ pub(super) fn play(seed: u64, tells: bool) -> Vec<Seen> {
     if tells {
         println!("{weather:?}");
     }
-    let mut simulation = Simulation::new(seed, weather, rng, tells);
+    let mut simulation = Simulation::new(weather, rng, tells);
     simulation.run();
     simulation.conclude();
-    simulation.checks.seen()
+    simulation.rules.seen()
 }
 
 impl Simulation {
-    fn new(seed: u64, weather: Weather, mut rng: StdRng, tells: bool) -> Self {
+    fn new(weather: Weather, mut rng: StdRng, tells: bool) -> Self {
         let prompt: Vec<u32> = (0..weather.prompt)
             .map(|_| rng.random_range(0..toy::VOCAB))
             .collect();
         let limit = weather.prompt as u64 + weather.max_new;
         let count = weather.capacities.len();
-        let opening = Opening {
-            prompt: prompt.clone(),
-            max_new: weather.max_new,
-            vocab: toy::VOCAB,
-            row_bytes: 8,
-            kv_bytes: 8,
-        };
-        let tolerance = Tolerance {
-            strategy: strategy(weather.level),
-            salt: seed,
-            peer_wait: std::time::Duration::from_secs(30),
-            resumable: weather.interruptions > 0 || weather.level == FaultTolerance::High,
-            replicas: if weather.level == FaultTolerance::High {
-                REPLICAS
-            } else {
-                0
-            },
-            rebuild: weather.rebuild.and_then(named),
-            witnessed: false,
-        };
-        let text = Box::new(Numbers { stop: weather.stop });
-        let mut simulation = Self {
-            checks: Checks::new(prompt, &weather),
-            machine: Machine::new(opening, Vec::new(), text, tolerance),
-            peers: (0..count)
-                .map(|index| Peer::new(index, limit, weather.remembers[index]))
-                .collect(),
-            connected: vec![true; count],
-            heard: vec![0; count],
+        let peer = |index| Peer::new(index, limit, weather.remembers[index]);
+        Self {
+            rules: Rules::new(prompt, &weather),
+            peers: (0..count).map(peer).collect(),
+            views: (0..count).map(|_| View::of(count)).collect(),
+            disks: (0..count).map(|_| Disk::default()).collect(),
+            desks: BTreeMap::new(),
+            client: Client::default(),
             rng,
             weather,
             now: 0,
             order: 0,
             queue: BTreeMap::new(),
             arrived: BTreeMap::new(),
-            calls: BTreeMap::new(),
-            timer: 0,
-            journaled_at: 0,
-            process: 0,
-            running: true,
-            disk: Disk::default(),
-            copies: Copies::default(),
-            sent: VecDeque::new(),
-            client_returns: false,
+            processes: 0,
+            streams: 0,
+            newest_claim: 0,
             storm: None,
             broken_until: 0,
+            cuts: Vec::new(),
             tells,
-        };
-        let route = simulation.route(&[]).expect("there is room for all layers");
-        simulation.machine.route = route;
-        simulation
+        }
     }
 
     fn at(&mut self, time: Millis, happening: Happening) {
@@ -221,13 +204,12 @@ impl Simulation {
     }
 
     fn run(&mut self) {
-        for index in 1..self.peers.len() {
+        for index in 0..self.peers.len() {
             let first = self.rng.random_range(0..5_000);
             self.at(first, Happening::Renewal(index));
         }
         self.at(0, Happening::RenewLeases);
-        let first = self.machine.start();
-        self.execute(first);
+        self.ask();
         while let Some(((time, _), happening)) = self.queue.pop_first() {
             self.now = time;
             assert!(time < LONGEST, "it never ends");
@@ -238,20 +220,40 @@ impl Simulation {
         }
     }
 
+    /// Until when the node hangs for whose coordinator this is, if it does.
+    fn held_up(&self, happening: &Happening) -> Option<Millis> {
+        let at = match happening {
+            Happening::Event(process, _) | Happening::Timer(process, ..) => {
+                self.desk_of(*process)?
+            }
+            Happening::Report(_, at, _) | Happening::Lost(at, _) => *at,
+            Happening::Answer(call, _) => self.asker(*call)?,
+            Happening::LetterAnswered(_, stream, ..) => self.writer(*stream)?,
+            _ => return None,
+        };
+        let until = self.peers[at].stalled_until;
+        (until > self.now).then_some(until)
+    }
+
     fn happen(&mut self, happening: Happening) {
+        if let Some(until) = self.held_up(&happening) {
+            return self.at(until, happening);
+        }
         match happening {
             Happening::Event(process, event) => {
-                if process == self.process {
-                    self.feed(event);
+                if let Some(at) = self.desk_of(process) {
+                    self.feed(at, event);
                 }
             }
-            Happening::Timer(timer, what) => {
-                if timer == self.timer {
-                    self.feed(Event::Timeout(what));
+            Happening::Timer(process, timer, what) => {
+                if let Some(at) = self.desk_of(process)
+                    && self.desk(at).timer == timer
+                {
+                    self.feed(at, Event::Timeout(what));
                 }
             }
             Happening::Arrive { from, to, message } => self.arrive(from, to, message),
-            Happening::Report(from, report) => self.hear(from, report),
+            Happening::Report(from, at, report) => self.hear(from, at, report),
             Happening::Prepared {
                 peer,
                 life,
@@ -279,28 +281,39 @@ impl Simulation {
             Happening::Return(peer) => self.come_back(peer),
             Happening::Stall(peer) => self.stall(peer),
             Happening::Slow(peer) => self.slow_down(peer),
+            Happening::Jump(peer) => self.jump(peer),
+            Happening::Cut => self.cut(),
             Happening::Break => self.break_all(),
             Happening::Calm => self.calm(),
-            Happening::Lost(peer) => {
-                self.connected[peer] = false;
-                self.feed(Event::PeerLost(fixtures::peer(peer as u8)));
+            Happening::Lost(at, peer) => {
+                self.views[at].connected[peer] = false;
+                self.feed(at, Event::PeerLost(fixtures::peer(peer as u8)));
             }
-            Happening::Advert(peer) => self.hear_advert(peer),
+            Happening::Advert(at, peer) => self.hear_advert(at, peer),
             Happening::Interrupt(how) => self.interrupt(how),
             Happening::Offer => self.offer(),
             Happening::ClientReturns => self.client_returns(),
             Happening::Renewal(peer) => {
-                self.hear_advert(peer);
+                for at in 0..self.peers.len() {
+                    self.hear_advert(at, peer);
+                }
                 self.keep_advertising(peer);
             }
         }
     }
 
-    fn hear_advert(&mut self, peer: usize) {
-        if self.peers[0].up && self.advert(peer) {
-            self.connected[peer] = true;
-            self.heard[peer] = self.now;
-            self.feed(Event::PeerHeard(fixtures::peer(peer as u8)));
+    /// Adverts also come by way of others; connected is who can talk both ways.
+    fn hear_advert(&mut self, at: usize, peer: usize) {
+        let hears = self.peers[at].up && self.peers[at].stalled_until <= self.now;
+        if at == peer || !hears || !self.advert(peer) {
+            return;
+        }
+        let is_cut = self.is_cut(at, peer) || self.is_cut(peer, at);
+        let view = &mut self.views[at];
+        view.heard[peer] = self.now;
+        view.connected[peer] |= !is_cut;
+        if view.connected[peer] {
+            self.feed(at, Event::PeerHeard(fixtures::peer(peer as u8)));
         }
     }
 
@@ -337,7 +350,10 @@ impl Simulation {
         for effect in effects {
             match effect {
                 Effect::Answer(call, answer) => {
-                    for time in self.arrivals(peer, 0) {
+                    let Some(at) = self.asker(call) else {
+                        continue;
+                    };
+                    for time in self.arrivals(peer, at) {
                         self.at(time, Happening::Answer(call, answer));
                     }
                 }
@@ -359,17 +375,25 @@ impl Simulation {
                     self.at(done, Happening::Finished(peer, finished));
                 }
                 Effect::Send(to, message) => self.send(peer, to, message),
-                Effect::Report(report) => {
-                    for time in self.arrivals(peer, 0) {
-                        self.at(time, Happening::Report(peer, report.clone()));
+                Effect::Report(at, report) => {
+                    for time in self.arrivals(peer, at) {
+                        self.at(time, Happening::Report(peer, at, report.clone()));
                     }
                 }
             }
         }
     }
 
+    /// Who waits for the answer to a call.
+    fn asker(&self, call: u64) -> Option<usize> {
+        let mut desks = self.desks.iter();
+        let asked = desks.find(|(_, desk)| desk.calls.contains_key(&call));
+        asked.map(|(at, _)| *at)
+    }
+
     fn conclude(&mut self) {
-        self.checks.conclude(&self.weather);
+        let told = self.client.told.as_ref();
+        self.rules.conclude(told, &self.weather);
         let holds = |peers: &[Peer]| peers.iter().any(Peer::holds);
         if self.weather.promise == Promise::Undisturbed {
             assert!(!holds(&self.peers), "released, without waiting for leases");

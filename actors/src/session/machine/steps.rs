@@ -49,6 +49,10 @@ impl InFlight {
         self.end
     }
 
+    pub(super) fn rows(&self) -> usize {
+        self.end - self.position
+    }
+
     pub(super) fn is_step(&self, step: u64) -> bool {
         self.step == step
     }

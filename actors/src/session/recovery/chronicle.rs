@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use super::wager::Wager;
 use super::{FaultKind, Remedy};
 use crate::planner::Weighed;
 use crate::views::{Figure, RecoveryView};
@@ -31,6 +32,8 @@ pub(in crate::session) struct Chronicle {
     /// When the newest fault was noticed, and when stages were ready to go on after it.
     noticed: Option<Instant>,
     ready: Option<Instant>,
+    /// Whether the route was asked again, and has neither answered nor been given up.
+    asked_again: bool,
 }
 
 impl Chronicle {
@@ -41,7 +44,25 @@ impl Chronicle {
             moved: now,
             noticed: None,
             ready: None,
+            asked_again: false,
         }
+    }
+
+    /// A recovery begins. Whether the route had answered that was asked again before, if one was.
+    pub(in crate::session) fn asks(&mut self, begun: &Begun) -> Option<bool> {
+        let asks = matches!(begun.remedy, Remedy::Resume | Remedy::Race);
+        let asks_again = asks && begun.fault == FaultKind::StepTimeout;
+        std::mem::replace(&mut self.asked_again, asks_again).then_some(false)
+    }
+
+    /// A token came: the same, of a route that was not left.
+    pub(in crate::session) fn answers(&mut self) -> Option<bool> {
+        std::mem::take(&mut self.asked_again).then_some(true)
+    }
+
+    /// The route is left for another one that was ready first: nobody knows whether it would have answered.
+    pub(in crate::session) fn switches(&mut self) {
+        self.asked_again = false;
     }
 
     /// The session got on: a token came, or the stages are ready for the prompt.
@@ -75,6 +96,7 @@ impl Chronicle {
             rebuild: None,
             prices_ms: BTreeMap::new(),
             route_prices_ms: BTreeMap::new(),
+            timeout_prices_ms: BTreeMap::new(),
             rebuild_ms: None,
             stall_ms: None,
         });
@@ -101,6 +123,28 @@ impl Chronicle {
             Some((remedy.name(), Figure::predicted(millis)))
         });
         last.route_prices_ms = prices.collect();
+    }
+
+    /// Stand-ins were weighed against waiting, and the strategy follows from that.
+    pub(in crate::session) fn wager(&mut self, strategy: &'static str, races: bool, wager: &Wager) {
+        let Some(last) = self.shown.back_mut() else {
+            return;
+        };
+        let remedy = match races {
+            true => Remedy::Race,
+            false => Remedy::Resume,
+        };
+        strategy.clone_into(&mut last.strategy);
+        remedy.name().clone_into(&mut last.remedy);
+        let priced = [
+            (Remedy::Resume, wager.resume()),
+            (Remedy::Race, wager.race()),
+        ];
+        let prices = priced.map(|(remedy, price)| {
+            let millis = price.as_secs_f64() * 1000.0;
+            (remedy.name(), Figure::predicted(millis))
+        });
+        last.timeout_prices_ms = prices.into_iter().collect();
     }
 
     /// The stages get the KV caches that they lack like this, and so many positions are computed

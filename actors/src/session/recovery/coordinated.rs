@@ -17,6 +17,10 @@ impl Strategy for Coordinated {
         false
     }
 
+    fn plans_anew(&self) -> bool {
+        true
+    }
+
     fn decide(&self, fault: &Fault, attempt: Attempt) -> Decision {
         match given_up(fault, attempt) {
             Some(failure) => Decision::GiveUp(failure),

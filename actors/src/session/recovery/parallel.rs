@@ -1,8 +1,12 @@
 //! `parallel`: where a peer may only be slow, it is asked again while stand-ins get ready beside it; whoever
-//! is first has it, and the others are let go. A peer that is gone is replaced at once.
+//! is first has it, and the others are let go. A peer that is gone is replaced at once. It leads until the
+//! next token, where that is [worth it](super::wager).
 
 use super::progressive::{given_up, pause};
 use super::{Attempt, Decision, Fault, FaultKind, Remedy, Strategy};
+
+/// How often, behind the first attempt, before the route is given up.
+const RACES: u32 = 2;
 
 /// See the module.
 #[derive(Debug)]
@@ -22,7 +26,7 @@ impl Strategy for Parallel {
             return Decision::GiveUp(failure);
         }
         let remedy = match (fault.kind, attempt.number) {
-            (FaultKind::StepTimeout, 0) => Remedy::Race,
+            (FaultKind::StepTimeout, ..RACES) => Remedy::Race,
             _ => Remedy::FailOver,
         };
         let after = pause(attempt);

@@ -14,7 +14,10 @@ fn attempt(number: u32) -> Attempt {
 
 /// The remedies of a strategy for a fault that comes again and again, until it gives up.
 fn remedies(level: FaultTolerance, kind: FaultKind) -> Vec<Remedy> {
-    let strategy = strategy(level).expect("it has a strategy");
+    remedies_of(strategy(level).expect("it has a strategy"), kind)
+}
+
+fn remedies_of(strategy: &dyn Strategy, kind: FaultKind) -> Vec<Remedy> {
     let mut remedies = Vec::new();
     for number in 0..100 {
         match strategy.decide(&fault(kind), attempt(number)) {
@@ -55,18 +58,33 @@ fn progressive_tries_what_is_cheap_first_and_replaces_a_lost_peer_at_once() {
 }
 
 #[test]
-fn parallel_asks_a_peer_that_may_only_be_slow_and_others_at_once() {
+fn stand_ins_get_ready_beside_a_route_that_may_only_be_slow_where_that_is_worth_it() {
     use Remedy::{FailOver, Race};
-    let cases = [
-        (FaultKind::PeerLost, [FailOver, FailOver]),
-        (FaultKind::StepFailed, [FailOver, FailOver]),
-        (FaultKind::StepTimeout, [Race, FailOver]),
-    ];
-    for (kind, expected) in cases {
-        let remedies = remedies(FaultTolerance::High, kind);
-        assert_eq!(remedies[..2], expected, "{kind:?}");
-        assert_eq!(remedies.len(), 10, "{kind:?}");
+    let wager = |stand_ins| Wager {
+        stand_ins: Duration::from_secs(stand_ins),
+        patience: Duration::from_secs(10),
+        odds: wager::Odds::default(),
+    };
+    for level in [FaultTolerance::Medium, FaultTolerance::High] {
+        let usual = strategy(level).expect("it has a strategy");
+        assert_eq!(by_wager(usual, &wager(60)).name(), usual.name(), "{level}");
+        let parallel = by_wager(usual, &wager(1));
+        assert_eq!(parallel.name(), "parallel", "{level}");
+        let cases = [
+            (FaultKind::PeerLost, [FailOver, FailOver, FailOver]),
+            (FaultKind::StepFailed, [FailOver, FailOver, FailOver]),
+            (FaultKind::StepTimeout, [Race, Race, FailOver]),
+        ];
+        for (kind, expected) in cases {
+            assert_eq!(remedies_of(parallel, kind)[..3], expected, "{kind:?}");
+        }
     }
+    let simple = strategy(FaultTolerance::Low).expect("it has a strategy");
+    assert_eq!(
+        by_wager(simple, &wager(1)).name(),
+        "simple",
+        "it keeps its peers"
+    );
 }
 
 #[test]
@@ -74,6 +92,7 @@ fn the_route_is_planned_as_a_whole_where_that_is_cheaper_and_allowed() {
     let dear = Weighed {
         keep_ns: Some(200),
         anew_ns: 100,
+        next_ns: 0,
     };
     let bearable = Weighed {
         keep_ns: Some(125),

@@ -1,8 +1,11 @@
 //! Who wins when the present route and stand-ins are asked at once.
 
+use std::time::Duration;
+
 use super::super::fixtures::{self, peer, route};
 use crate::session::event::{Command, Drawn, Event, StageReport, Timer};
 use crate::session::machine::Machine;
+use crate::session::recovery::wager::{Odds, Wager};
 use crate::session::recovery::{FaultKind, Remedy};
 use crate::tolerance::FaultTolerance;
 
@@ -39,20 +42,40 @@ fn in_doubt() -> (Machine, Vec<Command>) {
     (machine, commands)
 }
 
+/// Peer 7 could stand in for peer 200, in so many seconds.
+fn found(machine: &mut Machine, seconds: u64) -> Vec<Command> {
+    let wager = Wager {
+        stand_ins: Duration::from_secs(seconds),
+        patience: Duration::from_secs(10),
+        odds: Odds::default(),
+    };
+    machine.on(Event::StandInsFound {
+        epoch: 1,
+        route: route(&[7, 201]),
+        wager,
+    })
+}
+
 /// The same, and peer 7 gets ready in place of peer 200.
 fn racing() -> Machine {
     let (mut machine, _) = in_doubt();
-    let commands = machine.on(Event::Planned {
-        epoch: 1,
-        route: route(&[7, 201]),
-        weighed: None,
-    });
-    let prepare = Command::Prepare {
+    let commands = found(&mut machine, 1);
+    let [
+        Command::Wagered {
+            strategy, races, ..
+        },
+        prepare,
+    ] = commands.as_slice()
+    else {
+        panic!("{commands:?}");
+    };
+    assert_eq!((*strategy, *races), ("parallel", true));
+    let expected = Command::Prepare {
         epoch: 2,
         stage: 0,
         keeps: false,
     };
-    assert_eq!(commands, [prepare]);
+    assert_eq!(*prepare, expected);
     machine
 }
 
@@ -78,8 +101,8 @@ fn whoever_may_only_be_slow_is_asked_again_and_stand_ins_are_looked_for() {
             command,
             Command::Recovering {
                 fault: FaultKind::StepTimeout,
-                strategy: "parallel",
-                remedy: Remedy::Race,
+                strategy: "progressive",
+                remedy: Remedy::Resume,
                 replayed: 0,
                 ..
             }
@@ -88,10 +111,12 @@ fn whoever_may_only_be_slow_is_asked_again_and_stand_ins_are_looked_for() {
     assert!(commands.iter().any(is_race), "{commands:?}");
     let again = |command: &Command| matches!(command, Command::Forward { step: 1, .. });
     assert!(commands.iter().any(again), "{commands:?}");
-    let Some(Command::Plan { excluding, .. }) = commands.last() else {
-        panic!("{commands:?}");
+    let expected = Command::FindStandIns {
+        epoch: 1,
+        rows: PROMPT as u32,
+        excluding: vec![peer(200)],
     };
-    assert_eq!(excluding, &[peer(200)]);
+    assert_eq!(commands.last(), Some(&expected));
 }
 
 #[test]
@@ -137,10 +162,49 @@ fn stand_ins_that_are_ready_first_have_the_session_and_nobody_waits_for_the_othe
 }
 
 #[test]
-fn a_race_that_nobody_can_enter_leaves_the_present_route_alone() {
+fn stand_ins_that_are_dearer_than_the_wait_leave_the_present_route_alone() {
     let (mut machine, _) = in_doubt();
-    let failure = crate::error::Failure::unavailable("no_peers", "none", "wait");
-    assert_eq!(machine.on(Event::NoPlan { epoch: 1, failure }), []);
+    let commands = found(&mut machine, 60);
+    let [
+        Command::Wagered {
+            strategy, races, ..
+        },
+    ] = commands.as_slice()
+    else {
+        panic!("{commands:?}");
+    };
+    assert_eq!((*strategy, *races), ("progressive", false));
     assert!(!token(&mut machine).is_empty());
     assert_eq!(machine.epoch(), 1);
+}
+
+#[test]
+fn stand_ins_that_are_found_when_the_answer_goes_on_are_not_needed() {
+    let (mut machine, _) = in_doubt();
+    token(&mut machine);
+    assert_eq!(found(&mut machine, 1), []);
+}
+
+#[test]
+fn who_does_not_answer_and_has_no_stand_in_is_asked_again_and_then_left() {
+    let (mut machine, _) = in_doubt();
+    let timeout = |epoch| {
+        Event::Timeout(Timer::Step {
+            epoch,
+            step: 1,
+            rows: 10,
+        })
+    };
+    let commands = machine.on(timeout(1));
+    let restarts = |command: &Command| {
+        matches!(
+            command,
+            Command::Recovering {
+                strategy: "progressive",
+                remedy: Remedy::Restart,
+                ..
+            }
+        )
+    };
+    assert!(commands.iter().any(restarts), "{commands:?}");
 }

@@ -159,6 +159,7 @@ fn a_route_that_was_planned_as_a_whole_is_so_planned_until_the_next_token() {
     let (mut machine, _) = running_over(2, 5);
     machine.on(Event::PeerLost(peer(201)));
     let dear = Weighed {
+        next_ns: 0,
         keep_ns: Some(200),
         anew_ns: 100,
     };

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use accel_p2p::PeerId;
 
 use super::Seen;
+use super::desk::Desk;
 use super::storm::DISK;
 use super::toy;
 use super::weather::{Promise, Weather};
@@ -15,57 +16,49 @@ use crate::session::machine::{CHUNK, Machine};
 use crate::tolerance::FaultTolerance;
 
 /// What was seen of a session, beside what it should be.
-pub(super) struct Checks {
+pub(super) struct Rules {
     prompt: Vec<u32>,
     expected: Vec<u32>,
     finish: FinishReason,
     stop: Option<u32>,
-    journaled: u64,
-    durable: u64,
-    emitted: u64,
     /// How many tokens the client has.
     pub(super) received: u64,
     text: String,
-    epoch: u64,
+    /// Every stage that was asked for, by any coordinator.
     prepared: BTreeSet<(u64, usize)>,
-    /// Who was asked to prepare and not told since that it is over.
-    obliged: BTreeMap<PeerId, u64>,
     /// Positions that each stage has or was sent, by epoch and stage, and the steps that they
     /// went in.
     lengths: BTreeMap<(u64, usize), u64>,
     steps: BTreeMap<(u64, u64), Command>,
-    /// Whether any stage was sent anything.
-    computed: bool,
     seen: Vec<Seen>,
-    pub(super) closed: Option<Outcome>,
 }
 
-impl Checks {
-    pub(super) fn new(prompt: Vec<u32>, weather: &Weather) -> Self {
-        let (expected, finish) = toy::answer(&prompt, weather.max_new, weather.stop);
-        Self {
-            prompt,
-            expected,
-            finish,
-            stop: weather.stop,
-            journaled: 0,
-            durable: 0,
-            emitted: 0,
-            received: 0,
-            text: String::new(),
-            epoch: 0,
-            prepared: BTreeSet::new(),
-            obliged: BTreeMap::new(),
-            lengths: BTreeMap::new(),
-            steps: BTreeMap::new(),
-            computed: false,
-            seen: Vec::new(),
-            closed: None,
-        }
-    }
+/// What a coordinator did.
+#[derive(Debug, Default)]
+pub(super) struct Conduct {
+    journaled: u64,
+    durable: u64,
+    emitted: u64,
+    epoch: u64,
+    /// Who was asked to prepare and not told since that it is over.
+    obliged: BTreeMap<PeerId, u64>,
+    /// Whether any stage was sent anything.
+    computed: bool,
+}
 
-    pub(super) fn prompt(&self) -> &[u32] {
-        &self.prompt
+impl Conduct {
+    /// One that goes on behind what the client has, with so many tokens on the disk.
+    pub(super) fn resumed(received: u64, durable: u64, epoch: u64) -> Self {
+        assert!(received <= durable, "the client has what is on no disk");
+        Self {
+            journaled: durable,
+            durable,
+            emitted: received,
+            // It may not have heard of the newest one: then the stages refuse its epochs.
+            epoch,
+            obliged: BTreeMap::new(),
+            computed: true,
+        }
     }
 
     /// Everything up to this token is on disk.
@@ -73,14 +66,52 @@ impl Checks {
         self.durable = self.durable.max(index + 1);
     }
 
+    fn prepare(&mut self, epoch: u64, peer: PeerId) {
+        assert!(epoch >= self.epoch, "epochs only grow");
+        self.epoch = epoch;
+        self.obliged.insert(peer, epoch);
+    }
+
+    fn told(&mut self, peer: PeerId, epoch: u64) {
+        if self.obliged.get(&peer).is_some_and(|by| *by <= epoch) {
+            self.obliged.remove(&peer);
+        }
+    }
+}
+
+impl Rules {
+    pub(super) fn new(prompt: Vec<u32>, weather: &Weather) -> Self {
+        let (expected, finish) = toy::answer(&prompt, weather.max_new, weather.stop);
+        Self {
+            prompt,
+            expected,
+            finish,
+            stop: weather.stop,
+            received: 0,
+            text: String::new(),
+            prepared: BTreeSet::new(),
+            lengths: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            seen: Vec::new(),
+        }
+    }
+
+    pub(super) fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
     /// Of what the machine commands, everything is as it should be.
-    pub(super) fn command(&mut self, command: &Command, machine: &Machine) {
-        assert!(self.closed.is_none(), "{command:?} after the end");
+    pub(super) fn command(&mut self, command: &Command, desk: &mut Desk) {
+        let Desk {
+            machine, conduct, ..
+        } = desk;
         let stages_of = |epoch| machine.route_of(epoch).len();
         match command {
             Command::Prepare { epoch, stage, .. } => {
                 let party = machine.party(*epoch, *stage).expect("somebody");
-                self.prepare(*epoch, *stage, party.peer);
+                let is_new = self.prepared.insert((*epoch, *stage));
+                assert!(is_new, "an epoch is used once");
+                conduct.prepare(*epoch, party.peer);
             }
             Command::Commit {
                 epoch,
@@ -92,11 +123,9 @@ impl Checks {
                 self.lengths.insert((*epoch, *stage), *length);
             }
             // What was computed may stay after an abort.
-            Command::Abort { .. } if self.computed => {}
+            Command::Abort { .. } if conduct.computed => {}
             Command::Abort { epoch, stage } | Command::Release { epoch, stage } => {
-                if self.obliged.get(&stage.peer).is_some_and(|by| by <= epoch) {
-                    self.obliged.remove(&stage.peer);
-                }
+                conduct.told(stage.peer, *epoch);
             }
             Command::Forward {
                 epoch,
@@ -116,14 +145,9 @@ impl Checks {
                     "a token of another epoch"
                 );
                 let rows = tokens.len();
-                self.step(
-                    command,
-                    machine,
-                    (*epoch, *step),
-                    0..=*until,
-                    *position,
-                    rows,
-                );
+                conduct.computed = true;
+                let fed = 0..=*until;
+                self.step(command, machine, (*epoch, *step), fed, *position, rows);
             }
             Command::Replay {
                 epoch,
@@ -135,6 +159,7 @@ impl Checks {
             } => {
                 let (fed, rows) = (stage + 1..=*until, *rows as usize);
                 assert!(!fed.is_empty() && *until < stages_of(*epoch));
+                conduct.computed = true;
                 self.step(command, machine, (*epoch, *step), fed, *position, rows);
             }
             Command::Copy {
@@ -148,32 +173,36 @@ impl Checks {
                 let layers = |n| machine.party(*epoch, n).map(|party| party.layers);
                 assert_eq!(layers(*donor), layers(*stage));
                 let (fed, rows) = (*stage..=*stage, *rows as usize);
+                conduct.computed = true;
                 self.step(command, machine, (*epoch, *step), fed, *position, rows);
             }
             Command::JournalToken { index, drawn } => {
-                assert_eq!(*index, self.journaled, "journaled in order, once");
+                assert_eq!(*index, conduct.journaled, "journaled in order, once");
+                conduct.journaled += 1;
                 self.is_expected(*index, drawn.token);
-                self.journaled += 1;
             }
             Command::Emit { index, drawn, .. } => {
-                assert_eq!(*index, self.emitted, "emitted in order, once");
-                assert!(*index < self.durable, "emitted before it was journaled");
+                assert_eq!(*index, conduct.emitted, "emitted in order, once");
+                assert!(*index < conduct.durable, "emitted before it was journaled");
+                conduct.emitted += 1;
                 self.is_expected(*index, drawn.token);
-                self.emitted += 1;
             }
             Command::Recovering { fault, remedy, .. } => {
                 self.seen.push(Seen::Recovery(*fault, *remedy));
             }
+            Command::Wagered { races: true, .. } => self.see(Seen::Raced),
             Command::Rebuilding { way, .. } => self.seen.push(Seen::Rebuild(way)),
             Command::Moved => self.seen.push(Seen::Moved),
             Command::MoveDropped => self.seen.push(Seen::MoveDropped),
             Command::Close(outcome) => {
-                let obliged = &self.obliged;
+                let obliged = &conduct.obliged;
                 assert!(
                     obliged.is_empty(),
                     "never told that it is over: {obliged:?}"
                 );
-                self.closed = Some(outcome.clone());
+                if let Outcome::Moved(_) = outcome {
+                    self.seen.push(Seen::Deposed);
+                }
             }
             Command::JournalOpen
             | Command::JournalClaim { .. }
@@ -181,6 +210,8 @@ impl Checks {
             | Command::Reconnect { .. }
             | Command::Recovered
             | Command::Weighed { .. }
+            | Command::FindStandIns { .. }
+            | Command::Wagered { .. }
             | Command::Switching { .. }
             | Command::FindReplicas { .. }
             | Command::OpenReplica { .. }
@@ -199,38 +230,9 @@ impl Checks {
         self.text.push_str(text);
     }
 
-    /// The coordinator is dead: it owes nobody anything, and leases run out.
-    pub(super) fn forgive(&mut self) {
-        self.obliged.clear();
-    }
-
-    /// Another machine goes on behind what the client has, with so many tokens on the disk.
-    pub(super) fn go_on(&mut self, durable: u64, epoch: u64) {
-        assert!(
-            self.received <= durable,
-            "the client has what is on no disk"
-        );
-        self.emitted = self.received;
-        (self.journaled, self.durable) = (durable, durable);
-        self.computed = true;
-        self.closed = None;
-        // It may not have heard of the newest one: then the stages refuse its epochs.
-        self.epoch = epoch;
-    }
-
     fn is_expected(&self, index: u64, token: u32) {
         let expected = self.expected.get(index as usize);
         assert_eq!(Some(&token), expected, "token {index} is another one");
-    }
-
-    fn prepare(&mut self, epoch: u64, stage: usize, peer: PeerId) {
-        assert!(epoch >= self.epoch, "epochs only grow");
-        assert!(
-            self.prepared.insert((epoch, stage)),
-            "an epoch is used once"
-        );
-        self.epoch = epoch;
-        self.obliged.insert(peer, epoch);
     }
 
     /// Every stage that a step is for gets every position once, in order, above what it has.
@@ -249,7 +251,6 @@ impl Checks {
             "only the newest epoch computes"
         );
         assert!(rows > 0 && rows <= CHUNK);
-        self.computed = true;
         if let Some(before) = self.steps.insert(name, command.clone()) {
             return assert_eq!(before, *command, "a repeat says something else");
         }
@@ -266,9 +267,13 @@ impl Checks {
         self.seen
     }
 
-    /// The session is over: is it as it was promised?
-    pub(super) fn conclude(&self, weather: &Weather) {
-        let outcome = self.closed.as_ref().expect("it ended");
+    pub(super) fn see(&mut self, seen: Seen) {
+        self.seen.push(seen);
+    }
+
+    /// The session is over, as the client was told: is it as it was promised?
+    pub(super) fn conclude(&self, outcome: Option<&Outcome>, weather: &Weather) {
+        let outcome = outcome.expect("it ended");
         let complete = Outcome::Done {
             finish: self.finish,
             completion_tokens: self.expected.len() as u64,
@@ -298,6 +303,10 @@ impl Checks {
             return;
         }
         assert_eq!(*outcome, complete);
+        if weather.broken_off {
+            // Whoever went away behind the last token did not get all of it.
+            return;
+        }
         assert_eq!(self.received, self.expected.len() as u64, "all of it");
         assert_eq!(self.text, self.expected_text());
     }

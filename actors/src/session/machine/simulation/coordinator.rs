@@ -11,12 +11,13 @@ use rand::seq::SliceRandom;
 use super::messages::{Held, Message, Replay, Report, Step};
 use super::storm::EXPIRY;
 use super::weather::Millis;
-use super::{Happening, Simulation, fixtures, toy};
+use super::{Happening, Machine, Simulation, fixtures, toy};
 use crate::error::{ErrorKind, Failure, MEMORY_IN_USE};
 use crate::planner::Weighed;
 use crate::session::event::{Command, Event, RouteStage, StageReport, Timer};
 use crate::session::incoming;
 use crate::session::machine::{PEER_WAITS, WAITS};
+use crate::session::recovery::wager::{Odds, Wager};
 use crate::stage::NEXT_STAGE_LOST;
 
 /// How long a call may go without an answer.
@@ -41,69 +42,167 @@ enum Ask {
 }
 
 impl Simulation {
-    pub(super) fn feed(&mut self, event: Event) {
-        if !self.running {
+    /// The coordinator on a node is told something, if there is one.
+    pub(super) fn feed(&mut self, at: usize, event: Event) {
+        let Some(desk) = self.desks.get_mut(&at) else {
             return;
-        }
+        };
         match &event {
             Event::Journaled { index } => {
-                self.disk.written(*index);
-                self.checks.durable(*index);
+                if !self.disks[at].is_of(desk.claim) {
+                    // Another has the session: its journal does not take it.
+                    return self.feed(at, Event::Deposed);
+                }
+                self.disks[at].written(*index);
+                desk.conduct.durable(*index);
             }
-            Event::Emitted { index } => self.deliver_some(*index),
+            Event::Emitted { index } => {
+                let index = *index;
+                self.deliver_some(at, index);
+            }
             _ => {}
         }
-        let commands = self.machine.on(event);
-        self.execute(commands);
+        let commands = self.desk(at).machine.on(event);
+        self.execute(at, commands);
     }
 
-    pub(super) fn execute(&mut self, commands: Vec<Command>) {
+    pub(super) fn execute(&mut self, at: usize, commands: Vec<Command>) {
         for command in commands {
             if self.tells {
-                println!("       -> {command:?}");
+                println!("     {at} -> {command:?}");
             }
-            self.check_replicas(&command);
-            self.checks.command(&command, &self.machine);
-            self.obey(command);
+            self.check_replicas(at, &command);
+            let desk = self.desks.get_mut(&at);
+            let desk = desk.unwrap_or_else(|| panic!("{command:?} after the end"));
+            self.rules.command(&command, desk);
+            self.obey(at, command);
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn obey(&mut self, at: usize, command: Command) {
         match command {
-            Command::JournalOpen => self.soon(Event::Opened),
-            Command::JournalClaim { claim } => {
-                self.disk.claim(claim);
-                self.soon(Event::Opened);
-            }
             Command::Plan {
                 epoch, excluding, ..
-            } => {
-                let event = match self.route(&excluding) {
-                    Some(route) => Event::Planned {
-                        epoch,
-                        route,
-                        weighed: self.weighed(),
-                    },
-                    None => Event::NoPlan {
-                        epoch,
-                        failure: Failure::unavailable("no_peers", "too few peers", "wait"),
-                    },
-                };
-                self.soon(event);
-            }
+            } => self.plan(at, epoch, &excluding),
             Command::Prepare {
                 epoch,
                 stage,
                 keeps,
-            } => self.call(epoch, stage, Ask::Prepare { keeps }),
+            } => self.call(at, epoch, stage, Ask::Prepare { keeps }),
             Command::Commit {
                 epoch,
                 stage,
                 length,
                 donor,
-            } => self.call(epoch, stage, Ask::Commit { length, donor }),
-            Command::Abort { epoch, stage } => self.end(stage.peer, &Message::Abort { epoch }),
-            Command::Release { epoch, stage } => self.end(stage.peer, &Message::Release { epoch }),
+            } => self.call(at, epoch, stage, Ask::Commit { length, donor }),
+            Command::Abort { epoch, stage } => self.end(at, stage.peer, &Message::Abort { epoch }),
+            Command::Release { epoch, stage } => {
+                self.end(at, stage.peer, &Message::Release { epoch });
+            }
+            Command::Forward { .. } | Command::Replay { .. } | Command::Copy { .. } => {
+                self.unleash();
+                self.set_going(at, command);
+            }
+            Command::FindStandIns {
+                epoch, excluding, ..
+            } => self.find_stand_ins(at, epoch, &excluding),
+            Command::FindReplicas { excluding } => self.find_replicas(at, &excluding),
+            Command::OpenReplica { peer, claim } => self.open_replica(at, peer, claim),
+            Command::DropReplica { peer } => self.drop_replica(at, peer),
+            Command::Arm(Timer::Replicas) => self.wait_for_replicas(at),
+            Command::Arm(timer @ Timer::Feed { .. }) => {
+                self.later(at, self.now + STEP, Event::Timeout(timer));
+            }
+            Command::Arm(timer) => self.arm(at, timer),
+            Command::Close(outcome) => self.closed(at, outcome),
+            Command::JournalOpen
+            | Command::JournalClaim { .. }
+            | Command::JournalToken { .. }
+            | Command::Emit { .. } => self.write(at, command),
+            Command::Reconnect { .. }
+            | Command::Recovering { .. }
+            | Command::Weighed { .. }
+            | Command::Wagered { .. }
+            | Command::Rebuilding { .. }
+            | Command::Recovered
+            | Command::Switching { .. }
+            | Command::Moved
+            | Command::MoveDropped => {}
+        }
+    }
+
+    fn plan(&mut self, at: usize, epoch: u64, excluding: &[PeerId]) {
+        let event = match self.route(at, excluding) {
+            Some(route) => Event::Planned {
+                epoch,
+                route,
+                weighed: self.weighed(),
+            },
+            None => Event::NoPlan {
+                epoch,
+                failure: Failure::unavailable("no_peers", "too few peers", "wait"),
+            },
+        };
+        self.soon(at, event);
+    }
+
+    /// Of what that is worth, anything may be believed.
+    fn find_stand_ins(&mut self, at: usize, epoch: u64, excluding: &[PeerId]) {
+        let Some(route) = self.route(at, excluding) else {
+            return;
+        };
+        let asked = self.rng.random_range(0..10);
+        let wager = Wager {
+            stand_ins: Duration::from_millis(self.rng.random_range(0..10_000)),
+            patience: Duration::from_secs(5),
+            odds: Odds {
+                asked,
+                answered: self.rng.random_range(0..=asked),
+            },
+        };
+        let found = Event::StandInsFound {
+            epoch,
+            route,
+            wager,
+        };
+        self.soon(at, found);
+    }
+
+    /// To the journal, and to the client.
+    fn write(&mut self, at: usize, command: Command) {
+        match command {
+            Command::JournalClaim { claim } => match self.disks[at].claim(claim) {
+                true => self.soon(at, Event::Opened),
+                false => self.soon(at, Event::Deposed),
+            },
+            Command::JournalToken { index, drawn } => {
+                let takes = self.rng.random_range(1..20);
+                self.replicate(at, drawn.clone());
+                let (now, desk) = (self.now, self.desk(at));
+                let claim = desk.claim;
+                desk.journaled_at = desk.journaled_at.max(now + takes);
+                let time = desk.journaled_at;
+                if self.disks[at].is_of(claim) {
+                    self.disks[at].write(index, drawn);
+                }
+                self.later(at, time, Event::Journaled { index });
+            }
+            Command::Emit { index, text, .. } => {
+                self.desk(at).sent.push_back((index, text));
+                let takes = match self.weather.slow_client {
+                    true => self.rng.random_range(1..2_000),
+                    false => self.rng.random_range(1..5),
+                };
+                self.later(at, self.now + takes, Event::Emitted { index });
+            }
+            _ => self.soon(at, Event::Opened),
+        }
+    }
+
+    /// What the stages are to do.
+    fn set_going(&mut self, at: usize, command: Command) {
+        let machine = &self.desks[&at].machine;
+        match command {
             Command::Forward {
                 epoch,
                 step,
@@ -112,19 +211,18 @@ impl Simulation {
                 until,
                 tokens,
             } => {
-                self.unleash();
-                let rows = tokens.into_iter().map(u64::from).collect();
-                let first = self.index(self.machine.route_of(epoch)[0].peer);
+                let first = machine.route_of(epoch)[0].peer;
                 let step = Step {
+                    coordinator: at,
                     epoch,
                     step,
                     position,
                     sample,
                     until,
-                    rows,
+                    rows: tokens.into_iter().map(u64::from).collect(),
                     claims: Vec::new(),
                 };
-                self.send(0, first, Message::Step(step));
+                self.send(at, self.index(first), Message::Step(step));
             }
             Command::Replay {
                 epoch,
@@ -134,7 +232,7 @@ impl Simulation {
                 rows,
                 until,
             } => {
-                let to = self.index(self.machine.route_of(epoch)[stage].peer);
+                let to = machine.route_of(epoch)[stage].peer;
                 let replay = Replay {
                     epoch,
                     step,
@@ -142,7 +240,7 @@ impl Simulation {
                     rows,
                     until,
                 };
-                self.send(0, to, Message::Replay(replay));
+                self.send(at, self.index(to), Message::Replay(replay));
             }
             Command::Copy {
                 epoch,
@@ -152,64 +250,26 @@ impl Simulation {
                 position,
                 rows,
             } => {
-                let donor = self.machine.party(epoch, donor);
-                let donor = donor.expect("a donor of the plan");
-                let from = self.index(donor.peer);
+                let donor = machine.party(epoch, donor).expect("a donor of the plan");
                 let copy = Replay {
                     epoch,
                     step,
                     position,
                     rows,
-                    until: self.index(self.machine.route_of(epoch)[stage].peer),
+                    until: self.index(machine.route_of(epoch)[stage].peer),
                 };
-                self.send(0, from, Message::Copy(copy));
+                self.send(at, self.index(donor.peer), Message::Copy(copy));
             }
-            Command::JournalToken { index, drawn } => {
-                self.disk.write(index, drawn.clone());
-                self.replicate(drawn);
-                let takes = self.rng.random_range(1..20);
-                self.journaled_at = self.journaled_at.max(self.now + takes);
-                self.later(self.journaled_at, Event::Journaled { index });
-            }
-            Command::Emit { index, text, .. } => {
-                self.sent.push_back((index, text));
-                let takes = match self.weather.slow_client {
-                    true => self.rng.random_range(1..2_000),
-                    false => self.rng.random_range(1..5),
-                };
-                self.later(self.now + takes, Event::Emitted { index });
-            }
-            Command::FindReplicas { excluding } => self.find_replicas(&excluding),
-            Command::OpenReplica { peer, claim } => self.open_replica(peer, claim),
-            Command::DropReplica { peer } => self.drop_replica(peer),
-            Command::Arm(Timer::Replicas) => self.wait_for_replicas(),
-            Command::Arm(timer @ Timer::Feed { .. }) => {
-                self.later(self.now + STEP, Event::Timeout(timer));
-            }
-            Command::Arm(timer) => self.arm(timer),
-            Command::Close(outcome) => self.closed(&outcome),
-            Command::Reconnect { .. }
-            | Command::Recovering { .. }
-            | Command::Weighed { .. }
-            | Command::Rebuilding { .. }
-            | Command::Recovered
-            | Command::Switching { .. }
-            | Command::Moved
-            | Command::MoveDropped => {}
+            _ => {}
         }
     }
 
-    pub(super) fn soon(&mut self, event: Event) {
+    pub(super) fn soon(&mut self, at: usize, event: Event) {
         let time = self.now + self.rng.random_range(1..10);
-        self.later(time, event);
+        self.later(at, time, event);
     }
 
-    /// The machine that runs now is told something, unless another takes its place before.
-    pub(super) fn later(&mut self, time: Millis, event: Event) {
-        self.at(time, Happening::Event(self.process, event));
-    }
-
-    fn arm(&mut self, timer: Timer) {
+    fn arm(&mut self, at: usize, timer: Timer) {
         let second: Millis = 1_000;
         let within = match timer {
             Timer::Givers { .. } => 20,
@@ -219,8 +279,10 @@ impl Simulation {
             Timer::Step { .. } | Timer::Feed { .. } => STEP,
             Timer::Pause { after, .. } => millis(after),
         };
-        self.timer += 1;
-        self.at(self.now + within, Happening::Timer(self.timer, timer));
+        let desk = self.desk(at);
+        desk.timer += 1;
+        let due = Happening::Timer(desk.process, desk.timer, timer);
+        self.at(self.now + within, due);
     }
 
     pub(super) fn index(&self, peer: PeerId) -> usize {
@@ -230,11 +292,12 @@ impl Simulation {
     }
 
     /// Any route over connected peers, as a planner might choose it.
-    pub(super) fn route(&mut self, excluding: &[PeerId]) -> Option<Vec<RouteStage>> {
+    pub(super) fn route(&mut self, at: usize, excluding: &[PeerId]) -> Option<Vec<RouteStage>> {
+        let view = &self.views[at];
         let usable = |index: &usize| {
-            let is_known = *index == 0 || self.now < self.heard[*index] + EXPIRY;
+            let is_known = *index == at || self.now < view.heard[*index] + EXPIRY;
             let is_wanted = !excluding.contains(&fixtures::peer(*index as u8));
-            is_known && is_wanted && self.connected[*index]
+            is_known && is_wanted && view.connected[*index]
         };
         let mut order: Vec<usize> = (0..self.peers.len()).filter(usable).collect();
         order.shuffle(&mut self.rng);
@@ -262,16 +325,19 @@ impl Simulation {
                 .random_bool(0.8)
                 .then(|| self.rng.random_range(0..1_000)),
             anew_ns: self.rng.random_range(0..1_000),
+            next_ns: 0,
         })
     }
 
-    fn call(&mut self, epoch: u64, stage: usize, ask: Ask) {
-        let party = self.machine.party(epoch, stage);
-        let RouteStage { peer, layers } = party.expect("somebody of the plan");
-        let to = self.index(peer);
+    fn call(&mut self, at: usize, epoch: u64, stage: usize, ask: Ask) {
         let call = self.order;
-        self.calls.insert(call, Call { epoch, stage, ask });
-        if !self.connected[to] {
+        let desk = self.desk(at);
+        let party = desk.machine.party(epoch, stage);
+        let RouteStage { peer, layers } = party.expect("somebody of the plan");
+        desk.calls.insert(call, Call { epoch, stage, ask });
+        let machine = &self.desks[&at].machine;
+        let to = self.index(peer);
+        if !self.views[at].connected[to] {
             return self.at(
                 self.now + 1,
                 Happening::Answer(call, Err("peer_unreachable")),
@@ -281,7 +347,7 @@ impl Simulation {
             Ask::Commit { length, donor } => Message::Commit {
                 call,
                 epoch,
-                route: self.route_indices(epoch),
+                route: self.route_indices(machine, epoch),
                 length,
                 donor: donor.map(|donor| self.index(donor)),
             },
@@ -290,21 +356,23 @@ impl Simulation {
                 epoch,
                 layers,
                 keeps,
-                only: stage >= self.machine.route_of(epoch).len(),
+                only: stage >= machine.route_of(epoch).len(),
             },
         };
         self.at(self.now + CALL, Happening::Answer(call, Err("peer_silent")));
-        self.send(0, to, message);
+        self.send(at, to, message);
     }
 
-    fn route_indices(&self, epoch: u64) -> Vec<usize> {
-        let stages = self.machine.route_of(epoch).iter();
+    fn route_indices(&self, machine: &Machine, epoch: u64) -> Vec<usize> {
+        let stages = machine.route_of(epoch).iter();
         stages.map(|stage| self.index(stage.peer)).collect()
     }
 
     /// The first answer counts.
     pub(super) fn answered(&mut self, call: u64, answer: Result<Held, &'static str>) {
-        let Some(Call { epoch, stage, ask }) = self.calls.remove(&call) else {
+        let mut desks = self.desks.iter_mut();
+        let asked = desks.find_map(|(at, desk)| Some((*at, desk.calls.remove(&call)?)));
+        let Some((at, Call { epoch, stage, ask })) = asked else {
             return;
         };
         let event = match (answer, ask) {
@@ -320,7 +388,7 @@ impl Simulation {
                 failure: self.refusal(code),
             },
         };
-        self.feed(event);
+        self.feed(at, event);
     }
 
     /// Of speeds, anything may be measured, or nothing.
@@ -345,12 +413,12 @@ impl Simulation {
     }
 
     /// An ending is told three times, since nobody says whether it was heard.
-    fn end(&mut self, peer: PeerId, message: &Message) {
+    fn end(&mut self, at: usize, peer: PeerId, message: &Message) {
         let to = self.index(peer);
         for attempt in 0..3 {
-            for time in self.arrivals(0, to) {
+            for time in self.arrivals(at, to) {
                 let arrives = Happening::Arrive {
-                    from: 0,
+                    from: at,
                     to,
                     message: message.clone(),
                 };
@@ -363,33 +431,32 @@ impl Simulation {
         if self.is_over() {
             return;
         }
-        if self.running && self.machine.is_held() {
-            for (peer, epoch) in self.machine.leased() {
-                let to = self.index(peer);
-                self.send(0, to, Message::Renew { epoch });
-            }
+        let held = self.desks.iter().filter(|(_, desk)| desk.machine.is_held());
+        let leased = held.flat_map(|(at, desk)| {
+            let leased = desk.machine.leased().into_iter();
+            leased.map(|(peer, epoch)| (*at, peer, epoch))
+        });
+        for (at, peer, epoch) in leased.collect::<Vec<_>>() {
+            self.send(at, self.index(peer), Message::Renew { epoch });
         }
         self.at(self.now + LEASES, Happening::RenewLeases);
     }
 
     /// Nobody is there. Whoever sent a step finds out now and then.
     pub(super) fn arrive_nowhere(&mut self, from: usize, to: usize, message: &Message) {
-        let (Message::Step(Step { epoch, .. })
-        | Message::Replay(Replay { epoch, .. })
-        | Message::Copy(Replay { epoch, .. })) = message
-        else {
-            return;
+        let (coordinator, epoch) = match message {
+            Message::Step(step) => (step.coordinator, step.epoch),
+            Message::Replay(replay) | Message::Copy(replay) => (from, replay.epoch),
+            _ => return,
         };
         if self.rng.random_range(0..10) < 3 {
             return;
         }
-        let (time, epoch) = (self.now + DIAL, *epoch);
-        if from != 0 {
+        let time = self.now + DIAL;
+        if from != coordinator {
             let code = NEXT_STAGE_LOST;
-            return self.at(
-                time,
-                Happening::Report(from, Report::Failed { epoch, code }),
-            );
+            let report = Report::Failed { epoch, code };
+            return self.at(time, Happening::Report(from, coordinator, report));
         }
         let peer = fixtures::peer(to as u8);
         let failure = Failure::unavailable("peer_unreachable", "nobody is there", "wait");
@@ -398,18 +465,29 @@ impl Simulation {
             peer,
             failure,
         };
-        self.later(time, unreachable);
+        if self.desks.contains_key(&from) {
+            self.later(from, time, unreachable);
+        }
     }
 
     /// A frame of the tensor plane came, and means what it means to the real actor.
-    pub(super) fn hear(&mut self, from: usize, report: Report) {
+    pub(super) fn hear(&mut self, from: usize, at: usize, report: Report) {
+        let Some(desk) = self.desks.get(&at) else {
+            return;
+        };
+        if let Report::Moved { claim } = report {
+            if claim == desk.claim {
+                self.feed(at, Event::Deposed);
+            }
+            return;
+        }
         let peers = |stages: &[RouteStage]| stages.iter().map(|stage| stage.peer).collect();
         let frame = frame(report);
-        let route: Vec<PeerId> = peers(self.machine.route_of(frame.epoch()));
-        let donors: Vec<PeerId> = peers(&self.machine.donors_of(frame.epoch()));
+        let route: Vec<PeerId> = peers(desk.machine.route_of(frame.epoch()));
+        let donors: Vec<PeerId> = peers(&desk.machine.donors_of(frame.epoch()));
         let event = incoming::event(&route, &donors, fixtures::peer(from as u8), frame);
         if let Some(event) = event {
-            self.feed(event);
+            self.feed(at, event);
         }
     }
 }
@@ -438,6 +516,7 @@ fn frame(report: Report) -> TensorFrame {
             step,
             length: 0,
         },
+        Report::Moved { .. } => unreachable!("no frame says that"),
         Report::Failed { epoch, code } => {
             TensorFrame::failed(session, epoch, 0, code, "the stage says so")
         }

@@ -9,27 +9,28 @@ use accel_p2p::PeerId;
 use rand::Rng;
 use rand::seq::SliceRandom;
 
+use super::journals::Disk;
 use super::storm::EXPIRY;
 use super::weather::Millis;
 use super::{Happening, Simulation, fixtures};
-use crate::error::{Failure, SESSION_MOVED};
+use crate::error::Failure;
 use crate::session::event::{Command, Drawn, Event, Timer};
 use crate::session::machine::{PEER_WAITS, REPLICAS};
 use crate::tolerance::FaultTolerance;
 
 /// How long a letter may go without an answer.
-const SILENCE: Millis = 5_000;
+pub(super) const SILENCE: Millis = 5_000;
 /// How long it takes to find that nobody is there.
 const DIAL: Millis = 300;
 
-/// What a peer keeps.
+/// A coordinator's ways to the peers that keep its journal.
 #[derive(Debug, Default)]
-struct Kept {
-    claim: u64,
-    tokens: Vec<Drawn>,
+pub(super) struct Post {
+    streams: BTreeMap<usize, Stream>,
+    /// What the replicas are to have.
+    log: Vec<Drawn>,
 }
 
-/// The way to a peer that keeps the journal.
 #[derive(Debug)]
 struct Stream {
     id: u64,
@@ -42,70 +43,23 @@ struct Stream {
 #[derive(Debug)]
 pub(super) struct Letter {
     stream: u64,
-    peer: usize,
+    from: usize,
+    to: usize,
     claim: u64,
     opens: bool,
     first: usize,
     tokens: Vec<Drawn>,
 }
 
-/// See the module.
-#[derive(Debug, Default)]
-pub(super) struct Copies {
-    kept: BTreeMap<usize, Kept>,
-    streams: BTreeMap<usize, Stream>,
-    /// What the replicas are to have.
-    log: Vec<Drawn>,
-    /// Counts streams.
-    opened: u64,
-}
-
-impl Copies {
-    /// Nobody writes any more; another machine goes on with so many tokens.
-    pub(super) fn begin(&mut self, tokens: Vec<Drawn>) {
-        self.streams.clear();
-        self.log = tokens;
+impl Post {
+    /// To begin with, the replicas are to have so much.
+    pub(super) fn of(log: Vec<Drawn>) -> Self {
+        let streams = BTreeMap::new();
+        Self { streams, log }
     }
 
-    /// What the peer answers: how many tokens it has of those that were sent.
-    fn take(&mut self, letter: Letter) -> Result<usize, &'static str> {
-        if letter.opens {
-            let kept = self.kept.entry(letter.peer).or_default();
-            if letter.claim < kept.claim {
-                return Err(SESSION_MOVED);
-            }
-            kept.claim = letter.claim;
-            return Ok(0);
-        }
-        let kept = self.kept.get_mut(&letter.peer).ok_or("journal")?;
-        if letter.claim != kept.claim {
-            return Err(SESSION_MOVED);
-        }
-        let end = letter.first + letter.tokens.len();
-        for (index, drawn) in (letter.first..).zip(letter.tokens) {
-            match kept.tokens.get(index) {
-                Some(before) => assert_eq!(*before, drawn, "two coordinators disagree"),
-                None => kept.tokens.push(drawn),
-            }
-        }
-        assert!(end <= kept.tokens.len(), "no gap");
-        Ok(end)
-    }
-
-    /// Whether a peer has anything.
-    pub(super) fn exist(&self) -> bool {
-        !self.kept.is_empty()
-    }
-
-    /// Whether a peer has so many tokens.
-    pub(super) fn have(&self, tokens: u64) -> bool {
-        let mut kept = self.kept.values();
-        kept.any(|kept| kept.tokens.len() as u64 >= tokens)
-    }
-
-    fn safe(&self, index: u64) -> usize {
-        let has = |kept: &&Kept| index < kept.tokens.len() as u64;
-        self.kept.values().filter(has).count()
+    fn has(&self, stream: u64) -> bool {
+        self.streams.values().any(|open| open.id == stream)
     }
 }
 
@@ -118,71 +72,90 @@ impl Simulation {
     }
 
     /// A token that is emitted is on as many other disks as was asked for.
-    pub(super) fn check_replicas(&self, command: &Command) {
+    pub(super) fn check_replicas(&self, at: usize, command: &Command) {
         if let Command::Emit { index, .. } = command
-            && !self.disk.has_ended()
+            && self.disks[at].ended().is_none()
         {
-            let safe = self.copies.safe(*index);
+            let safe = self.others_with(at, index + 1);
             assert!(safe >= self.replicas(), "token {index} is on {safe} peers");
         }
     }
 
-    pub(super) fn find_replicas(&mut self, excluding: &[PeerId]) {
+    /// How many other disks have so many tokens.
+    pub(super) fn others_with(&self, at: usize, tokens: u64) -> usize {
+        let disks = self.disks.iter().enumerate();
+        let has =
+            disks.filter(|(index, disk)| *index != at && disk.is_open() && disk.len() >= tokens);
+        has.count()
+    }
+
+    /// Whether others may have the session.
+    pub(super) fn others_may_have_it(&self) -> bool {
+        self.replicas() > 0 || self.disks.iter().any(Disk::may_leave)
+    }
+
+    pub(super) fn find_replicas(&mut self, at: usize, excluding: &[PeerId]) {
+        let view = &self.views[at];
         let usable = |index: &usize| {
             let is_wanted = !excluding.contains(&fixtures::peer(*index as u8));
-            let is_known = self.now < self.heard[*index] + EXPIRY;
-            is_wanted && is_known && self.connected[*index]
+            let is_known = self.now < view.heard[*index] + EXPIRY;
+            *index != at && is_wanted && is_known && view.connected[*index]
         };
-        let mut found: Vec<usize> = (1..self.peers.len()).filter(usable).collect();
+        let mut found: Vec<usize> = (0..self.peers.len()).filter(usable).collect();
         found.shuffle(&mut self.rng);
         let peers = found.iter().map(|index| fixtures::peer(*index as u8));
         let peers = peers.collect();
-        self.soon(Event::ReplicasFound { peers });
+        self.soon(at, Event::ReplicasFound { peers });
     }
 
-    pub(super) fn wait_for_replicas(&mut self) {
+    pub(super) fn wait_for_replicas(&mut self, at: usize) {
         let time = self.now + 30_000 / Millis::from(PEER_WAITS);
-        self.later(time, Event::Timeout(Timer::Replicas));
+        self.later(at, time, Event::Timeout(Timer::Replicas));
     }
 
-    pub(super) fn open_replica(&mut self, peer: PeerId, claim: u64) {
-        let peer = self.index(peer);
-        self.copies.opened += 1;
+    pub(super) fn open_replica(&mut self, at: usize, peer: PeerId, claim: u64) {
+        let to = self.index(peer);
+        self.streams += 1;
         let stream = Stream {
-            id: self.copies.opened,
+            id: self.streams,
             claim,
             sent: 0,
             is_busy: true,
         };
         let letter = Letter {
             stream: stream.id,
-            peer,
+            from: at,
+            to,
             claim,
             opens: true,
             first: 0,
             tokens: Vec::new(),
         };
-        self.copies.streams.insert(peer, stream);
+        self.desk(at).post.streams.insert(to, stream);
         self.post(letter);
     }
 
-    pub(super) fn drop_replica(&mut self, peer: PeerId) {
-        let peer = self.index(peer);
-        self.copies.streams.remove(&peer);
+    pub(super) fn drop_replica(&mut self, at: usize, peer: PeerId) {
+        let to = self.index(peer);
+        self.desk(at).post.streams.remove(&to);
     }
 
-    pub(super) fn replicate(&mut self, drawn: Drawn) {
-        self.copies.log.push(drawn);
-        let peers: Vec<usize> = self.copies.streams.keys().copied().collect();
+    pub(super) fn replicate(&mut self, at: usize, drawn: Drawn) {
+        let post = &mut self.desk(at).post;
+        post.log.push(drawn);
+        let peers: Vec<usize> = post.streams.keys().copied().collect();
         for peer in peers {
-            self.write_on(peer);
+            self.write_on(at, peer);
         }
     }
 
     /// Sends whatever has come together, once the letter before was answered.
-    fn write_on(&mut self, peer: usize) {
-        let Copies { streams, log, .. } = &mut self.copies;
-        let Some(stream) = streams.get_mut(&peer).filter(|stream| !stream.is_busy) else {
+    fn write_on(&mut self, at: usize, to: usize) {
+        let Some(desk) = self.desks.get_mut(&at) else {
+            return;
+        };
+        let Post { streams, log } = &mut desk.post;
+        let Some(stream) = streams.get_mut(&to).filter(|stream| !stream.is_busy) else {
             return;
         };
         let tokens = log.get(stream.sent..).unwrap_or_default().to_vec();
@@ -192,7 +165,8 @@ impl Simulation {
         stream.is_busy = true;
         let letter = Letter {
             stream: stream.id,
-            peer,
+            from: at,
+            to,
             claim: stream.claim,
             opens: false,
             first: stream.sent,
@@ -202,26 +176,61 @@ impl Simulation {
     }
 
     fn post(&mut self, letter: Letter) {
-        let (stream, peer) = (letter.stream, letter.peer);
-        let silent = Happening::LetterAnswered(peer, stream, letter.first, Err("peer_silent"));
+        let Letter {
+            stream, to, first, ..
+        } = letter;
+        let silent = Happening::LetterAnswered(to, stream, first, Err("peer_silent"));
         self.at(self.now + SILENCE, silent);
         let time = self.now + self.rng.random_range(1..=5);
         self.at(time, Happening::Letter(letter));
     }
 
     pub(super) fn letter_arrives(&mut self, letter: Letter) {
-        let peer = &self.peers[letter.peer];
+        let peer = &self.peers[letter.to];
         if peer.stalled_until > self.now {
             return self.at(peer.stalled_until, Happening::Letter(letter));
         }
-        let (index, stream, first) = (letter.peer, letter.stream, letter.first);
+        let Letter {
+            stream,
+            from,
+            to,
+            first,
+            ..
+        } = letter;
         let is_there = peer.up && self.now >= self.broken_until;
+        if self.is_cut(from, to) {
+            return;
+        }
         let (after, answer) = match is_there {
-            true => (self.rng.random_range(1..25), self.copies.take(letter)),
+            true => (self.rng.random_range(1..25), self.take_letter(letter)),
             false => (DIAL, Err("peer_unreachable")),
         };
-        let answered = Happening::LetterAnswered(index, stream, first, answer);
-        self.at(self.now + after, answered);
+        // What was kept is kept, also if nobody hears of it.
+        if !self.is_cut(to, from) {
+            let answered = Happening::LetterAnswered(to, stream, first, answer);
+            self.at(self.now + after, answered);
+        }
+    }
+
+    /// What the peer answers: how many tokens it has of those that were sent.
+    fn take_letter(&mut self, letter: Letter) -> Result<usize, &'static str> {
+        let disk = &mut self.disks[letter.to];
+        if !letter.opens {
+            return disk.append(letter.claim, letter.first, letter.tokens);
+        }
+        disk.keep(letter.claim)?;
+        // Its own coordinator of the session, if there is one, hears of that.
+        if self.desks.contains_key(&letter.to) {
+            self.soon(letter.to, Event::Deposed);
+        }
+        Ok(0)
+    }
+
+    /// Whose stream it is.
+    pub(super) fn writer(&self, stream: u64) -> Option<usize> {
+        let mut desks = self.desks.iter();
+        let found = desks.find(|(_, desk)| desk.post.has(stream));
+        found.map(|(at, _)| *at)
     }
 
     /// The first answer to the letter that is under way counts.
@@ -232,7 +241,10 @@ impl Simulation {
         first: usize,
         answer: Result<usize, &'static str>,
     ) {
-        let streams = &mut self.copies.streams;
+        let Some(at) = self.writer(stream) else {
+            return;
+        };
+        let streams = &mut self.desk(at).post.streams;
         let is_it = |open: &&mut Stream| open.id == stream && open.is_busy && open.sent == first;
         let Some(open) = streams.get_mut(&peer).filter(is_it) else {
             return;
@@ -242,28 +254,37 @@ impl Simulation {
             Ok(sent) => {
                 (open.sent, open.is_busy) = (sent, false);
                 let tokens = sent as u64;
-                self.feed(Event::Replicated { peer: id, tokens });
-                self.write_on(peer);
+                self.feed(at, Event::Replicated { peer: id, tokens });
+                self.write_on(at, peer);
             }
             Err(code) => {
                 streams.remove(&peer);
                 let failure = Failure::unavailable(code, "a replica is gone", "wait");
-                self.feed(Event::ReplicaLost { peer: id, failure });
+                self.feed(at, Event::ReplicaLost { peer: id, failure });
             }
         }
     }
 
     /// Whoever the client comes back to asks all peers that can be asked. Whether there is as much as
     /// the client has already.
-    pub(super) fn gather(&mut self) -> bool {
-        let can_be_asked = |index: usize| {
-            let peer = &self.peers[index];
-            peer.up && peer.stalled_until <= self.now && self.connected[index]
+    pub(super) fn gather(&mut self, at: usize) -> bool {
+        let can_be_asked = |index: &usize| {
+            let peer = &self.peers[*index];
+            let is_joined = !self.is_cut(at, *index) && !self.is_cut(*index, at);
+            peer.up
+                && peer.stalled_until <= self.now
+                && self.views[at].connected[*index]
+                && is_joined
         };
-        let kept = self.copies.kept.iter();
-        for (_, kept) in kept.filter(|(index, _)| can_be_asked(**index)) {
-            self.disk.adopt(kept.claim, &kept.tokens);
+        let others = (0..self.peers.len()).filter(|index| *index != at);
+        let others: Vec<usize> = others.filter(can_be_asked).collect();
+        for index in others {
+            if self.replicas() > 0 || self.disks[index].may_leave() {
+                let mut own = std::mem::take(&mut self.disks[at]);
+                own.adopt(&self.disks[index]);
+                self.disks[at] = own;
+            }
         }
-        self.checks.received <= self.disk.tokens().len() as u64
+        self.disks[at].is_open() && self.rules.received <= self.disks[at].len()
     }
 }

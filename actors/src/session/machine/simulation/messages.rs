@@ -45,6 +45,8 @@ pub(super) enum Message {
 /// Rows on their way from stage to stage.
 #[derive(Debug, Clone)]
 pub(super) struct Step {
+    /// Whose session it is.
+    pub(super) coordinator: usize,
     pub(super) epoch: u64,
     pub(super) step: u64,
     pub(super) position: u64,
@@ -101,6 +103,10 @@ pub(super) enum Report {
         epoch: u64,
         code: &'static str,
     },
+    /// Another coordinator has the session; in answer to one with this claim.
+    Moved {
+        claim: u64,
+    },
 }
 
 /// What comes of a message.
@@ -116,7 +122,8 @@ pub(super) enum Effect {
     /// So does computing; then comes the result.
     Compute(Finished),
     Send(usize, Message),
-    Report(Report),
+    /// To a coordinator.
+    Report(usize, Report),
 }
 
 /// A result, once it is computed.

@@ -18,16 +18,19 @@ impl Simulation {
     }
 
     pub(super) fn offer(&mut self) {
-        if let Some(route) = self.another_route() {
-            self.feed(Event::MoveOffered { route });
+        if let Some(at) = self.serving()
+            && let Some(route) = self.another_route(at)
+        {
+            self.feed(at, Event::MoveOffered { route });
         }
     }
 
     /// The present route with some stages in other hands, each perhaps in several.
-    fn another_route(&mut self) -> Option<Vec<RouteStage>> {
-        let route = self.machine.route.clone();
+    fn another_route(&mut self, at: usize) -> Option<Vec<RouteStage>> {
+        let route = self.desk(at).machine.route.clone();
         let taken: Vec<usize> = route.iter().map(|stage| self.index(stage.peer)).collect();
-        let is_free = |index: &usize| !taken.contains(index) && self.connected[*index];
+        let connected = &self.views[at].connected;
+        let is_free = |index: &usize| !taken.contains(index) && connected[*index];
         let mut free: Vec<usize> = (0..self.peers.len()).filter(is_free).collect();
         let mut offered = Vec::new();
         for stage in route {

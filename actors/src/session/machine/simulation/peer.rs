@@ -29,6 +29,8 @@ const KEPT: usize = 4;
 const ROW: usize = size_of::<u64>();
 
 struct Seat {
+    /// Who prepared it.
+    coordinator: usize,
     epoch: u64,
     layers: LayerRange,
     expires: Millis,
@@ -45,6 +47,7 @@ struct Cache {
 }
 
 struct Live {
+    coordinator: usize,
     at: usize,
     upstream: usize,
     donor: Option<usize>,
@@ -63,6 +66,8 @@ pub(super) struct Peer {
     pub(super) stalled_until: Millis,
     pub(super) busy_until: Millis,
     pub(super) slowness: Millis,
+    /// How much later it is by its clock than by that of others.
+    pub(super) ahead: Millis,
     index: usize,
     limit: u64,
     /// Whether it has memory for outputs.
@@ -87,6 +92,7 @@ impl Peer {
             stalled_until: 0,
             busy_until: 0,
             slowness: 1,
+            ahead: 0,
             index,
             limit,
             remembers,
@@ -111,7 +117,9 @@ impl Peer {
         self.seat.is_some()
     }
 
+    /// By the time of others.
     pub(super) fn expire(&mut self, now: Millis) {
+        let now = now + self.ahead;
         if self.seat.as_ref().is_some_and(|seat| seat.expires <= now) {
             self.leave();
         }
@@ -140,6 +148,7 @@ impl Peer {
         now: Millis,
         ill: bool,
     ) -> Vec<Effect> {
+        let now = now + self.ahead;
         match message {
             Message::Prepare { call, .. } if ill => {
                 vec![Effect::Answer(call, Err("insufficient_memory"))]
@@ -154,7 +163,7 @@ impl Peer {
                 let kept = self.take_over(epoch, layers, keeps);
                 match only && kept.is_none() {
                     true => vec![Effect::Answer(call, Err("nothing_kept"))],
-                    false => self.prepare(call, epoch, layers, kept, now),
+                    false => self.prepare(call, from, epoch, (layers, kept), now),
                 }
             }
             Message::Commit {
@@ -175,18 +184,29 @@ impl Peer {
                 self.end(epoch);
                 Vec::new()
             }
-            Message::Renew { epoch } => {
-                if let Some(seat) = self.seat(epoch) {
-                    seat.expires = now + LEASE;
-                }
-                Vec::new()
-            }
+            Message::Renew { epoch } => self.renew(from, epoch, now),
             Message::Step(step) => self.step(from, step, now, ill),
-            Message::Replay(replay) => self.replay(replay, now, ill),
-            Message::Copy(copy) => self.copy(copy, now, ill),
+            Message::Replay(replay) => self.replay(from, replay, now, ill),
+            Message::Copy(copy) => self.copy(from, copy, now, ill),
             Message::Rows(rows) => self.rows(from, &rows, now),
             Message::Complaint { epoch, code } => self.pass_on(from, epoch, code),
         }
+    }
+
+    fn renew(&mut self, from: usize, epoch: u64, now: Millis) -> Vec<Effect> {
+        if self.is_fenced(epoch) {
+            let claim = claim_of(epoch);
+            return vec![Effect::Report(from, Report::Moved { claim })];
+        }
+        if let Some(seat) = self.seat(epoch) {
+            seat.expires = now + LEASE;
+        }
+        Vec::new()
+    }
+
+    /// Whether a newer coordinator was here.
+    fn is_fenced(&self, epoch: u64) -> bool {
+        claim_of(self.newest()) > claim_of(epoch)
     }
 
     fn take_over(&mut self, epoch: u64, layers: LayerRange, keeps: bool) -> Option<Cache> {
@@ -204,22 +224,21 @@ impl Peer {
     fn prepare(
         &mut self,
         call: u64,
+        coordinator: usize,
         epoch: u64,
-        layers: LayerRange,
-        cache: Option<Cache>,
+        (layers, cache): (LayerRange, Option<Cache>),
         now: Millis,
     ) -> Vec<Effect> {
         if epoch <= self.newest() {
-            let is_fenced = claim_of(self.newest()) > claim_of(epoch);
-            let code = if is_fenced {
-                SESSION_MOVED
-            } else {
-                "stale_epoch"
+            let code = match self.is_fenced(epoch) {
+                true => SESSION_MOVED,
+                false => "stale_epoch",
             };
             return vec![Effect::Answer(call, Err(code))];
         }
         self.leave();
         self.seat = Some(Seat {
+            coordinator,
             epoch,
             layers,
             expires: now + LEASE,
@@ -274,10 +293,12 @@ impl Peer {
         if let Some(account) = &cache.account {
             account.truncate(length);
         }
+        let before = at.checked_sub(1).map(|before| route[before]);
         seat.live = Some(Live {
+            coordinator: seat.coordinator,
             at,
             donor,
-            upstream: at.checked_sub(1).map_or(0, |before| route[before]),
+            upstream: before.unwrap_or(seat.coordinator),
             next: route.get(at + 1).copied(),
             fence: Fence::new(epoch, length, limit),
             kept: VecDeque::new(),
@@ -308,7 +329,7 @@ impl Peer {
         let live = self.seat(epoch).and_then(|seat| seat.live.as_ref());
         match live {
             Some(live) if live.next == Some(from) => {
-                vec![Effect::Report(Report::Failed { epoch, code })]
+                vec![failed(live.coordinator, epoch, code)]
             }
             _ => Vec::new(),
         }
@@ -319,9 +340,10 @@ impl Peer {
         let lie = self.lies();
         let Some(seat) = &mut self.seat else {
             let code = "unknown_session";
-            let to_coordinator = Effect::Report(Report::Failed { epoch, code });
-            let upstream = Effect::Send(from, Message::Complaint { epoch, code });
-            return vec![if from == 0 { to_coordinator } else { upstream }];
+            return vec![match from == step.coordinator {
+                true => failed(from, epoch, code),
+                false => Effect::Send(from, Message::Complaint { epoch, code }),
+            }];
         };
         let Some(live) = seat.live.as_mut().filter(|live| live.upstream == from) else {
             return Vec::new();
@@ -342,16 +364,14 @@ impl Peer {
                     true => vec![Effect::Compute(live.compute(cache, life, step, lie))],
                     false => {
                         live.broken = true;
-                        let code = BOUNDARY_DISPUTED;
-                        vec![Effect::Report(Report::Failed { epoch, code })]
+                        vec![failed(live.coordinator, epoch, BOUNDARY_DISPUTED)]
                     }
                 }
             }
             Admission::Repeat => live.repeat(step.epoch, step.step),
             Admission::Stale { .. } => Vec::new(),
             Admission::Gap { .. } | Admission::TooLong { .. } | Admission::TooLarge => {
-                let code = "position_gap";
-                vec![Effect::Report(Report::Failed { epoch, code })]
+                vec![failed(live.coordinator, epoch, "position_gap")]
             }
         }
     }
@@ -369,7 +389,7 @@ impl Peer {
         }
         live.kept
             .push_back((finished.step, finished.result.clone()));
-        vec![onward(finished.result)]
+        vec![live.onward(finished.result)]
     }
 }
 
@@ -443,19 +463,20 @@ impl Live {
         let kept = self.kept.iter().find(|(known, _)| *known == step);
         let oldest = self.kept.front().map_or(0, |(step, _)| *step);
         match kept {
-            Some((_, result)) => vec![onward(result.clone())],
-            None if step < oldest => {
-                let code = "step_forgotten";
-                vec![Effect::Report(Report::Failed { epoch, code })]
-            }
+            Some((_, result)) => vec![self.onward(result.clone())],
+            None if step < oldest => vec![failed(self.coordinator, epoch, "step_forgotten")],
             None => Vec::new(),
+        }
+    }
+
+    fn onward(&self, result: Onward) -> Effect {
+        match result {
+            Onward::Next(next, step) => Effect::Send(next, Message::Step(step)),
+            Onward::Report(report) => Effect::Report(self.coordinator, report),
         }
     }
 }
 
-fn onward(result: Onward) -> Effect {
-    match result {
-        Onward::Next(next, step) => Effect::Send(next, Message::Step(step)),
-        Onward::Report(report) => Effect::Report(report),
-    }
+fn failed(coordinator: usize, epoch: u64, code: &'static str) -> Effect {
+    Effect::Report(coordinator, Report::Failed { epoch, code })
 }

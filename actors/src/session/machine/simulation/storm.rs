@@ -1,9 +1,11 @@
-//! Faults: when peers crash, come back, stall and slow down, and what becomes of messages.
+//! Faults: when peers crash, come back, stall, slow down and are cut off, when their clocks jump, and what
+//! becomes of messages.
 
 use rand::Rng;
+use rand::seq::SliceRandom;
 
-use super::weather::{Millis, Weather};
-use super::{Happening, Interruption, Simulation};
+use super::weather::{Millis, Promise, Weather};
+use super::{HOME, Happening, Interruption, Simulation};
 use crate::error::Failure;
 use crate::session::event::Event;
 
@@ -17,6 +19,14 @@ const SILENCE: Millis = 2_500;
 pub(super) const EXPIRY: Millis = 15_000;
 /// How often a peer says that it is there.
 const ADVERT: Millis = 5_000;
+
+/// Messages of some to some others are lost for a while.
+#[derive(Debug)]
+pub(super) struct Cut {
+    from: Vec<usize>,
+    to: Vec<usize>,
+    until: Millis,
+}
 
 impl Simulation {
     /// The session runs: from now on things go wrong.
@@ -32,46 +42,52 @@ impl Simulation {
             crashes,
             stalls,
             slow,
-            breaks,
-            broken_off,
+            jumps,
+            cuts,
+            interruptions,
             ..
         } = self.weather;
-        for _ in 0..crashes {
-            let (peer, at) = self.victim();
-            self.at(at, Happening::Crash(peer));
+        self.unleash_often(crashes, |this| Happening::Crash(this.victim()));
+        self.unleash_often(stalls, |this| Happening::Stall(this.anybody()));
+        self.unleash_often(slow, |this| Happening::Slow(this.victim()));
+        self.unleash_often(jumps, |this| Happening::Jump(this.anybody()));
+        self.unleash_often(cuts, |_| Happening::Cut);
+        self.unleash_often(interruptions, |this| {
+            Happening::Interrupt(Interruption::any(&mut this.rng))
+        });
+        self.unleash_once();
+    }
+
+    fn unleash_often(&mut self, times: u32, what: impl Fn(&mut Self) -> Happening) {
+        for _ in 0..times {
+            let at = self.now + self.rng.random_range(0..self.weather.window);
+            let happening = what(self);
+            self.at(at, happening);
         }
-        for _ in 0..stalls {
-            let (peer, at) = self.victim();
-            self.at(at, Happening::Stall(peer));
-        }
-        for _ in 0..slow {
-            let (peer, at) = self.victim();
-            self.at(at, Happening::Slow(peer));
-        }
-        if broken_off {
+    }
+
+    fn unleash_once(&mut self) {
+        if self.weather.broken_off {
             let at = self.now + self.rng.random_range(0..self.weather.window);
             let end = match self.rng.random() {
                 true => Event::Cancel,
                 false => Event::JournalFailed(Failure::internal(DISK)),
             };
-            self.later(at, end);
+            self.later(HOME, at, end);
         }
-        for _ in 0..self.weather.interruptions {
-            let at = self.now + self.rng.random_range(0..self.weather.window);
-            let how = Interruption::any(&mut self.rng);
-            self.at(at, Happening::Interrupt(how));
-        }
-        if breaks {
+        if self.weather.breaks {
             let at = self.now + self.rng.random_range(0..2_000);
             self.at(at, Happening::Break);
         }
     }
 
-    /// Some peer other than the coordinator, at some time of the storm.
-    fn victim(&mut self) -> (usize, Millis) {
-        let peer = self.rng.random_range(1..self.peers.len());
-        let after = self.rng.random_range(0..self.weather.window);
-        (peer, self.now + after)
+    fn anybody(&mut self) -> usize {
+        self.rng.random_range(0..self.peers.len())
+    }
+
+    /// Some peer other than the one that was asked first.
+    fn victim(&mut self) -> usize {
+        self.rng.random_range(1..self.peers.len())
     }
 
     pub(super) fn rages(&self) -> bool {
@@ -87,34 +103,61 @@ impl Simulation {
         self.rages() && Weather::one_in_thousand(share, &mut self.rng)
     }
 
+    /// The others notice now or later that a node is gone, or do not.
+    fn notice(&mut self, index: usize, latest: Millis) {
+        for at in 0..self.peers.len() {
+            if at != index && self.chance(80) {
+                let time = self.now + self.rng.random_range(0..latest);
+                self.at(time, Happening::Lost(at, index));
+            }
+        }
+    }
+
     pub(super) fn crash(&mut self, index: usize) {
         if !self.peers[index].up {
             return;
         }
+        self.coordinator_dies(index);
         self.peers[index].crash();
-        if self.chance(80) {
-            let notice = self.now + self.rng.random_range(0..SILENCE);
-            self.at(notice, Happening::Lost(index));
-        }
+        self.forget_others(index);
+        self.notice(index, SILENCE);
         if self.weather.return_soon {
             let back = self.now + self.rng.random_range(100..8_000);
             self.at(back, Happening::Return(index));
         }
     }
 
+    /// A node begins without knowing anybody.
+    fn forget_others(&mut self, index: usize) {
+        let long_ago = self.now.saturating_sub(EXPIRY);
+        let view = &mut self.views[index];
+        view.heard.fill(long_ago);
+        for (other, is_connected) in view.connected.iter_mut().enumerate() {
+            *is_connected = other == index;
+        }
+    }
+
     pub(super) fn come_back(&mut self, index: usize) {
-        if !self.peers[index].up {
-            self.peers[index].up = true;
-            let heard = self.now + self.rng.random_range(50..1_000);
-            self.at(heard, Happening::Advert(index));
+        if self.peers[index].up {
+            return;
+        }
+        self.peers[index].up = true;
+        for other in 0..self.peers.len() {
+            if other != index {
+                let greeting = self.now + self.rng.random_range(20..1_000);
+                self.at(greeting, Happening::Advert(other, index));
+                self.at(greeting, Happening::Advert(index, other));
+            }
         }
     }
 
     pub(super) fn stall(&mut self, index: usize) {
         let length = self.rng.random_range(100..8_000);
         self.peers[index].stalled_until = self.now + length;
-        if length > SILENCE && self.chance(80) {
-            self.at(self.now + SILENCE, Happening::Lost(index));
+        for at in 0..self.peers.len() {
+            if at != index && length > SILENCE && self.chance(80) {
+                self.at(self.now + SILENCE, Happening::Lost(at, index));
+            }
         }
     }
 
@@ -122,15 +165,90 @@ impl Simulation {
         self.peers[index].slowness = [3, 30, 300][self.rng.random_range(0..3)];
     }
 
+    /// A node's clock is suddenly later than everybody else's: its leases, timers and what it heard are
+    /// so much older.
+    pub(super) fn jump(&mut self, index: usize) {
+        // By its clock, a coordinator may have waited for long enough then.
+        let may_give_up = self.weather.promise == Promise::EndsWell;
+        let most = match self.desks.contains_key(&index) && !may_give_up {
+            true => 5_000,
+            false => 60_000,
+        };
+        let by = self.rng.random_range(500..most);
+        self.peers[index].ahead += by;
+        for heard in &mut self.views[index].heard {
+            *heard = heard.saturating_sub(by);
+        }
+        let Some(desk) = self.desks.get(&index) else {
+            return;
+        };
+        let is_due = |happening: &Happening| match happening {
+            Happening::Timer(process, ..) => *process == desk.process,
+            Happening::Answer(call, Err(_)) => desk.calls.contains_key(call),
+            _ => false,
+        };
+        let waiting = self.queue.iter();
+        let due: Vec<_> = waiting
+            .filter(|((time, _), waits)| *time < self.now + by && is_due(waits))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in due {
+            if let Some(happening) = self.queue.remove(&key) {
+                self.at(self.now, happening);
+            }
+        }
+    }
+
     /// All connections are gone for a moment; nobody forgets anything.
     pub(super) fn break_all(&mut self) {
         self.broken_until = self.now + BREAK;
         for index in 1..self.peers.len() {
             let noticed = self.now + self.rng.random_range(0..60);
-            self.at(noticed, Happening::Lost(index));
+            self.at(noticed, Happening::Lost(HOME, index));
             let mended = self.broken_until + self.rng.random_range(0..300);
-            self.at(mended, Happening::Advert(index));
+            self.at(mended, Happening::Advert(HOME, index));
         }
+    }
+
+    /// Some nodes and some others do not hear each other for a while, or only one side does not.
+    pub(super) fn cut(&mut self) {
+        let length = self.rng.random_range(100..self.weather.longest_cut);
+        let mut nodes: Vec<usize> = (0..self.peers.len()).collect();
+        nodes.shuffle(&mut self.rng);
+        let size = self.rng.random_range(1..nodes.len());
+        let (some, rest) = nodes.split_at(size);
+        let others = rest.get(..self.rng.random_range(1..=rest.len()));
+        let (some, others) = (some.to_vec(), others.unwrap_or(rest).to_vec());
+        let until = self.storm.unwrap_or_default().min(self.now + length);
+        let both_ways = self.chance(50);
+        self.cuts.push(Cut {
+            from: some.clone(),
+            to: others.clone(),
+            until,
+        });
+        if both_ways {
+            let (from, to) = (others.clone(), some.clone());
+            self.cuts.push(Cut { from, to, until });
+        }
+        for (one, other) in some
+            .iter()
+            .flat_map(|one| others.iter().map(|other| (*one, *other)))
+        {
+            // Who hears nothing closes the connection; the other end may learn of that.
+            let noticed = self.now + SILENCE + self.rng.random_range(0..500);
+            if noticed < until && self.chance(80) {
+                self.at(noticed, Happening::Lost(other, one));
+            }
+            if noticed < until && self.chance(80) {
+                self.at(noticed, Happening::Lost(one, other));
+            }
+        }
+    }
+
+    pub(super) fn is_cut(&self, from: usize, to: usize) -> bool {
+        let cuts =
+            |cut: &Cut| self.now < cut.until && cut.from.contains(&from) && cut.to.contains(&to);
+        self.cuts.iter().any(cuts)
     }
 
     /// The storm is over: who may come back is back, and everyone is as fast as before.
@@ -144,7 +262,7 @@ impl Simulation {
         }
     }
 
-    /// What a peer says of itself every few seconds.
+    /// What a peer says of itself every few seconds reaches another, or does not.
     pub(super) fn advert(&mut self, index: usize) -> bool {
         let peer = &self.peers[index];
         let speaks = peer.up && peer.stalled_until <= self.now;
@@ -163,7 +281,7 @@ impl Simulation {
         if from == to {
             return vec![self.now];
         }
-        if self.now < self.broken_until {
+        if self.now < self.broken_until || self.is_cut(from, to) {
             return Vec::new();
         }
         let (lost, doubled) = (self.weather.lost, self.weather.doubled);

@@ -9,8 +9,9 @@ use crate::session::recovery::{FaultKind, Remedy};
 
 /// Replays one seed, and tells what happens.
 const SEED: &str = "ACCEL_SIM_SEED";
-/// How many seeds are played otherwise.
+/// How many seeds are played otherwise, unless this says another number.
 const SEEDS: u64 = 10_000;
+const COUNT: &str = "ACCEL_SIM_SEEDS";
 
 #[test]
 fn whatever_the_network_and_the_peers_do_the_answer_is_the_one_without_faults() {
@@ -18,12 +19,14 @@ fn whatever_the_network_and_the_peers_do_the_answer_is_the_one_without_faults() 
         play(seed.parse().expect("a number"), true);
         return;
     }
+    let count = std::env::var(COUNT).map(|count| count.parse().expect("a number"));
+    let seeds = count.unwrap_or(SEEDS);
     let (next, seen) = (AtomicU64::new(0), Mutex::new(HashSet::new()));
     let play_all = || {
         let mut own = HashSet::new();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= SEEDS {
+            if seed >= seeds {
                 break;
             }
             let mut failing = Failing { seed, failed: true };
@@ -49,9 +52,10 @@ fn whatever_the_network_and_the_peers_do_the_answer_is_the_one_without_faults() 
     }
     assert!(seen.contains(&Seen::Recovery(PlacementFailed, Restart)));
     assert!(seen.contains(&Seen::Recovery(Interrupted, FailOver)));
-    assert!(seen.contains(&Seen::Recovery(StepTimeout, Race)));
+    assert!(seen.contains(&Seen::Raced));
     assert!(seen.contains(&Seen::Recovery(PeerLost, Replan)));
     assert!(seen.contains(&Seen::Moved) && seen.contains(&Seen::MoveDropped));
+    assert!(seen.contains(&Seen::Rivals) && seen.contains(&Seen::Deposed));
     for way in ["keep", "replay", "copy", "prefill"] {
         assert!(seen.contains(&Seen::Rebuild(way)), "never {way}");
     }

@@ -28,7 +28,7 @@ pub(super) struct Weather {
     pub(super) prompt: usize,
     pub(super) max_new: u64,
     pub(super) stop: Option<u32>,
-    /// How many layers each peer takes; the first peer is the coordinator, which does not fail.
+    /// How many layers each peer takes; the first peer is the one that is asked first.
     pub(super) capacities: Vec<u32>,
     /// Which peers have memory for outputs.
     pub(super) remembers: Vec<bool>,
@@ -49,6 +49,10 @@ pub(super) struct Weather {
     pub(super) crashes: u32,
     pub(super) stalls: u32,
     pub(super) slow: u32,
+    /// How often clocks jump, and how often some do not hear some others.
+    pub(super) jumps: u32,
+    pub(super) cuts: u32,
+    pub(super) longest_cut: Millis,
     /// Whether those that crash come back while the session may wait for them.
     pub(super) return_soon: bool,
     /// Whether all connections break, for a moment, and nothing else happens.
@@ -66,7 +70,7 @@ pub(super) struct Weather {
 impl Weather {
     pub(super) fn of(seed: u64, rng: &mut StdRng) -> Self {
         let fair = Self::fair(rng);
-        match seed % 13 {
+        match seed % 14 {
             0 => fair.safer(rng),
             1..=6 => Self::stormy(fair, rng).safer(rng),
             7 => Self::hopeless(fair, rng),
@@ -83,6 +87,7 @@ impl Weather {
                     ..Self::stormy(fair, rng).safer(rng)
                 }
             }
+            12 => Self::long(fair, rng).safer(rng),
             _ => {
                 let levels = [FaultTolerance::None, FaultTolerance::Low];
                 let level = levels[rng.random_range(0..2)];
@@ -119,6 +124,9 @@ impl Weather {
             crashes: 0,
             stalls: 0,
             slow: 0,
+            jumps: 0,
+            cuts: 0,
+            longest_cut: 8_000,
             return_soon: true,
             breaks: false,
             slow_client: rng.random_bool(0.1),
@@ -152,6 +160,8 @@ impl Weather {
             crashes: rng.random_range(0..=4),
             stalls: rng.random_range(0..=2),
             slow: rng.random_range(0..=1),
+            jumps: [0, 0, 1, 3][rng.random_range(0..4)],
+            cuts: [0, 0, 1, 4][rng.random_range(0..4)],
             ..fair
         }
     }
@@ -165,6 +175,21 @@ impl Weather {
             crashes: rng.random_range(3..=8),
             return_soon: rng.random_bool(0.3),
             broken_off: rng.random_bool(0.5),
+            ..Self::stormy(fair, rng)
+        }
+    }
+
+    /// A storm that outlasts what sessions wait for, and a client that comes back nevertheless.
+    fn long(fair: Self, rng: &mut StdRng) -> Self {
+        Self {
+            promise: Promise::EndsWell,
+            window: rng.random_range(30_000..=120_000),
+            lost: [10, 100, 400][rng.random_range(0..3)],
+            crashes: rng.random_range(3..=8),
+            cuts: rng.random_range(2..=12),
+            longest_cut: [8_000, 80_000][rng.random_range(0..2)],
+            max_new: rng.random_range(20..=80),
+            interruptions: rng.random_range(2..=6),
             ..Self::stormy(fair, rng)
         }
     }

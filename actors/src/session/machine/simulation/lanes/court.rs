@@ -54,7 +54,7 @@ impl Lanes {
                 };
                 self.testify(lane, (epoch, step), statement);
             }
-            Report::Token { .. } => {}
+            Report::Token { .. } | Report::Moved { .. } => {}
         }
     }
 

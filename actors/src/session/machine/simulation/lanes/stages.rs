@@ -93,6 +93,7 @@ impl Lanes {
                 assert!(known.skip(position as usize).take(tokens.len()).eq(&tokens));
                 let first = self.nodes(lane)[0];
                 let step = Step {
+                    coordinator: 0,
                     epoch,
                     step,
                     position,
@@ -133,6 +134,8 @@ impl Lanes {
             Command::Arm(timer) => self.arm(lane, timer),
             Command::Close(outcome) => self.closed(lane, outcome),
             Command::Copy { .. }
+            | Command::FindStandIns { .. }
+            | Command::Wagered { .. }
             | Command::FindReplicas { .. }
             | Command::OpenReplica { .. }
             | Command::DropReplica { .. } => panic!("not in a witnessed session: {command:?}"),
@@ -331,7 +334,7 @@ impl Lanes {
                     self.at(time, Happening::Finished(number, node, finished));
                 }
                 Effect::Send(to, message) => self.send(number, node, to, message),
-                Effect::Report(report) => {
+                Effect::Report(_, report) => {
                     self.at(now + next, Happening::Report(number, node, report))
                 }
             }

@@ -1,11 +1,17 @@
 //! What a peer has kept and gives to another, and what it takes: outputs, and rows of KV caches.
 
 use super::super::messages::{Effect, Finished, Message, Onward, Replay, Report, Rows, Step};
-use super::{LEASE, Millis, Peer, ROW};
+use super::{LEASE, Millis, Peer, ROW, failed};
 use crate::stage::fence::Admission;
 
 impl Peer {
-    pub(super) fn replay(&mut self, replay: Replay, now: Millis, ill: bool) -> Vec<Effect> {
+    pub(super) fn replay(
+        &mut self,
+        from: usize,
+        replay: Replay,
+        now: Millis,
+        ill: bool,
+    ) -> Vec<Effect> {
         let Replay {
             epoch,
             step,
@@ -13,7 +19,7 @@ impl Peer {
             rows,
             until,
         } = replay;
-        let failed = |code| vec![Effect::Report(Report::Failed { epoch, code })];
+        let failed = |code| vec![failed(from, epoch, code)];
         let Some(seat) = &mut self.seat else {
             return failed("unknown_session");
         };
@@ -27,6 +33,7 @@ impl Peer {
             return failed("outputs_missing");
         };
         let step = Step {
+            coordinator: from,
             epoch,
             step,
             position,
@@ -38,7 +45,13 @@ impl Peer {
         vec![Effect::Send(next, Message::Step(step))]
     }
 
-    pub(super) fn copy(&mut self, copy: Replay, now: Millis, ill: bool) -> Vec<Effect> {
+    pub(super) fn copy(
+        &mut self,
+        from: usize,
+        copy: Replay,
+        now: Millis,
+        ill: bool,
+    ) -> Vec<Effect> {
         let Replay {
             epoch,
             step,
@@ -46,7 +59,7 @@ impl Peer {
             rows,
             until: to,
         } = copy;
-        let failed = |code| vec![Effect::Report(Report::Failed { epoch, code })];
+        let failed = |code| vec![failed(from, epoch, code)];
         let Some(seat) = &mut self.seat else {
             return failed("unknown_session");
         };
@@ -100,10 +113,7 @@ impl Peer {
                 })]
             }
             Admission::Repeat => live.repeat(epoch, step),
-            _ => {
-                let code = "position_gap";
-                vec![Effect::Report(Report::Failed { epoch, code })]
-            }
+            _ => vec![failed(live.coordinator, epoch, "position_gap")],
         }
     }
 }
