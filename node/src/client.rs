@@ -10,6 +10,7 @@ use clap::Args;
 use reqwest::{Method, RequestBuilder, Response};
 use serde_json::Value;
 use thiserror::Error;
+use tokio::time::timeout;
 
 use crate::config::DEFAULT_API;
 use crate::failure::chain;
@@ -20,6 +21,8 @@ pub use sse::{Event, Events};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest silence: a busy node lets a request wait for its turn before it says anything.
 const READ_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long a node may take that is asked to go on with a stream, before another is.
+const RESUME_TIMEOUT: Duration = Duration::from_secs(12);
 /// How soon a machine that is gone is noticed in that silence.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const LAST_EVENT_ID: &str = "last-event-id";
@@ -54,6 +57,8 @@ pub enum ClientError {
     },
     #[error("the answer of {base} broke off: {problem}")]
     Broken { base: String, problem: String },
+    #[error("{base} has been silent for {seconds} s")]
+    Silent { base: String, seconds: u64 },
     #[error("{base} answered something that is not of this program: {problem}")]
     Strange { base: String, problem: String },
 }
@@ -66,7 +71,9 @@ impl ClientError {
                 "start a node with `accel up`, or name another with --api or ACCEL_API".into()
             }
             Self::Refused { hint, .. } => hint.clone(),
-            Self::Broken { .. } => "look at the log of the node, and try again".into(),
+            Self::Broken { .. } | Self::Silent { .. } => {
+                "look at the log of the node, and try again".into()
+            }
             Self::Strange { .. } => "check the address given by --api or ACCEL_API".into(),
         }
     }
@@ -192,7 +199,12 @@ impl Client {
         if let Some(id) = last_id {
             request = request.header(LAST_EVENT_ID, id);
         }
-        let response = self.send(request).await?;
+        let silent = |_| ClientError::Silent {
+            base: self.base.clone(),
+            seconds: RESUME_TIMEOUT.as_secs(),
+        };
+        let sending = timeout(RESUME_TIMEOUT, self.send(request)).await;
+        let response = sending.map_err(silent)??;
         Ok(Events::new(self.base.clone(), response))
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::PATIENCE;
 
@@ -248,6 +249,8 @@ pub struct Stream {
     next_id: Option<String>,
     last_id: Option<String>,
     complete: bool,
+    /// How long it may be silent, also of comments.
+    patience: Option<Duration>,
 }
 
 impl Stream {
@@ -260,7 +263,13 @@ impl Stream {
             next_id: None,
             last_id: None,
             complete: false,
+            patience: None,
         }
+    }
+
+    /// A silence of so long counts as its end.
+    pub fn hang_up_after(&mut self, silence: Duration) {
+        self.patience = Some(silence);
     }
 
     /// The session.
@@ -304,7 +313,12 @@ impl Stream {
                     None => continue,
                 }
             }
-            match self.response.chunk().await? {
+            let chunk = self.response.chunk();
+            let chunk = match self.patience {
+                Some(patience) => timeout(patience, chunk).await.context("it is silent")?,
+                None => chunk.await,
+            };
+            match chunk? {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk),
                 None => return Ok(None),
             }

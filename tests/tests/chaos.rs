@@ -27,7 +27,7 @@ fn chaos(out: &Path, args: &[&str]) -> Result<(i32, Value, String)> {
 fn every_answer_of_twenty_trials_is_the_undisturbed_one() -> Result<()> {
     let dir = tempfile::tempdir()?;
     // Has every kind of fault, with and without namespaces.
-    let args = ["--generated", "--seed", "137", "--trials", "20"];
+    let args = ["--generated", "--seed", "1417", "--trials", "20"];
     let (code, report, output) = chaos(dir.path(), &args)?;
     let left_out = report["left_out"].as_array().context("what was left out")?;
     for fault in left_out {
@@ -54,11 +54,17 @@ fn every_answer_of_twenty_trials_is_the_undisturbed_one() -> Result<()> {
         has("on_route", true.into()),
         "nothing was disturbed: {output}"
     );
+    let was_left_out = |fault: &str| left_out.iter().any(|row| row[0] == fault);
     for fault in [
         "coordinator-kill",
         "coordinator-restart",
         "coordinator-stop",
+        "coordinator-pause",
+        "coordinator-cut",
     ] {
+        if was_left_out(fault) {
+            continue;
+        }
         assert!(has("fault", fault.into()), "no {fault} came: {output}");
     }
     let markdown = fs::read_to_string(dir.path().join("chaos.md"))?;

@@ -25,8 +25,10 @@ use super::sse;
 /// How long the response's head waits for the first token: a failure before that has its own
 /// status, and the route is known.
 const FIRST_EVENT: Duration = Duration::from_secs(10);
+/// The same where a client has come back: it has other nodes to ask, should this one hang.
+const FIRST_AGAIN: Duration = Duration::from_secs(3);
 /// How long a stream is silent before it says that it is still there.
-const SILENCE: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_secs(2);
 const SESSION_HEADER: &str = "x-accel-session";
 const ROUTE_HEADER: &str = "x-accel-route";
 const REPLICAS_HEADER: &str = "x-accel-replicas";
@@ -60,7 +62,7 @@ pub async fn respond(
     let answer = form.answer(generation.id.clone(), generation.model.clone());
     if options.stream {
         let writer = Writer::new(answer, generation.prompt_tokens);
-        streamed(node, writer, generation.events).await
+        streamed(node, writer, generation.events, FIRST_EVENT).await
     } else {
         whole(node, answer, generation).await
     }
@@ -83,7 +85,7 @@ pub async fn go_on(
     if after.is_some() {
         writer.skip(seen_chars);
     }
-    streamed(node, writer, generation.events).await
+    streamed(node, writer, generation.events, FIRST_AGAIN).await
 }
 
 fn unknown_form(session: &str) -> ApiError {
@@ -133,8 +135,9 @@ async fn streamed(
     node: &NodeHandle,
     mut writer: Writer,
     mut events: Receiver<GenEvent>,
+    patience: Duration,
 ) -> Result<HttpResponse, ApiError> {
-    let first = timeout(FIRST_EVENT, events.recv()).await;
+    let first = timeout(patience, events.recv()).await;
     let first = first.ok().map(step);
     if let Some(Step::Failed(error)) = first {
         return Err(error);

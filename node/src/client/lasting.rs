@@ -1,6 +1,6 @@
 //! A stream of events that outlasts its connection: when that breaks, the client comes back to the
-//! node with the id of its last event, and the stream goes on from there. When the node is gone or
-//! stops, and others have the session's journal, the client comes back to one of these.
+//! node with the id of its last event, and the stream goes on from there. When the node is gone, stops or
+//! hangs, and others have the session's journal, the client comes back to one of these.
 
 use std::time::Duration;
 
@@ -80,6 +80,10 @@ impl Lasting {
             return Err(error);
         };
         self.learn_nodes();
+        if let ClientError::Silent { .. } = error {
+            // Whoever hangs would let it wait once more.
+            self.nodes.rotate_left(1);
+        }
         let since = *self.broken.get_or_insert_with(Instant::now);
         terminal::note(&format!("{error}; trying to go on"));
         while since.elapsed() + self.pause < PATIENCE {
@@ -140,7 +144,9 @@ impl Lasting {
 /// Whether it makes sense to try again.
 fn may_pass(error: &ClientError) -> bool {
     match error {
-        ClientError::Unreachable { .. } | ClientError::Broken { .. } => true,
+        ClientError::Unreachable { .. }
+        | ClientError::Broken { .. }
+        | ClientError::Silent { .. } => true,
         ClientError::Refused { code, .. } => MAY_PASS.contains(&code.as_str()),
         ClientError::Strange { .. } => false,
     }
@@ -197,6 +203,41 @@ mod tests {
         let again = "get /api/v1/sessions/5e55/stream ";
         assert!(second.starts_with(again), "{second}");
         assert!(second.contains("last-event-id: 5e55:1\r\n"), "{second}");
+    }
+
+    #[tokio::test]
+    async fn behind_a_node_that_hangs_another_one_is_asked_first() {
+        let hangs = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let api = hangs.local_addr().unwrap().to_string();
+        let elsewhere = other.local_addr().unwrap().to_string();
+        let hanging = tokio::spawn(async move {
+            let (mut stream, _) = request(&hangs).await;
+            let replicas = format!("x-accel-replicas: 12D3={elsewhere}\r\n");
+            let head = HEAD.replace("content-length", &format!("{replicas}content-length"));
+            let answer = format!("{head}id: 5e55:0\ndata: {{\"n\":0}}\n\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            (stream, hangs)
+        });
+        let answering = tokio::spawn(async move {
+            let (mut stream, asked) = request(&other).await;
+            let answer = format!("{HEAD}id: 5e55:1\ndata: {{\"n\":1}}\n\ndata: [DONE]\n\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            (stream, asked)
+        });
+        let address = NodeAddress { api, api_key: None };
+        let client = Client::new(&address).unwrap();
+        let body = serde_json::json!({});
+        let events = client.stream("/v1/completions", &body).await.unwrap();
+        let mut stream = Lasting::new(&client, events);
+        let _hanging = hanging.await.unwrap();
+        let mut seen = Vec::new();
+        while let Some(event) = stream.next().await.unwrap() {
+            seen.push(event.data["n"].as_u64().unwrap());
+        }
+        assert_eq!(seen, [0, 1]);
+        let (_stream, asked) = answering.await.unwrap();
+        assert!(asked.contains("last-event-id: 5e55:0\r\n"), "{asked}");
     }
 
     #[test]

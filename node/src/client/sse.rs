@@ -1,12 +1,18 @@
 //! Reads a stream of server-sent events.
 
+use std::time::Duration;
+
 use serde_json::Value;
+use tokio::time::timeout;
 
 use super::ClientError;
 use crate::failure::chain;
 
 /// The most bytes of one event.
 const MAX_EVENT: usize = 1 << 20;
+/// A node says every two seconds of a stream that it is still there. One that says nothing for so long
+/// hangs, or is cut off.
+const SILENCE: Duration = Duration::from_secs(6);
 const DONE: &str = "[DONE]";
 const SESSION: &str = "x-accel-session";
 const REPLICAS: &str = "x-accel-replicas";
@@ -81,7 +87,12 @@ impl Events {
                 }
                 continue;
             }
-            let part = self.response.chunk().await;
+            let Ok(part) = timeout(SILENCE, self.response.chunk()).await else {
+                return Err(ClientError::Silent {
+                    base: self.base.clone(),
+                    seconds: SILENCE.as_secs(),
+                });
+            };
             match part.map_err(|error| self.broken(chain(&error.without_url())))? {
                 Some(bytes) if self.buffer.push(&bytes) => {}
                 Some(_) => return Err(self.broken("an event has no end".into())),

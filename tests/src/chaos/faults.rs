@@ -1,6 +1,8 @@
 //! The kinds of fault, behind one small trait. A new one is a file and a line in [`ALL`].
 
+mod coordinator_cut;
 mod coordinator_kill;
+mod coordinator_pause;
 mod coordinator_restart;
 mod coordinator_stop;
 mod corrupt;
@@ -21,7 +23,7 @@ use super::{
 };
 
 /// Every kind that there is.
-pub const ALL: [&dyn Fault; 11] = [
+pub const ALL: [&dyn Fault; 13] = [
     &kill::Kill,
     &restart::Restart,
     &stop::Stop,
@@ -33,6 +35,8 @@ pub const ALL: [&dyn Fault; 11] = [
     &coordinator_kill::CoordinatorKill,
     &coordinator_restart::CoordinatorRestart,
     &coordinator_stop::CoordinatorStop,
+    &coordinator_pause::CoordinatorPause,
+    &coordinator_cut::CoordinatorCut,
 ];
 
 /// Something that happens to a node.
@@ -51,6 +55,11 @@ pub trait Fault: Sync {
 
     /// Whether a coordinator gives its answers time to end, and hands over those that do not.
     fn hands_over(&self) -> bool {
+        false
+    }
+
+    /// Whether a coordinator goes on afterwards as if nothing had happened: its answer may, too.
+    fn leaves_it_running(&self) -> bool {
         false
     }
 

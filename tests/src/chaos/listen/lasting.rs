@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Error, Result};
+use anyhow::{Context as _, Error, Result};
 use serde_json::Value;
-use tokio::time::sleep;
+use tokio::time::{error::Elapsed, sleep, timeout};
 
 use super::{Heard, lock, take};
 use crate::{
@@ -20,6 +20,10 @@ use crate::{
 
 /// How long it is tried to come back, without an event in between.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a stream is silent, also of comments, when its node hangs; and how long a node may take that is
+/// asked to go on.
+const SILENCE: Duration = Duration::from_secs(6);
+const RESUME_TIMEOUT: Duration = Duration::from_secs(12);
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -36,6 +40,8 @@ const MAY_PASS: [&str; 6] = [
 /// Why there is no more for now, or for good.
 struct Trouble {
     may_pass: bool,
+    /// Whether the node hangs, for all that is known.
+    is_silence: bool,
     why: String,
 }
 
@@ -81,6 +87,10 @@ impl Lasting {
             };
             if !trouble.may_pass || self.is_late() {
                 return Err(trouble.why);
+            }
+            if trouble.is_silence {
+                // Whoever hangs would let it wait once more.
+                self.order.rotate_left(1);
             }
             sleep(self.pause).await;
             self.pause = LONGEST_PAUSE.min(self.pause * 2);
@@ -144,6 +154,8 @@ impl Lasting {
             Ok(stream) => stream,
             Err(reply) => return Err(self.refused(&reply)),
         };
+        let mut stream = stream;
+        stream.hang_up_after(SILENCE);
         self.session = stream.session().map(str::to_owned);
         self.order.retain(|known| known != peer);
         self.order.insert(0, peer.to_owned());
@@ -156,7 +168,11 @@ impl Lasting {
 
     async fn open(&self, node: &Client) -> Result<Result<Stream, Reply>> {
         match &self.session {
-            Some(session) => node.go_on(session, self.last_id.as_deref()).await,
+            Some(session) => {
+                let asking = node.go_on(session, self.last_id.as_deref());
+                let asked = timeout(RESUME_TIMEOUT, asking).await;
+                asked.context("it does not answer")?
+            }
             None => node.begin(&self.request).await,
         }
     }
@@ -184,6 +200,7 @@ impl Lasting {
             }
             None => Trouble {
                 may_pass: false,
+                is_silence: false,
                 why,
             },
         }
@@ -197,6 +214,7 @@ impl Lasting {
         self.prefer(&named);
         Trouble {
             may_pass: MAY_PASS.contains(&error["code"].as_str().unwrap_or_default()),
+            is_silence: false,
             why: error.to_string(),
         }
     }
@@ -205,6 +223,7 @@ impl Lasting {
 fn broken(error: Error) -> Trouble {
     Trouble {
         may_pass: true,
+        is_silence: error.is::<Elapsed>(),
         why: format!("{error:#}"),
     }
 }

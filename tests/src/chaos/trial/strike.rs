@@ -29,6 +29,9 @@ const LATEST: usize = 950;
 /// Tokens that stages may have computed before they are shown: they wait for the journal meanwhile.
 const UNDER_WAY: usize = 16;
 
+/// A coordinator that takes longer to answer hangs or is cut off.
+const PROMPT: Duration = Duration::from_secs(2);
+
 /// A fault that is to end.
 struct Passing {
     fault: &'static dyn Fault,
@@ -110,7 +113,12 @@ impl Striker {
             _ => watched.session.as_ref(),
         };
         let view = match (session, swarm.directory().client(&watched.at)) {
-            (Some(session), Some(client)) => client.session(session).await,
+            (Some(session), Some(client)) => {
+                let asked = tokio::time::timeout(PROMPT, client.session(session)).await;
+                asked
+                    .map_err(|_| anyhow!("the coordinator does not answer"))
+                    .flatten()
+            }
             _ => Err(anyhow!("the watched session is nowhere")),
         };
         match view {
@@ -184,7 +192,7 @@ impl Striker {
         landed.on_route = self.route().contains(&peer.as_str());
         let is_needed = match blow.target {
             Target::Peer => landed.on_route && fault.for_good(),
-            Target::Coordinator => !fault.hands_over(),
+            Target::Coordinator => !fault.hands_over() && !fault.leaves_it_running(),
         };
         // A peer may do its part until it is struck, and a coordinator nothing afterwards.
         let had_more = self.has_more(swarm, watched).await?;
