@@ -150,6 +150,7 @@ impl Placer {
         shape: &ModelShape,
         tokens: u32,
         wanted: &Wanted,
+        cuts_anew: bool,
     ) -> Option<Better> {
         let records = snapshot(&self.directory).await;
         let is_held = |peer| wanted.held.iter().any(|(held, _)| *held == peer);
@@ -173,7 +174,7 @@ impl Placer {
             progress: wanted.progress,
             warm: &wanted.warm,
         };
-        let (plan, why) = better(&request)?;
+        let (plan, why) = better(&request, cuts_anew)?;
         Some(Better {
             placement: placement(plan, &records, model),
             why: why.name(),

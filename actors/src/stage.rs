@@ -40,6 +40,7 @@ mod queue;
 mod recompute;
 mod scribe;
 mod seat;
+mod seats;
 mod server;
 mod shelf;
 mod warmer;

@@ -53,7 +53,11 @@ struct Running {
 impl Running {
     /// With so many nodes, and as the first events came.
     async fn start(nodes: usize, model: &Model) -> Result<Self> {
-        let mut others = Cluster::start(nodes, Some(LAYERS)).await?;
+        Self::over(Cluster::start(nodes, Some(LAYERS)).await?, model).await
+    }
+
+    /// The same with these nodes, of which the first is asked.
+    async fn over(mut others: Cluster, model: &Model) -> Result<Self> {
         let asked = others.nodes.remove(0);
         asked.add_model(&model.path)?;
         let mut stream = asked.client.stream(&request(model)).await?;
@@ -177,19 +181,22 @@ async fn an_answer_moves_to_a_faster_newcomer_while_it_comes() -> Result<()> {
     Ok(())
 }
 
-/// Lets a process run for a quarter of the time, as if others took the rest.
+/// Lets a process run for a part of the time, as if others took the rest.
 struct Brake(Arc<AtomicBool>);
 
+/// How long it runs between two pauses.
+const RUNS: Duration = Duration::from_millis(10);
+
 impl Brake {
-    fn on(node: Node) -> (Self, JoinHandle<Result<Node>>) {
+    fn on(node: Node, pause: Duration) -> (Self, JoinHandle<Result<Node>>) {
         let brake = Self(Arc::default());
         let released = Arc::clone(&brake.0);
         let braking = tokio::task::spawn_blocking(move || {
             while !released.load(Ordering::Relaxed) {
                 node.process.pause()?;
-                std::thread::sleep(Duration::from_millis(30));
+                std::thread::sleep(pause);
                 node.process.resume()?;
-                std::thread::sleep(Duration::from_millis(10));
+                std::thread::sleep(RUNS);
             }
             Ok(node)
         });
@@ -211,13 +218,63 @@ async fn an_answer_moves_away_from_a_peer_that_became_slow() -> Result<()> {
     // So many that it is known how fast the peer is when nobody disturbs it.
     running.heard.hear(&mut running.stream, 200).await?;
     let slow = running.stage().await?;
-    let (brake, braking) = Brake::on(running.others.nodes.remove(slow));
+    let (brake, braking) = Brake::on(running.others.nodes.remove(slow), 3 * RUNS);
     let moved = running.hear_moves(1).await;
     drop(brake);
     let slow = braking.await??;
     let view = moved?;
     assert_eq!(view["moves"][0]["why"], "faster", "{view}");
     assert!(!has(&view, &slow), "{view}");
+    let (text, view) = running.end().await?;
+    assert_eq!(text, expected);
+    assert_eq!(view["recoveries"], 0, "{view}");
+    Ok(())
+}
+
+/// How many layers a node computes for a session.
+fn layers(view: &Value, node: &Node) -> u64 {
+    let hops = view["route"].as_array().into_iter().flatten();
+    let own = hops.filter(|hop| hop["peer_id"] == node.peer_id.as_str());
+    let count = |hop: &Value| Some(1 + hop["last_layer"].as_u64()? - hop["first_layer"].as_u64()?);
+    own.filter_map(count).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_nobody_is_free_a_peer_that_became_slow_gives_layers_to_one_that_stays() -> Result<()>
+{
+    const MOST: u32 = 4;
+    let model = models::patient()?;
+    let expected = undisturbed(&model).await?;
+    let mut cluster = Cluster::empty()?;
+    // No layer fits at the node that is asked.
+    let asks = NodeOptions {
+        args: ["--memory", "1MiB"].map(str::to_owned).to_vec(),
+        ..NodeOptions::default()
+    };
+    cluster.add(asks).await?;
+    for _ in 0..2 {
+        let computes = NodeOptions {
+            max_layers: Some(MOST),
+            ..NodeOptions::default()
+        };
+        cluster.add(computes).await?;
+    }
+    cluster.wait_until_complete().await?;
+    let mut running = Running::over(cluster, &model).await?;
+    running.heard.hear(&mut running.stream, 200).await?;
+    let view = running.view().await?;
+    let mut others = running.others.nodes.iter();
+    let most = others.position(|node| layers(&view, node) == u64::from(MOST));
+    let most = most.with_context(|| format!("nobody has {MOST} of six layers: {view}"))?;
+    let (brake, braking) = Brake::on(running.others.nodes.remove(most), 9 * RUNS);
+    let moved = running.hear_moves(1).await;
+    drop(brake);
+    let slow = braking.await??;
+    let view = moved?;
+    assert_eq!(view["moves"][0]["why"], "faster", "{view}");
+    let other = running.others.nodes.first().context("the other node")?;
+    let both = (layers(&view, &slow), layers(&view, other));
+    assert_eq!(both, (2, 4), "{view}");
     let (text, view) = running.end().await?;
     assert_eq!(text, expected);
     assert_eq!(view["recoveries"], 0, "{view}");

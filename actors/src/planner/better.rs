@@ -1,11 +1,11 @@
 //! Whether a session should move: to a route without the peers that want to leave, or to one that is
-//! faster by more than the move costs. Only routes count to which it can move while it runs: whoever
-//! stays keeps the layers that it has.
+//! faster by more than the move costs. Where whoever stays gets other layers, a move costs more: up to the last
+//! such stage, all is computed again from the tokens.
 
 use accel_inference::LayerRange;
 use accel_p2p::PeerId;
 
-use super::{Class, Plan, PlanRequest, Route, best, by_class, split, stay};
+use super::{Class, Plan, PlanRequest, PlannedStage, Route, best, by_class, split, stay};
 
 /// A route must be faster by this part of the present one: predictions are not exact.
 const FASTER_BY: u64 = 4;
@@ -30,12 +30,16 @@ impl Why {
 }
 
 /// The route to move to, for a session that is `held`. Peers of its route that are not among
-/// `request.peers` want to leave.
-pub(crate) fn better(request: &PlanRequest<'_>) -> Option<(Plan, Why)> {
+/// `request.peers` want to leave. `cuts_anew` says whether whoever stays may get other layers.
+pub(crate) fn better(request: &PlanRequest<'_>, cuts_anew: bool) -> Option<(Plan, Why)> {
     let stays = |peer: PeerId| request.peers.iter().any(|known| known.peer == peer);
+    let form_of = |found: &Plan| match form(request.held, found) {
+        Form::CutsAnew if !cuts_anew => Form::Same,
+        form => form,
+    };
     if request.held.iter().any(|(peer, _)| !stays(*peer)) {
         let found = stay::mended(request).or_else(|| best(request).ok());
-        let can_move = found.filter(|found| is_movable(request.held, found));
+        let can_move = found.filter(|found| form_of(found) != Form::Same);
         return can_move.map(|found| (found, Why::Draining));
     }
     let present = present_ns(request)?;
@@ -43,22 +47,39 @@ pub(crate) fn better(request: &PlanRequest<'_>) -> Option<(Plan, Why)> {
     let worth_it = candidates.filter(|found| {
         let gain = present.saturating_sub(found.token_ns);
         let saved = gain.saturating_mul(request.progress.to_come);
-        gain >= present / FASTER_BY
-            && saved > stay::readying_ns(request, found)
-            && is_movable(request.held, found)
+        let costs = match form_of(found) {
+            Form::Same => return false,
+            Form::Comes => stay::readying_ns(request, found),
+            Form::CutsAnew => stay::anew_ns(request, found),
+        };
+        gain >= present / FASTER_BY && saved > costs
     });
     let fastest = worth_it.min_by_key(|found| found.token_ns)?;
     Some((fastest, Why::Faster))
 }
 
-/// Whether everyone who stays keeps its layers, and somebody comes.
-fn is_movable(held: &[(PeerId, LayerRange)], found: &Plan) -> bool {
-    let is_same = |peer, layers| held.contains(&(peer, layers));
+/// What a route is to those who hold the present one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Everybody has the layers already, or it is not one to move to.
+    Same,
+    /// Somebody comes, and whoever stays keeps its layers.
+    Comes,
+    /// Somebody stays with other layers.
+    CutsAnew,
+}
+
+fn form(held: &[(PeerId, LayerRange)], found: &Plan) -> Form {
     let is_held = |peer| held.iter().any(|(known, _)| *known == peer);
-    let mut stages = found.stages.iter();
-    let comes = stages.any(|stage| !is_held(stage.peer));
-    let mut stages = found.stages.iter();
-    comes && stages.all(|stage| is_same(stage.peer, stage.layers) || !is_held(stage.peer))
+    let new = |stage: &&PlannedStage| !held.contains(&(stage.peer, stage.layers));
+    let mut new = found.stages.iter().filter(new).peekable();
+    if new.peek().is_none() {
+        return Form::Same;
+    }
+    match new.any(|stage| is_held(stage.peer)) {
+        true => Form::CutsAnew,
+        false => Form::Comes,
+    }
 }
 
 /// The class in which the session computes, and its route as indices there.

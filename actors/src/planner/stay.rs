@@ -104,6 +104,14 @@ fn newcomers<'a>(
     stages.filter(|stage| !held.contains(&(stage.peer, stage.layers)))
 }
 
+/// Predicted time until all stages have what the session has so far, from the tokens, on machines that compute
+/// for it meanwhile.
+pub(super) fn anew_ns(request: &PlanRequest<'_>, plan: &Plan) -> u64 {
+    let position_ns = plan.token_ns.saturating_mul(2) / READS;
+    let computed = request.progress.computed;
+    readying_ns(request, plan).saturating_add(position_ns.saturating_mul(computed))
+}
+
 /// Predicted time until the newcomers have their layers, all of them one after the other.
 pub(super) fn readying_ns(request: &PlanRequest<'_>, plan: &Plan) -> u64 {
     newcomers(request, plan).fold(0, |sum: u64, stage| {

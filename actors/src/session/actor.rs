@@ -233,6 +233,10 @@ impl SessionActor {
                 let session = self.spec.id;
                 self.end(&stage, ControlRequest::Release { session, epoch });
             }
+            Command::Leave { epoch, stage } => {
+                let session = self.spec.id;
+                self.end(&stage, ControlRequest::Leave { session, epoch });
+            }
             Command::Forward { .. } | Command::Replay { .. } | Command::Copy { .. } => {
                 self.send_step(command, context);
             }
@@ -267,9 +271,9 @@ impl SessionActor {
                 replayed,
             } => self.rebuilding(way, &prices, replayed),
             Command::Recovered => self.recovered(),
-            Command::Switching { before } => self.switching(before),
+            Command::Switching { before, .. } => self.switching(before),
             Command::Moved => self.moved(),
-            Command::MoveDropped => self.move_dropped(),
+            Command::MoveDropped { cut_anew } => self.move_dropped(cut_anew),
             Command::JournalToken { index, drawn } => {
                 self.chronicle.moved(Instant::now());
                 let record = token_record(&drawn);

@@ -257,14 +257,20 @@ pub(crate) enum Command {
         /// Positions that stages had been given and compute again.
         replayed: u64,
     },
+    /// A peer need not keep what it got ready under just this epoch; what it does for others stays.
+    Leave { epoch: u64, stage: RouteStage },
     /// The first token after a fault came.
     Recovered,
     /// Between two tokens, the session goes over to the route that was got ready.
-    Switching { before: Vec<PeerId> },
+    Switching {
+        before: Vec<PeerId>,
+        /// Whether peers that stay have other layers there.
+        cuts_anew: bool,
+    },
     /// The first token from there came.
     Moved,
-    /// A route that was got ready is not gone over to.
-    MoveDropped,
+    /// A route that was got ready is not gone over to; whether peers that stay were to have other layers.
+    MoveDropped { cut_anew: bool },
     /// Make a token durable.
     JournalToken { index: u64, drawn: Drawn },
     /// Find peers that can keep the journal, without these.

@@ -113,6 +113,8 @@ pub(crate) struct Machine {
     moving: Option<Move>,
     /// For whom stand-ins are looked for, while the present route may still answer.
     doubted: Option<PeerId>,
+    /// What peers had under an epoch that have something else of the new route.
+    left_behind: Vec<(u64, RouteStage)>,
     /// Whether the session moved behind the last token.
     has_switched: bool,
     /// Stages that are live before the others of their epoch, and the positions that they have.
@@ -165,6 +167,7 @@ impl Machine {
             newest: 0,
             moving: None,
             doubted: None,
+            left_behind: Vec::new(),
             has_switched: false,
             arrived: BTreeMap::new(),
             step: 0,
@@ -343,6 +346,7 @@ impl Machine {
     /// Nobody is to hold anything of the session any more.
     fn release_all(&mut self) {
         self.moving = None;
+        self.left_behind.clear();
         let epoch = self.newest;
         for stage in std::mem::take(&mut self.holders) {
             self.out.push(Command::Release { epoch, stage });

@@ -26,6 +26,9 @@ pub(super) struct Mover {
     looks_again: bool,
     /// Why it moves, and since when somebody gets ready for it.
     under_way: Option<(&'static str, Instant)>,
+    /// Whether a move to other layers of peers that stay came to nothing: there is no memory for it, or it takes
+    /// too long.
+    keeps_cuts: bool,
     /// Peers that it left because others were faster: idle, they would look fast again.
     left: Vec<PeerId>,
     shown: Vec<MoveView>,
@@ -70,9 +73,11 @@ impl SessionActor {
             progress,
             warm: self.warm(),
         };
+        let cuts_anew = !self.mover.keeps_cuts;
         let looking = async move {
             let placer = &deps.placer;
-            placer.better(&model, &shape, tokens, &wanted).await
+            let better = placer.better(&model, &shape, tokens, &wanted, cuts_anew);
+            better.await
         };
         let done = looking.into_actor(self).map(|better, session, context| {
             if let Some(better) = better {
@@ -142,7 +147,8 @@ impl SessionActor {
         }
     }
 
-    pub(super) fn move_dropped(&mut self) {
+    pub(super) fn move_dropped(&mut self, cut_anew: bool) {
+        self.mover.keeps_cuts |= cut_anew;
         if let Some((why, _)) = self.mover.under_way.take() {
             tracing::info!(session = %self.spec.id, why, "a move came to nothing; the answer goes on as it was");
             self.deps.telemetry.recovery().move_dropped(why);

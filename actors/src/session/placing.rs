@@ -153,6 +153,10 @@ impl SessionActor {
                 cache: keeps,
                 outputs: strategy(self.spec.opening.fault_tolerance).is_some(),
                 only: self.stage(epoch, stage).is_none(),
+                beside: match self.machine.is_beside(epoch, stage) {
+                    true => present,
+                    false => 0,
+                },
             },
         };
         let (link, silence) = (self.deps.link.clone(), self.deps.limits.prepare_silence);

@@ -23,7 +23,8 @@ const PROGRESS: Duration = Duration::from_millis(250);
 /// What is asked of this node.
 #[derive(Debug, Clone)]
 pub(super) struct Order {
-    pub(super) session: SessionId,
+    /// In whose name memory is reserved.
+    pub(super) tenant: SessionId,
     pub(super) layers: Layers,
     pub(super) max_tokens: u32,
     pub(super) keep: Keep,
@@ -74,7 +75,7 @@ pub(super) async fn run(
     if result.is_ok() {
         deps.telemetry.prepared(started.elapsed());
     } else {
-        deps.shelf.release(order.session, &order.layers.key());
+        deps.shelf.release(order.tenant, &order.layers.key());
     }
     result
 }
@@ -127,7 +128,7 @@ async fn prepare(
         .kv_bytes_per_token_layer(deps.kv)
         .saturating_mul(u64::from(key.layers.len()))
         .saturating_mul(u64::from(order.max_tokens));
-    let cell = deps.shelf.reserve(order.session, key, weights, kv);
+    let cell = deps.shelf.reserve(order.tenant, key, weights, kv);
     let cell = cell.map_err(short_of_memory)?;
 
     let engine = cell
@@ -165,7 +166,7 @@ fn outputs(deps: &StageDeps, order: &Order, header: &Header) -> Option<Arc<Outpu
     let row_bytes = shape.hidden as usize * size_of::<f32>();
     let limit = u64::from(order.max_tokens);
     let bytes = limit.saturating_mul(row_bytes as u64);
-    let fits = deps.shelf.reserve_spare(order.session, bytes);
+    let fits = deps.shelf.reserve_spare(order.tenant, bytes);
     fits.then(|| Arc::new(Outputs::new(row_bytes, limit)))
 }
 

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use accel_inference::{SamplingParams, SeqId, StageInput};
 use accel_p2p::PeerId;
-use accel_p2p::wire::{ControlReply, Hop, PeerEndpoint, SamplingWire, SignedClaim, StepInput};
+use accel_p2p::wire::{
+    ControlReply, Hop, PeerEndpoint, SamplingWire, SessionId, SignedClaim, StepInput,
+};
 use actix::SpawnHandle;
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -25,6 +27,8 @@ pub(super) struct Seat {
     pub(super) epoch: u64,
     pub(super) coordinator: PeerId,
     pub(super) key: StageKey,
+    /// In whose name its memory is reserved.
+    pub(super) tenant: SessionId,
     pub(super) max_tokens: u64,
     pub(super) expires: Instant,
     pub(super) lease: Duration,

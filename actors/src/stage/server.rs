@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use super::complaints::Complaints;
 use super::outlet::{NEXT_STAGE_LOST, StepName};
 use super::seat::{Seat, SeatState, Work, answer, apply, refused};
+use super::seats::Seats;
 use super::shelf::Shelf;
 use super::warmer::Warmer;
 use crate::models::Models;
@@ -84,7 +85,7 @@ pub(crate) struct NextLost {
 /// See the module.
 pub(crate) struct StageServer {
     deps: Arc<StageDeps>,
-    seats: HashMap<SessionId, Seat>,
+    seats: Seats,
     /// The newest epoch of sessions without a seat: what is older stays refused.
     past: HashMap<SessionId, (u64, Instant)>,
     complaints: Complaints,
@@ -101,28 +102,22 @@ impl StageServer {
             complaints: Complaints::start(peers, sessions),
             warmer: Warmer::start(&deps),
             deps,
-            seats: HashMap::new(),
+            seats: Seats::default(),
             past: HashMap::new(),
         }
     }
 
     fn sweep(&mut self, context: &mut Context<Self>) {
         let now = Instant::now();
-        let expired: Vec<SessionId> = self
-            .seats
-            .iter()
-            .filter(|(_, seat)| seat.expires <= now)
-            .map(|(session, _)| *session)
-            .collect();
-        for session in expired {
+        for session in self.seats.expired(now) {
             tracing::info!(%session, "no sign of life of the coordinator; its stage is released");
-            self.leave(session, context);
+            self.leave_if(session, |seat| seat.expires <= now, context);
         }
     }
 
     /// The next stage cannot go on, and may not know the coordinator any more: it is passed on.
-    fn next_failed(&self, from: PeerId, frame: TensorFrame) {
-        let seat = self.seats.get(&frame.session());
+    fn next_failed(&mut self, from: PeerId, frame: TensorFrame) {
+        let seat = self.seats.of(frame.session(), frame.epoch());
         if let Some(Seat {
             state: SeatState::Live(live),
             ..
@@ -135,7 +130,7 @@ impl StageServer {
 
     /// Only this node may know that the stage behind it is gone: the coordinator has no frames for it.
     fn next_lost(&self, peer: PeerId, reason: &str) {
-        for seat in self.seats.values() {
+        for seat in self.seats.all() {
             if let SeatState::Live(live) = &seat.state
                 && live.outlet.leads_to(peer)
             {
@@ -168,16 +163,16 @@ impl StageServer {
         else {
             return;
         };
-        let Some(seat) = self.seats.get_mut(&session) else {
+        if !self.seats.has(session) {
             return self.complaints.unknown_session(from, session, epoch, step);
+        }
+        let seat = self.seats.of(session, epoch);
+        let Some(seat) = seat.filter(|seat| seat.coordinator == from) else {
+            return tracing::info!(%session, epoch, peer = %from, "outputs of an epoch that is over are not sent");
         };
-        let is_its = seat.coordinator == from && seat.epoch == epoch;
         let SeatState::Live(live) = &seat.state else {
             return;
         };
-        if !is_its {
-            return tracing::info!(%session, epoch, peer = %from, "outputs of an epoch that is over are not sent");
-        }
         seat.expires = Instant::now() + seat.lease;
         live.outlet.replay(StepName {
             step,
@@ -201,8 +196,11 @@ impl StageServer {
         else {
             return;
         };
-        let Some(seat) = self.seats.get_mut(&session) else {
+        if !self.seats.has(session) {
             return self.complaints.unknown_session(from, session, epoch, step);
+        }
+        let Some(seat) = self.seats.of(session, epoch) else {
+            return tracing::info!(%session, epoch, "a step of an epoch that is over is refused");
         };
         let SeatState::Live(live) = &mut seat.state else {
             return;
@@ -251,6 +249,10 @@ impl Handler<Control> for StageServer {
             ControlRequest::Commit { .. } => self.commit(from, request),
             ControlRequest::Abort { session, epoch } => self.abort(from, session, epoch, context),
             ControlRequest::Release { session, epoch } => self.end(from, session, epoch, context),
+            ControlRequest::Leave { session, epoch } => {
+                self.leave_plan(from, session, epoch, context);
+                Ok(())
+            }
             ControlRequest::Renew {
                 session,
                 epoch,

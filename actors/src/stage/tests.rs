@@ -1,3 +1,4 @@
+mod beside;
 mod copying;
 mod keeping;
 mod warm;
@@ -74,8 +75,23 @@ impl Bench {
                 cache: true,
                 outputs: true,
                 only: false,
+                beside: 0,
             },
         }
+    }
+
+    /// The same, while the stage goes on under another epoch.
+    fn prepare_beside(
+        &self,
+        session: SessionId,
+        (epoch, present): (u64, u64),
+        layers: LayerRange,
+    ) -> ControlRequest {
+        let mut request = self.prepare(session, epoch, layers);
+        if let ControlRequest::Prepare { keep, .. } = &mut request {
+            (keep.cache, keep.beside) = (false, present);
+        }
+        request
     }
 
     fn commit(

@@ -63,11 +63,18 @@ pub enum ControlRequest {
         /// The plan that is given up.
         epoch: u64,
     },
-    /// The session is over; everything of it is released.
+    /// The session is over; everything of it is released, up to this epoch.
     Release {
         /// The session that is over.
         session: SessionId,
         /// Its newest epoch: an older coordinator may not release a newer one's stages.
+        epoch: u64,
+    },
+    /// What was prepared under just this epoch is given up; what the peer does under others goes on.
+    Leave {
+        /// Whose stage this was.
+        session: SessionId,
+        /// The plan that is given up.
         epoch: u64,
     },
     /// The coordinator lives: the lease starts anew.
@@ -145,6 +152,9 @@ pub struct Keep {
     pub outputs: bool,
     /// Nothing else: where no cache is kept, nothing is prepared. For peers that only give theirs.
     pub only: bool,
+    /// The epoch under which this peer serves the session now and goes on meanwhile, with other layers
+    /// perhaps; 0 is none, and then nothing of older epochs stays.
+    pub beside: u64,
 }
 
 /// What a stage that is ready has of its session already.
@@ -198,9 +208,9 @@ pub struct SamplingWire {
 }
 
 // Of the requests 1 and 2 and the reply 2 are retired: `Prepare`, `Commit` and `Ready` before
-// stages kept anything.
+// stages kept anything; and 11, `Prepare` before a peer could have two stages of a session.
 wire_enum!(ControlRequest {
-    11 => Prepare {
+    13 => Prepare {
         session, epoch, model, model_bytes, layers, total_layers, max_tokens, lease_ms,
         providers[limit::PROVIDERS], keep
     },
@@ -210,6 +220,7 @@ wire_enum!(ControlRequest {
     5 => Renew { session, epoch, lease_ms },
     6 => Warm { order },
     7 => Witness { session, epoch, nonce },
+    8 => Leave { session, epoch },
 });
 wire_enum!(ControlReply {
     1 => Progress { done, total },
@@ -220,7 +231,8 @@ wire_enum!(ControlReply {
 wire_struct!(Keep {
     cache,
     outputs,
-    only
+    only,
+    beside
 });
 wire_struct!(HeldWire {
     cached,
@@ -247,6 +259,7 @@ impl ControlRequest {
             | Self::Commit { session, .. }
             | Self::Abort { session, .. }
             | Self::Release { session, .. }
+            | Self::Leave { session, .. }
             | Self::Witness { session, .. }
             | Self::Renew { session, .. } => Some(*session),
             Self::Warm { .. } => None,
@@ -260,6 +273,7 @@ impl ControlRequest {
             | Self::Commit { epoch, .. }
             | Self::Abort { epoch, .. }
             | Self::Release { epoch, .. }
+            | Self::Leave { epoch, .. }
             | Self::Witness { epoch, .. }
             | Self::Renew { epoch, .. } => Some(*epoch),
             Self::Warm { .. } => None,
@@ -304,6 +318,7 @@ impl Message for ControlRequest {
             Self::Warm { order } => order.check(),
             Self::Abort { .. }
             | Self::Release { .. }
+            | Self::Leave { .. }
             | Self::Renew { .. }
             | Self::Witness { .. } => Ok(()),
         }

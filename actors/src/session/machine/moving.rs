@@ -38,7 +38,7 @@ pub(super) struct Move {
     feeding: Option<InFlight>,
 }
 
-/// A stage of the new route whose peer is not in the present one.
+/// A stage of the new route that is to be got ready.
 #[derive(Debug)]
 pub(super) struct Newcomer {
     stage: usize,
@@ -48,6 +48,8 @@ pub(super) struct Newcomer {
     live: bool,
     /// Positions that it has.
     length: u64,
+    /// Whether its peer goes on with its part of the present route meanwhile.
+    beside: bool,
 }
 
 impl Move {
@@ -95,7 +97,8 @@ impl Machine {
     }
 
     pub(super) fn on_move_offered(&mut self, route: Vec<RouteStage>) {
-        let newcomers = self.newcomers(&route).filter(|_| self.may_move());
+        let newcomers = self.newcomers(&route).or_else(|| self.new_cut(&route));
+        let newcomers = newcomers.filter(|_| self.may_move());
         if let Some(newcomers) = newcomers.filter(|newcomers| !newcomers.is_empty()) {
             self.get_ready(route, newcomers, false);
         }
@@ -114,7 +117,9 @@ impl Machine {
             let Some(hop) = route.get(newcomer.stage).cloned() else {
                 return;
             };
-            self.hold(hop);
+            if !newcomer.beside {
+                self.hold(hop);
+            }
             self.out.push(Command::Prepare {
                 epoch,
                 stage: newcomer.stage,
@@ -132,8 +137,7 @@ impl Machine {
         });
     }
 
-    /// Who is new in a route; none where somebody stays with other layers, who would have to stop
-    /// for that.
+    /// Who is new in a route; none where somebody stays with other layers.
     pub(super) fn newcomers(&self, route: &[RouteStage]) -> Option<Vec<Newcomer>> {
         let mut newcomers = Vec::new();
         for (stage, hop) in route.iter().enumerate() {
@@ -150,9 +154,33 @@ impl Machine {
                 report: None,
                 live: false,
                 length: 0,
+                beside: false,
             });
         }
         Some(newcomers)
+    }
+
+    /// The same where somebody stays with other layers: up to the last stage that is new, all are got ready
+    /// anew, beside what their peers do for the present route, and are given the tokens.
+    fn new_cut(&self, route: &[RouteStage]) -> Option<Vec<Newcomer>> {
+        let last = route.iter().rposition(|hop| !self.route.contains(hop))?;
+        let anew = route.iter().take(last + 1).enumerate();
+        let newcomer = |(stage, hop): (usize, &RouteStage)| Newcomer {
+            stage,
+            giver: None,
+            report: None,
+            live: false,
+            length: 0,
+            beside: self.route.iter().any(|known| known.peer == hop.peer),
+        };
+        Some(anew.map(newcomer).collect())
+    }
+
+    /// Whether a peer is to have this stage beside the one that it has in the present route.
+    pub(crate) fn is_beside(&self, epoch: u64, stage: usize) -> bool {
+        let to = self.moving.as_ref().filter(|to| to.epoch == epoch);
+        let mut newcomers = to.into_iter().flat_map(|to| &to.newcomers);
+        newcomers.any(|newcomer| newcomer.stage == stage && newcomer.beside)
     }
 
     /// Whether a move is got ready.
@@ -293,12 +321,18 @@ impl Machine {
         };
         let epoch = to.epoch;
         for newcomer in &to.newcomers {
-            if let Some(stage) = to.route.get(newcomer.stage).cloned() {
-                self.holders.retain(|holder| holder.peer != stage.peer);
-                self.out.push(Command::Release { epoch, stage });
+            let Some(stage) = to.route.get(newcomer.stage).cloned() else {
+                continue;
+            };
+            if newcomer.beside {
+                self.out.push(Command::Leave { epoch, stage });
+                continue;
             }
+            self.holders.retain(|holder| holder.peer != stage.peer);
+            self.out.push(Command::Release { epoch, stage });
         }
-        self.out.push(Command::MoveDropped);
+        let cut_anew = to.newcomers.iter().any(|newcomer| newcomer.beside);
+        self.out.push(Command::MoveDropped { cut_anew });
     }
 
     /// A peer is gone that a move needs.
@@ -321,7 +355,9 @@ impl Machine {
         }
         self.has_switched = true;
         let before = self.route.iter().map(|stage| stage.peer).collect();
-        self.out.push(Command::Switching { before });
+        let cuts_anew = to.newcomers.iter().any(|newcomer| newcomer.beside);
+        self.out.push(Command::Switching { before, cuts_anew });
+        self.leave_behind(&to);
         (self.epoch, self.route) = (to.epoch, to.route);
         self.begin_epoch();
         let mut ready = vec![false; self.route.len()];
@@ -351,6 +387,28 @@ impl Machine {
             self.commit();
         }
         true
+    }
+
+    /// Of peers that have two stages, the old ones are not needed once the new route runs.
+    fn leave_behind(&mut self, to: &Move) {
+        let epoch = self.epoch;
+        for newcomer in to.newcomers.iter().filter(|newcomer| newcomer.beside) {
+            let Some(hop) = to.route.get(newcomer.stage).cloned() else {
+                continue;
+            };
+            let mut route = self.route.iter();
+            if let Some(old) = route.find(|old| old.peer == hop.peer).cloned() {
+                self.left_behind.push((epoch, old));
+            }
+            self.hold(hop);
+        }
+    }
+
+    /// The new route runs.
+    pub(super) fn leave_old_stages(&mut self) {
+        for (epoch, stage) in std::mem::take(&mut self.left_behind) {
+            self.out.push(Command::Release { epoch, stage });
+        }
     }
 
     /// Whether those that came before the others have just what is to be gone on from.

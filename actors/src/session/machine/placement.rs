@@ -124,6 +124,8 @@ impl Machine {
 
     /// Opens a new epoch over the route.
     fn place(&mut self) {
+        // Whoever is prepared anew has nothing else of the session then.
+        self.left_behind.clear();
         self.newest += 1;
         self.epoch = self.newest;
         self.placements += 1;
@@ -249,6 +251,7 @@ impl Machine {
         if live.iter().all(|live| *live) {
             self.phase = Phase::Running;
             self.ran_over.clone_from(&self.route);
+            self.leave_old_stages();
             if self.feed.is_none() {
                 self.release_others();
             }

@@ -145,6 +145,8 @@ pub(super) enum Seen {
     Recovery(FaultKind, Remedy),
     Rebuild(&'static str),
     Moved,
+    /// The same to other layers of peers that stayed.
+    CutAnew,
     MoveDropped,
     Raced,
     /// A coordinator began while another was at work.

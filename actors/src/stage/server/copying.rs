@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::super::engine::Engine;
 use super::super::fence::MOST_ROWS;
 use super::super::outlet::StepName;
-use super::super::seat::{Cache, SeatState, Work, apply};
+use super::super::seat::{Cache, Seat, SeatState, Work, apply};
 use super::StageServer;
 use crate::peers::Peers;
 use crate::session::table::SessionTable;
@@ -121,19 +121,26 @@ impl StageServer {
             rows,
             ..
         } = order;
-        let Some(seat) = self.seats.get_mut(&session) else {
+        if !self.seats.has(session) {
             return self.complaints.unknown_session(from, session, epoch, step);
-        };
+        }
         // Whoever waits for its next plan gives under that; whoever computes goes on meanwhile, and gives
         // to one that gets ready under a newer epoch.
-        let (cache, length, is_its_epoch) = match &seat.state {
-            SeatState::Ready { cache, length } => (cache, *length, seat.epoch == epoch),
-            SeatState::Live(live) => (&live.cache, live.fence.length(), seat.epoch < epoch),
+        let is_its = |seat: &Seat| match &seat.state {
+            SeatState::Ready { .. } => seat.epoch == epoch && seat.coordinator == from,
+            SeatState::Live(_) => seat.epoch < epoch && seat.coordinator == from,
+            _ => false,
+        };
+        let Some(seat) = self.seats.find(session, is_its) else {
+            return tracing::info!(%session, epoch, peer = %from, "rows of an epoch that is over are not given");
+        };
+        let (cache, length) = match &seat.state {
+            SeatState::Ready { cache, length } => (cache, *length),
+            SeatState::Live(live) => (&live.cache, live.fence.length()),
             _ => return,
         };
-        let is_its = seat.coordinator == from && is_its_epoch;
         let is_there = position.saturating_add(u64::from(rows)) <= length;
-        if !is_its || !is_there || u64::from(rows) > MOST_ROWS {
+        if !is_there || u64::from(rows) > MOST_ROWS {
             return tracing::warn!(%session, epoch, peer = %from, "rows that are not to be had");
         }
         let Cache { engine, seq, .. } = cache.clone();
@@ -153,14 +160,14 @@ impl StageServer {
 
     /// Rows for a stage, from the peer that the coordinator named.
     pub(super) fn take_rows(&mut self, from: PeerId, rows: KvRows, data: Bytes) {
-        let Some(seat) = self.seats.get_mut(&rows.session) else {
+        let Some(seat) = self.seats.of(rows.session, rows.epoch) else {
             return;
         };
         let layers = (seat.key.layers.first, seat.key.layers.end);
         let SeatState::Live(live) = &mut seat.state else {
             return;
         };
-        if live.donor != Some(from) || rows.epoch != seat.epoch {
+        if live.donor != Some(from) {
             return tracing::warn!(session = %rows.session, peer = %from, "rows from a peer that gives none");
         }
         if rows.layers != layers || rows.numerics != live.cache.engine.numerics() {

@@ -27,7 +27,7 @@ const LONGEST_LEASE: Duration = Duration::from_secs(120);
 
 impl StageServer {
     fn newest_epoch(&self, session: SessionId) -> u64 {
-        let seat = self.seats.get(&session).map_or(0, |seat| seat.epoch);
+        let seat = self.seats.newest(session).map_or(0, |seat| seat.epoch);
         seat.max(self.past.get(&session).map_or(0, |(epoch, _)| *epoch))
     }
 
@@ -65,10 +65,15 @@ impl StageServer {
         if keep.only && kept.is_none() {
             return answer(&replies, refused(&nothing_kept()));
         }
-        self.leave(session, context);
+        let goes_on = |seat: &Seat| seat.epoch == keep.beside && seat.coordinator == from;
+        self.leave_if(session, |seat| !goes_on(seat), context);
+        let (kept, tenant) = match kept {
+            Some((cache, tenant)) => (Some(cache), tenant),
+            None => (None, tenant(session, epoch)),
+        };
         let lease = Duration::from_millis(lease_ms).min(LONGEST_LEASE);
         let order = Order {
-            session,
+            tenant,
             layers: Layers {
                 model,
                 model_bytes,
@@ -93,6 +98,7 @@ impl StageServer {
             epoch,
             coordinator: from,
             key,
+            tenant,
             max_tokens: u64::from(max_tokens),
             expires: Instant::now() + lease,
             lease,
@@ -102,30 +108,31 @@ impl StageServer {
                 kept,
             },
         };
-        self.seats.insert(session, seat);
+        self.seats.push(session, seat);
     }
 
     /// The KV cache of an older epoch that a new one goes on with, if it has the same layers and
-    /// the same length. From now on nobody writes into it until the new plan is live.
+    /// the same length, and in whose name its memory is reserved. From now on nobody writes into it until
+    /// the new plan is live.
     fn take_over(
         &mut self,
         session: SessionId,
         key: StageKey,
         max_tokens: u64,
         context: &mut Context<Self>,
-    ) -> Option<Cache> {
-        let seat = self.seats.get(&session)?;
-        let is_same = seat.key == key && seat.max_tokens == max_tokens;
-        let cache = seat.filled_cache().filter(|_| is_same)?.clone();
-        if cache.engine.is_dead() {
-            return None;
-        }
-        let seat = self.seats.remove(&session)?;
+    ) -> Option<(Cache, SessionId)> {
+        let is_it = |seat: &Seat| {
+            let is_same = seat.key == key && seat.max_tokens == max_tokens;
+            let cache = seat.filled_cache();
+            is_same && cache.is_some_and(|cache| !cache.engine.is_dead())
+        };
+        let seat = self.seats.take(session, is_it)?;
+        let cache = seat.filled_cache()?.clone();
         if let SeatState::Preparing { task, .. } = seat.state {
             context.cancel_future(task);
         }
         self.remember(session, seat.epoch);
-        Some(cache)
+        Some((cache, seat.tenant))
     }
 
     fn may_prepare(
@@ -138,7 +145,7 @@ impl StageServer {
         if epoch <= newest {
             return Err(stale(epoch, newest));
         }
-        if self.deps.shelf.is_draining() && !self.seats.contains_key(&session) {
+        if self.deps.shelf.is_draining() && !self.seats.has(session) {
             let message = "this node takes no more layers: it is draining";
             return Err(Failure::unavailable(
                 "draining",
@@ -146,7 +153,7 @@ impl StageServer {
                 "another node takes them",
             ));
         }
-        if self.seats.len() >= MOST_SEATS {
+        if self.seats.sessions() >= MOST_SEATS {
             let message = "this node serves as many sessions as it can";
             return Err(Failure::unavailable("busy", message, "try again later"));
         }
@@ -171,10 +178,7 @@ impl StageServer {
         replies: &mpsc::Sender<ControlReply>,
         context: &mut Context<Self>,
     ) {
-        let current = self
-            .seats
-            .get_mut(&session)
-            .filter(|seat| seat.epoch == epoch);
+        let current = self.seats.of(session, epoch);
         match (result, current) {
             (Ok(prepared), Some(seat)) => {
                 let Prepared {
@@ -189,7 +193,7 @@ impl StageServer {
             (Ok(Prepared { cache, .. }), None) => cache.engine.close(cache.seq),
             (Err(failure), current) => {
                 if current.is_some() {
-                    self.leave(session, context);
+                    self.leave_if(session, |seat| seat.epoch == epoch, context);
                 }
                 answer(replies, refused(&failure));
             }
@@ -277,8 +281,8 @@ impl StageServer {
     /// The seat of a session, if the caller is its coordinator and the epoch is the live one.
     fn seat(&mut self, session: SessionId, epoch: u64, from: PeerId) -> Result<&mut Seat, Failure> {
         let newest = self.newest_epoch(session);
-        match self.seats.get_mut(&session) {
-            Some(seat) if seat.epoch == epoch && seat.coordinator == from => Ok(seat),
+        match self.seats.of(session, epoch) {
+            Some(seat) if seat.coordinator == from => Ok(seat),
             _ if epoch < newest => Err(stale(epoch, newest)),
             _ => Err(Failure::unavailable(
                 "unknown_session",
@@ -328,8 +332,9 @@ impl StageServer {
         epoch: u64,
         context: &mut Context<Self>,
     ) -> Result<(), Failure> {
-        let seat = self.seats.get_mut(&session);
-        let seat = seat.filter(|seat| seat.epoch <= epoch && seat.coordinator == from);
+        let newest = self.seats.newest(session).map_or(0, |seat| seat.epoch);
+        let is_its = |seat: &Seat| newest <= epoch && seat.coordinator == from;
+        let seat = self.seats.find(session, is_its);
         let Some((seat, cache)) = seat.and_then(|seat| {
             let cache = seat.filled_cache()?.clone();
             Some((seat, cache))
@@ -342,7 +347,27 @@ impl StageServer {
         if let SeatState::Preparing { task, .. } = before {
             context.cancel_future(task);
         }
+        self.leave_if(session, |seat| seat.epoch != epoch, context);
         Ok(())
+    }
+
+    /// Gives up what was prepared under just this epoch, also when the request for that is still on its way.
+    pub(super) fn leave_plan(
+        &mut self,
+        from: PeerId,
+        session: SessionId,
+        epoch: u64,
+        context: &mut Context<Self>,
+    ) {
+        let is_it = |seat: &Seat| seat.epoch == epoch && seat.coordinator == from;
+        self.leave_if(session, is_it, context);
+        if self
+            .seats
+            .newest(session)
+            .is_none_or(|seat| seat.coordinator == from)
+        {
+            self.remember(session, epoch);
+        }
     }
 
     /// Release, and Abort where there is nothing to keep: done when nothing is held any more, also
@@ -354,33 +379,38 @@ impl StageServer {
         epoch: u64,
         context: &mut Context<Self>,
     ) -> Result<(), Failure> {
-        match self.seats.get(&session) {
-            Some(seat) if seat.epoch > epoch => Err(stale(epoch, seat.epoch)),
+        let Some(newest) = self.seats.newest(session).map(|seat| seat.epoch) else {
+            self.remember(session, epoch);
+            return Ok(());
+        };
+        let is_over = |seat: &Seat| seat.epoch <= epoch;
+        match self.seats.find(session, is_over) {
+            None => Err(stale(epoch, newest)),
             Some(seat) if seat.coordinator != from => Err(not_ready()),
             Some(_) => {
-                self.leave(session, context);
-                Ok(())
-            }
-            None => {
-                self.remember(session, epoch);
+                self.leave_if(session, is_over, context);
                 Ok(())
             }
         }
     }
 
-    /// Gives up a session's seat with all that it holds.
-    pub(super) fn leave(&mut self, session: SessionId, context: &mut Context<Self>) {
-        let Some(seat) = self.seats.remove(&session) else {
-            return;
-        };
-        if let Some(cache) = seat.cache() {
-            cache.engine.close(cache.seq);
+    /// Gives up such seats of a session with all that they hold.
+    pub(super) fn leave_if(
+        &mut self,
+        session: SessionId,
+        is_over: impl Fn(&Seat) -> bool,
+        context: &mut Context<Self>,
+    ) {
+        while let Some(seat) = self.seats.take(session, &is_over) {
+            if let Some(cache) = seat.cache() {
+                cache.engine.close(cache.seq);
+            }
+            self.deps.shelf.release(seat.tenant, &seat.key);
+            self.remember(session, seat.epoch);
+            if let SeatState::Preparing { task, .. } = seat.state {
+                context.cancel_future(task);
+            }
         }
-        if let SeatState::Preparing { task, .. } = seat.state {
-            context.cancel_future(task);
-        }
-        self.deps.shelf.release(session, &seat.key);
-        self.remember(session, seat.epoch);
     }
 
     fn remember(&mut self, session: SessionId, epoch: u64) {
@@ -396,6 +426,16 @@ impl StageServer {
             .map_or(epoch, |(known, _)| epoch.max(*known));
         self.past.insert(session, (newest, Instant::now()));
     }
+}
+
+/// In whose name the memory of a seat is reserved: a session may have two.
+fn tenant(session: SessionId, epoch: u64) -> SessionId {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&session.bytes());
+    hasher.update(&epoch.to_le_bytes());
+    let mut name = [0; 16];
+    hasher.finalize_xof().fill(&mut name);
+    SessionId(name)
 }
 
 fn nothing_kept() -> Failure {

@@ -211,7 +211,7 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
         cid(),
         layers(),
         vec(peer(), 0..4),
-        any::<(bool, bool, bool)>(),
+        any::<(bool, bool, bool, u64)>(),
     )
         .prop_map(
             |(
@@ -220,7 +220,7 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
                 model,
                 (layers, total_layers),
                 providers,
-                (cache, outputs, only),
+                (cache, outputs, only, beside),
             )| {
                 let (epoch, model_bytes, max_tokens, lease_ms) = numbers;
                 ControlRequest::Prepare {
@@ -237,6 +237,7 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
                         cache,
                         outputs,
                         only,
+                        beside,
                     },
                 }
             },
@@ -261,7 +262,7 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
                 donor,
             }
         });
-    let short = (session(), any::<(u64, u64)>(), 0..4).prop_map(|(session, numbers, which)| {
+    let short = (session(), any::<(u64, u64)>(), 0..5).prop_map(|(session, numbers, which)| {
         let (epoch, lease_ms) = numbers;
         match which {
             3 => ControlRequest::Witness {
@@ -269,6 +270,7 @@ pub fn request() -> impl Strategy<Value = ControlRequest> {
                 epoch,
                 nonce: [lease_ms as u8; 32],
             },
+            4 => ControlRequest::Leave { session, epoch },
             0 => ControlRequest::Abort { session, epoch },
             1 => ControlRequest::Release { session, epoch },
             _ => ControlRequest::Renew {

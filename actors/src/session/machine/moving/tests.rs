@@ -122,7 +122,13 @@ fn a_newcomer_gets_ready_while_tokens_come_and_then_the_others_follow() {
     };
     assert_eq!(
         commands.split_off(1),
-        [Command::Switching { before }, prepare]
+        [
+            Command::Switching {
+                before,
+                cuts_anew: false
+            },
+            prepare
+        ]
     );
     let commands = prepared(&mut machine, epoch, 0, 101);
     let commit = Command::Commit {
@@ -183,7 +189,8 @@ fn a_move_that_fails_is_dropped_and_the_answer_goes_on_as_it_was() {
     for failure in failures {
         let (mut machine, _) = offered();
         let commands = machine.on(failure);
-        assert_eq!(commands, [released(2, 7), Command::MoveDropped]);
+        let dropped = Command::MoveDropped { cut_anew: false };
+        assert_eq!(commands, [released(2, 7), dropped]);
         let commands = token(&mut machine);
         let goes_on = |command: &Command| matches!(command, Command::Forward { epoch: 1, .. });
         assert!(commands.iter().any(goes_on), "{commands:?}");
@@ -210,13 +217,9 @@ fn a_fault_of_the_present_route_ends_the_move_and_the_next_epoch_is_a_new_one() 
 
 #[test]
 fn what_cannot_be_moved_to_while_it_runs_is_not_taken_up() {
-    let mut other_layers = route(&[200, 7]);
-    other_layers[0].layers.end = 2;
-    other_layers[1].layers = accel_inference::LayerRange::new(2, 3);
-    for offer in [other_layers, route(&first_peers(2))] {
-        let mut machine = running();
-        assert_eq!(machine.on(Event::MoveOffered { route: offer }), []);
-    }
+    let mut machine = running();
+    let route = route(&first_peers(2));
+    assert_eq!(machine.on(Event::MoveOffered { route }), []);
     let mut machine = fixtures::machine(FaultTolerance::Low, PROMPT, 2);
     machine.start();
     assert!(!machine.may_move(), "before there is a token");
@@ -241,4 +244,100 @@ fn when_the_others_cannot_follow_it_is_a_fault_like_any_other() {
     });
     let recovers = |command: &Command| matches!(command, Command::Recovering { .. });
     assert!(commands.iter().any(recovers), "{commands:?}");
+}
+
+/// The layers are cut anew: the peer 200 gets one more, and 7 the rest.
+fn cut_anew() -> (Machine, Vec<RouteStage>, Vec<Command>) {
+    let mut machine = running();
+    let mut anew = route(&[200, 7]);
+    anew[0].layers.end = 2;
+    anew[1].layers = accel_inference::LayerRange::new(2, 3);
+    let route = anew.clone();
+    let commands = machine.on(Event::MoveOffered { route });
+    (machine, anew, commands)
+}
+
+#[test]
+fn who_stays_with_other_layers_gets_them_beside_those_that_it_has() {
+    let (mut machine, anew, commands) = cut_anew();
+    let (epoch, keeps) = (2, false);
+    let prepare = |stage| Command::Prepare {
+        epoch,
+        stage,
+        keeps,
+    };
+    assert_eq!(commands, [prepare(0), prepare(1)]);
+    assert!(machine.is_beside(epoch, 0) && !machine.is_beside(epoch, 1));
+    let both = [(peer(200), 1), (peer(201), 1), (peer(200), 2), (peer(7), 2)];
+    assert_eq!(machine.leased(), both);
+    let commit = |stage| Command::Commit {
+        epoch,
+        stage,
+        length: 0,
+        donor: None,
+    };
+    prepared(&mut machine, epoch, 0, 0);
+    assert_eq!(prepared(&mut machine, epoch, 1, 0), [commit(0), commit(1)]);
+    machine.on(Event::Committed { epoch, stage: 0 });
+    let mut commands = machine.on(Event::Committed { epoch, stage: 1 });
+    while let Some(Command::Forward {
+        epoch: 2,
+        step,
+        until: 1,
+        sample: false,
+        ..
+    }) = commands.first()
+    {
+        let (step, stage) = (*step, 1);
+        commands = machine.on(Event::Applied { epoch, step, stage });
+    }
+    assert_eq!(
+        commands,
+        [],
+        "they have all; a step of the present route is under way"
+    );
+    let commands = token_of(&mut machine, 2);
+    let is_ready = |command: &Command| {
+        matches!(
+            command,
+            Command::Switching {
+                cuts_anew: true,
+                ..
+            }
+        )
+    };
+    assert!(commands.iter().any(is_ready), "{commands:?}");
+    let old = Command::Release {
+        epoch: 1,
+        stage: route(&first_peers(2)).remove(0),
+    };
+    assert!(commands.contains(&old), "{commands:?}");
+    let goes_on = |command: &Command| {
+        matches!(
+            command,
+            Command::Forward {
+                epoch: 2,
+                sample: true,
+                ..
+            }
+        )
+    };
+    assert!(commands.iter().any(goes_on), "{commands:?}");
+    assert!(machine.route().map(|(stage, _)| stage).eq(&anew));
+}
+
+#[test]
+fn what_was_got_ready_beside_is_left_alone_when_the_move_is_dropped() {
+    let (mut machine, anew, _) = cut_anew();
+    let commands = machine.on(Event::PeerLost(peer(7)));
+    let left = Command::Leave {
+        epoch: 2,
+        stage: anew[0].clone(),
+    };
+    assert_eq!(commands.first(), Some(&left), "{commands:?}");
+    let dropped = Command::MoveDropped { cut_anew: true };
+    assert_eq!(commands.last(), Some(&dropped), "{commands:?}");
+    let commands = token(&mut machine);
+    let goes_on = |command: &Command| matches!(command, Command::Forward { epoch: 1, .. });
+    assert!(commands.iter().any(goes_on), "{commands:?}");
 }

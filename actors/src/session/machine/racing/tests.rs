@@ -129,7 +129,7 @@ fn a_token_of_the_present_route_lets_the_stand_ins_go() {
         _ => false,
     };
     assert!(commands.iter().any(released), "{commands:?}");
-    assert!(commands.contains(&Command::MoveDropped));
+    assert!(commands.contains(&Command::MoveDropped { cut_anew: false }));
     assert_eq!(machine.epoch(), 1);
 }
 

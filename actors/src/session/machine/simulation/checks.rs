@@ -193,7 +193,10 @@ impl Rules {
             Command::Wagered { races: true, .. } => self.see(Seen::Raced),
             Command::Rebuilding { way, .. } => self.seen.push(Seen::Rebuild(way)),
             Command::Moved => self.seen.push(Seen::Moved),
-            Command::MoveDropped => self.seen.push(Seen::MoveDropped),
+            Command::MoveDropped { .. } => self.seen.push(Seen::MoveDropped),
+            Command::Switching { cuts_anew, .. } => {
+                self.seen.extend(cuts_anew.then_some(Seen::CutAnew))
+            }
             Command::Close(outcome) => {
                 let obliged = &conduct.obliged;
                 assert!(
@@ -208,11 +211,11 @@ impl Rules {
             | Command::JournalClaim { .. }
             | Command::Plan { .. }
             | Command::Reconnect { .. }
+            | Command::Leave { .. }
             | Command::Recovered
             | Command::Weighed { .. }
             | Command::FindStandIns { .. }
             | Command::Wagered { .. }
-            | Command::Switching { .. }
             | Command::FindReplicas { .. }
             | Command::OpenReplica { .. }
             | Command::DropReplica { .. }
@@ -280,7 +283,10 @@ impl Rules {
             text_tail: String::new(),
         };
         if weather.promise == Promise::Undisturbed {
-            let faults = self.seen.iter().filter(|seen| !matches!(seen, Seen::Moved));
+            let faults = self
+                .seen
+                .iter()
+                .filter(|seen| !matches!(seen, Seen::Moved | Seen::CutAnew));
             assert_eq!(
                 faults.count(),
                 0,

@@ -99,6 +99,7 @@ impl Simulation {
             Command::Release { epoch, stage } => {
                 self.end(at, stage.peer, &Message::Release { epoch });
             }
+            Command::Leave { epoch, stage } => self.end(at, stage.peer, &Message::Leave { epoch }),
             Command::Forward { .. } | Command::Replay { .. } | Command::Copy { .. } => {
                 self.unleash();
                 self.set_going(at, command);
@@ -127,7 +128,7 @@ impl Simulation {
             | Command::Recovered
             | Command::Switching { .. }
             | Command::Moved
-            | Command::MoveDropped => {}
+            | Command::MoveDropped { .. } => {}
         }
     }
 
@@ -357,6 +358,7 @@ impl Simulation {
                 layers,
                 keeps,
                 only: stage >= machine.route_of(epoch).len(),
+                beside: machine.is_beside(epoch, stage).then(|| machine.epoch()),
             },
         };
         self.at(self.now + CALL, Happening::Answer(call, Err("peer_silent")));

@@ -13,6 +13,8 @@ pub(super) enum Message {
         keeps: bool,
         /// Whether it only gives what it has.
         only: bool,
+        /// What it does under this epoch goes on.
+        beside: Option<u64>,
     },
     Commit {
         call: u64,
@@ -25,6 +27,10 @@ pub(super) enum Message {
         epoch: u64,
     },
     Release {
+        epoch: u64,
+    },
+    /// Just what was got ready under this epoch is not needed.
+    Leave {
         epoch: u64,
     },
     Renew {

@@ -1,4 +1,5 @@
-//! Routes that are offered to a session that runs: some of its stages go to peers that have none yet.
+//! Routes that are offered to a session that runs: some of its stages go to peers that have none yet, or all
+//! layers are cut anew.
 
 use rand::Rng;
 
@@ -18,9 +19,15 @@ impl Simulation {
     }
 
     pub(super) fn offer(&mut self) {
-        if let Some(at) = self.serving()
-            && let Some(route) = self.another_route(at)
-        {
+        let Some(at) = self.serving() else {
+            return;
+        };
+        // In the second form, whoever stays may get other layers.
+        let route = match self.rng.random() {
+            true => self.another_route(at),
+            false => self.route(at, &[]),
+        };
+        if let Some(route) = route {
             self.feed(at, Event::MoveOffered { route });
         }
     }

@@ -1,4 +1,5 @@
-//! A node with its stage, as the stage server keeps it: one seat for the session, the real fence and
+//! A node with its stage, as the stage server keeps it: one seat for the session, or two while it goes over
+//! to other layers of the same node, the real fence and
 //! the real store of outputs, results kept for repeats, a KV cache that may outlast its plan, a
 //! lease. What it does with a message are effects, for the network to
 //! carry out.
@@ -78,9 +79,10 @@ pub(super) struct Peer {
     pub(super) lie: Option<(Lie, u32)>,
     /// What decides when it lies.
     pub(super) dice: u64,
-    seat: Option<Seat>,
+    /// By epoch, the newest last.
+    seats: Vec<Seat>,
     past: u64,
-    /// The newest epoch that wrote here.
+    /// The newest claim that wrote here.
     wrote: u64,
 }
 
@@ -99,7 +101,7 @@ impl Peer {
             nonce: None,
             lie: None,
             dice: index as u64,
-            seat: None,
+            seats: Vec::new(),
             past: 0,
             wrote: 0,
         }
@@ -109,35 +111,35 @@ impl Peer {
     pub(super) fn crash(&mut self) {
         self.up = false;
         self.life += 1;
-        self.seat = None;
+        self.seats.clear();
         (self.past, self.wrote) = (0, 0);
     }
 
     pub(super) fn holds(&self) -> bool {
-        self.seat.is_some()
+        !self.seats.is_empty()
     }
 
     /// By the time of others.
     pub(super) fn expire(&mut self, now: Millis) {
         let now = now + self.ahead;
-        if self.seat.as_ref().is_some_and(|seat| seat.expires <= now) {
-            self.leave();
-        }
+        self.leave_if(|seat| seat.expires <= now);
     }
 
-    fn leave(&mut self) {
-        if let Some(seat) = self.seat.take() {
-            self.past = self.past.max(seat.epoch);
-        }
+    fn leave_if(&mut self, is_over: impl Fn(&Seat) -> bool) {
+        let left = self.seats.iter().filter(|seat| is_over(seat));
+        let newest = left.map(|seat| seat.epoch).max();
+        self.past = self.past.max(newest.unwrap_or(0));
+        self.seats.retain(|seat| !is_over(seat));
     }
 
     fn newest(&self) -> u64 {
-        self.past
-            .max(self.seat.as_ref().map_or(0, |seat| seat.epoch))
+        let seat = self.seats.last();
+        self.past.max(seat.map_or(0, |seat| seat.epoch))
     }
 
     fn seat(&mut self, epoch: u64) -> Option<&mut Seat> {
-        self.seat.as_mut().filter(|seat| seat.epoch == epoch)
+        let mut seats = self.seats.iter_mut();
+        seats.find(|seat| seat.epoch == epoch)
     }
 
     /// Takes a message in; `ill` makes it refuse or fail.
@@ -159,11 +161,12 @@ impl Peer {
                 layers,
                 keeps,
                 only,
+                beside,
             } => {
                 let kept = self.take_over(epoch, layers, keeps);
                 match only && kept.is_none() {
                     true => vec![Effect::Answer(call, Err("nothing_kept"))],
-                    false => self.prepare(call, from, epoch, (layers, kept), now),
+                    false => self.prepare((call, from, beside), epoch, (layers, kept), now),
                 }
             }
             Message::Commit {
@@ -182,6 +185,11 @@ impl Peer {
             }
             Message::Release { epoch } => {
                 self.end(epoch);
+                Vec::new()
+            }
+            Message::Leave { epoch } => {
+                self.leave_if(|seat| seat.epoch == epoch);
+                self.past = self.past.max(epoch);
                 Vec::new()
             }
             Message::Renew { epoch } => self.renew(from, epoch, now),
@@ -213,18 +221,16 @@ impl Peer {
         if epoch <= self.newest() {
             return None;
         }
-        let before = self
-            .seat
-            .take_if(|seat| keeps && seat.layers == layers && seat.is_filled());
-        let before = before?;
+        let is_it = |seat: &Seat| keeps && seat.layers == layers && seat.is_filled();
+        let before = self.seats.iter().rposition(is_it)?;
+        let before = self.seats.remove(before);
         self.past = self.past.max(before.epoch);
         before.cache
     }
 
     fn prepare(
         &mut self,
-        call: u64,
-        coordinator: usize,
+        (call, coordinator, beside): (u64, usize, Option<u64>),
         epoch: u64,
         (layers, cache): (LayerRange, Option<Cache>),
         now: Millis,
@@ -236,8 +242,8 @@ impl Peer {
             };
             return vec![Effect::Answer(call, Err(code))];
         }
-        self.leave();
-        self.seat = Some(Seat {
+        self.leave_if(|seat| beside != Some(seat.epoch) || seat.coordinator != coordinator);
+        self.seats.push(Seat {
             coordinator,
             epoch,
             layers,
@@ -308,21 +314,24 @@ impl Peer {
     }
 
     fn abort(&mut self, epoch: u64) {
-        match &mut self.seat {
-            Some(seat) if seat.epoch <= epoch && seat.is_filled() => {
+        match self.seats.pop() {
+            Some(mut seat) if seat.epoch <= epoch && seat.is_filled() => {
                 seat.epoch = epoch;
                 (seat.ready, seat.live) = (false, None);
+                self.seats = vec![seat];
             }
-            _ => self.end(epoch),
+            seat => {
+                self.seats.extend(seat);
+                self.end(epoch);
+            }
         }
     }
 
     fn end(&mut self, epoch: u64) {
-        match &self.seat {
-            Some(seat) if seat.epoch > epoch => {}
-            Some(_) => self.leave(),
-            None => self.past = self.past.max(epoch),
+        if self.seats.is_empty() {
+            self.past = self.past.max(epoch);
         }
+        self.leave_if(|seat| seat.epoch <= epoch);
     }
 
     fn pass_on(&mut self, from: usize, epoch: u64, code: &'static str) -> Vec<Effect> {
@@ -338,12 +347,16 @@ impl Peer {
     fn step(&mut self, from: usize, step: Step, now: Millis, ill: bool) -> Vec<Effect> {
         let (life, epoch) = (self.life, step.epoch);
         let lie = self.lies();
-        let Some(seat) = &mut self.seat else {
+        if self.seats.is_empty() {
             let code = "unknown_session";
             return vec![match from == step.coordinator {
                 true => failed(from, epoch, code),
                 false => Effect::Send(from, Message::Complaint { epoch, code }),
             }];
+        }
+        let mut seats = self.seats.iter_mut();
+        let Some(seat) = seats.find(|seat| seat.epoch == epoch) else {
+            return Vec::new();
         };
         let Some(live) = seat.live.as_mut().filter(|live| live.upstream == from) else {
             return Vec::new();
@@ -353,11 +366,12 @@ impl Peer {
         match live.fence.admit(epoch, step.step, step.position, rows) {
             Admission::Apply => {
                 assert_eq!(epoch, seat.epoch, "another epoch writes into the KV cache");
+                let claim = claim_of(epoch);
                 assert!(
-                    epoch >= self.wrote,
-                    "an older epoch writes after a newer one"
+                    claim >= self.wrote,
+                    "an older claim writes after a newer one"
                 );
-                self.wrote = epoch;
+                self.wrote = claim;
                 live.broken |= ill;
                 let cache = seat.cache.as_mut().expect("a live stage has one");
                 match live.given(cache, &step, lie) {

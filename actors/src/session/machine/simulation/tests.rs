@@ -55,6 +55,7 @@ fn whatever_the_network_and_the_peers_do_the_answer_is_the_one_without_faults() 
     assert!(seen.contains(&Seen::Raced));
     assert!(seen.contains(&Seen::Recovery(PeerLost, Replan)));
     assert!(seen.contains(&Seen::Moved) && seen.contains(&Seen::MoveDropped));
+    assert!(seen.contains(&Seen::CutAnew));
     assert!(seen.contains(&Seen::Rivals) && seen.contains(&Seen::Deposed));
     for way in ["keep", "replay", "copy", "prefill"] {
         assert!(seen.contains(&Seen::Rebuild(way)), "never {way}");

@@ -53,6 +53,7 @@ impl Lanes {
                     layers,
                     keeps,
                     only: false,
+                    beside: None,
                 };
                 self.call(lane, peer, (epoch, stage, true), message);
             }
@@ -135,6 +136,7 @@ impl Lanes {
             Command::Close(outcome) => self.closed(lane, outcome),
             Command::Copy { .. }
             | Command::FindStandIns { .. }
+            | Command::Leave { .. }
             | Command::Wagered { .. }
             | Command::FindReplicas { .. }
             | Command::OpenReplica { .. }
@@ -146,7 +148,7 @@ impl Lanes {
             | Command::Recovered
             | Command::Switching { .. }
             | Command::Moved
-            | Command::MoveDropped => {}
+            | Command::MoveDropped { .. } => {}
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a peer has kept and gives to another, and what it takes: outputs, and rows of KV caches.
 
 use super::super::messages::{Effect, Finished, Message, Onward, Replay, Report, Rows, Step};
-use super::{LEASE, Millis, Peer, ROW, failed};
+use super::{LEASE, Millis, Peer, ROW, Seat, failed};
 use crate::stage::fence::Admission;
 
 impl Peer {
@@ -20,10 +20,13 @@ impl Peer {
             until,
         } = replay;
         let failed = |code| vec![failed(from, epoch, code)];
-        let Some(seat) = &mut self.seat else {
+        if self.seats.is_empty() {
             return failed("unknown_session");
+        }
+        let Some(seat) = self.seat(epoch) else {
+            return Vec::new();
         };
-        let (true, Some(live)) = (seat.epoch == epoch, &seat.live) else {
+        let Some(live) = &seat.live else {
             return Vec::new();
         };
         seat.expires = now + LEASE;
@@ -60,17 +63,17 @@ impl Peer {
             until: to,
         } = copy;
         let failed = |code| vec![failed(from, epoch, code)];
-        let Some(seat) = &mut self.seat else {
+        if self.seats.is_empty() {
             return failed("unknown_session");
-        };
-        let is_its = match seat.live.is_some() {
+        }
+        let is_its = |seat: &&mut Seat| match seat.live.is_some() {
             // It goes on meanwhile.
             true => seat.epoch < epoch,
             false => seat.epoch == epoch && seat.ready,
         };
-        if !is_its {
+        let Some(seat) = self.seats.iter_mut().rev().find(is_its) else {
             return Vec::new();
-        }
+        };
         seat.expires = now + LEASE;
         let cache = seat.cache.as_ref().filter(|_| !ill);
         let positions = position..position + u64::from(rows);
