@@ -12,6 +12,7 @@
 //! | `peer.rs` | a node with its stage; `peer/giving.rs`: what it kept and gives |
 //! | `desk.rs` | a coordinator: a machine, and what belongs to it |
 //! | `coordinator.rs` | what carries the machine's commands out |
+//! | `calls.rs` | what coordinators ask of stages |
 //! | `storm.rs` | faults |
 //! | `journals.rs` | what nodes have on their disks |
 //! | `copies.rs` | how peers come to keep the journal |
@@ -21,6 +22,7 @@
 //! | `tests.rs` | many seeds, or one that failed |
 //! | `lanes.rs` | witnessed sessions, and peers that lie |
 
+mod calls;
 mod checks;
 mod coordinator;
 mod copies;

@@ -205,43 +205,37 @@ fn sampling() -> impl Strategy<Value = SamplingWire> {
 }
 
 pub fn request() -> impl Strategy<Value = ControlRequest> {
-    let prepare = (
-        session(),
-        any::<(u64, u64, u32, u64)>(),
-        cid(),
-        layers(),
-        vec(peer(), 0..4),
-        any::<(bool, bool, bool, u64)>(),
-    )
-        .prop_map(
-            |(
+    let numbers = any::<(u64, u64, u32, u64)>();
+    let kept = any::<(bool, bool, bool, u64)>();
+    let prepare = (session(), numbers, cid(), layers(), vec(peer(), 0..4), kept).prop_map(
+        |(
+            session,
+            numbers,
+            model,
+            (layers, total_layers),
+            providers,
+            (cache, outputs, only, beside),
+        )| {
+            let (epoch, model_bytes, max_tokens, lease_ms) = numbers;
+            ControlRequest::Prepare {
                 session,
-                numbers,
+                epoch,
                 model,
-                (layers, total_layers),
+                model_bytes,
+                layers,
+                total_layers,
+                max_tokens,
+                lease_ms,
                 providers,
-                (cache, outputs, only, beside),
-            )| {
-                let (epoch, model_bytes, max_tokens, lease_ms) = numbers;
-                ControlRequest::Prepare {
-                    session,
-                    epoch,
-                    model,
-                    model_bytes,
-                    layers,
-                    total_layers,
-                    max_tokens,
-                    lease_ms,
-                    providers,
-                    keep: Keep {
-                        cache,
-                        outputs,
-                        only,
-                        beside,
-                    },
-                }
-            },
-        );
+                keep: Keep {
+                    cache,
+                    outputs,
+                    only,
+                    beside,
+                },
+            }
+        },
+    );
     let commit = (
         session(),
         any::<(u64, u64)>(),

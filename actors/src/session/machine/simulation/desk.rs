@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::calls::Call;
 use super::checks::Conduct;
-use super::coordinator::Call;
 use super::copies::Post;
 use super::weather::Millis;
 use super::{Machine, Simulation};
