@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// asked to go on.
 const SILENCE: Duration = Duration::from_secs(6);
 const RESUME_TIMEOUT: Duration = Duration::from_secs(12);
+const UNAVAILABLE: u16 = 503;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -193,8 +194,11 @@ impl Lasting {
         match reply.body.get("error") {
             Some(error) => {
                 let trouble = self.told(error);
+                // Of a request that has no session yet, 503 says: not now.
+                let is_new = self.session.is_none() && reply.status == UNAVAILABLE;
                 Trouble {
                     why: format!("{why}: {}", trouble.why),
+                    may_pass: trouble.may_pass || is_new,
                     ..trouble
                 }
             }
