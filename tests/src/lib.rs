@@ -6,6 +6,7 @@
 //! A test that fails prints the tail of each node's log.
 //!
 //! - [`binaries`]: finds `accel` beside the test executable, and has cargo build it when it is missing or stale
+//! - [`brake`]: a node that others slow down
 //! - [`process`]: one child in a process group of its own, with its output kept in a file
 //! - [`node`]: one node: how to start it, its ready file, its command line
 //! - [`cluster`]: several nodes in one swarm
@@ -16,6 +17,7 @@
 //! - [`python`]: a virtual environment with the official `openai` client
 
 pub mod binaries;
+pub mod brake;
 pub mod chaos;
 pub mod client;
 pub mod cluster;
@@ -25,6 +27,7 @@ pub mod node;
 pub mod process;
 pub mod python;
 
+pub use brake::Brake;
 pub use client::{Answer, ChatRequest, Client};
 pub use cluster::Cluster;
 pub use listener::Listener;

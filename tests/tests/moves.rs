@@ -2,18 +2,16 @@
 //! than a newcomer give their layers away in mid-answer. Nothing fails, and the answer is the one that
 //! would have come anyway.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use accel_tests::{
-    ChatRequest, Cluster, Listener, Node, NodeOptions, PATIENCE,
+    Brake, ChatRequest, Cluster, Listener, Node, NodeOptions, PATIENCE,
+    brake::RUNS,
     client::Stream,
     models::{self, Model},
 };
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
 
 /// Layers that a node takes, of six.
 const LAYERS: u32 = 2;
@@ -181,35 +179,6 @@ async fn an_answer_moves_to_a_faster_newcomer_while_it_comes() -> Result<()> {
     Ok(())
 }
 
-/// Lets a process run for a part of the time, as if others took the rest.
-struct Brake(Arc<AtomicBool>);
-
-/// How long it runs between two pauses.
-const RUNS: Duration = Duration::from_millis(10);
-
-impl Brake {
-    fn on(node: Node, pause: Duration) -> (Self, JoinHandle<Result<Node>>) {
-        let brake = Self(Arc::default());
-        let released = Arc::clone(&brake.0);
-        let braking = tokio::task::spawn_blocking(move || {
-            while !released.load(Ordering::Relaxed) {
-                node.process.pause()?;
-                std::thread::sleep(pause);
-                node.process.resume()?;
-                std::thread::sleep(RUNS);
-            }
-            Ok(node)
-        });
-        (brake, braking)
-    }
-}
-
-impl Drop for Brake {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_moves_away_from_a_peer_that_became_slow() -> Result<()> {
     let model = models::patient()?;
@@ -263,9 +232,9 @@ async fn where_nobody_is_free_a_peer_that_became_slow_gives_layers_to_one_that_s
     let mut running = Running::over(cluster, &model).await?;
     running.heard.hear(&mut running.stream, 200).await?;
     let view = running.view().await?;
-    let mut others = running.others.nodes.iter();
-    let most = others.position(|node| layers(&view, node) == u64::from(MOST));
-    let most = most.with_context(|| format!("nobody has {MOST} of six layers: {view}"))?;
+    let others = running.others.nodes.iter().enumerate();
+    let most = others.max_by_key(|(_, node)| layers(&view, node));
+    let most = most.context("two nodes compute")?.0;
     let (brake, braking) = Brake::on(running.others.nodes.remove(most), 9 * RUNS);
     let moved = running.hear_moves(1).await;
     drop(brake);

@@ -21,11 +21,22 @@ fn load(home: &Home, session: SessionKey) -> JournalEntry {
     home.store.journal().load(session).unwrap().unwrap()
 }
 
+/// The database that was just closed. On a busy machine sled's own threads have its lock for a moment longer.
+fn reopened(path: &std::path::Path) -> sled::Db {
+    for _ in 0..100 {
+        match sled::open(path) {
+            Ok(db) => return db,
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(20)),
+        }
+    }
+    sled::open(path).unwrap()
+}
+
 /// Changes the journal as a bad disk would.
 fn tamper(home: Home, change: impl FnOnce(&sled::Tree)) -> Home {
     let Home { dir, store } = home;
     drop(store);
-    let db = sled::open(dir.path().join("db")).unwrap();
+    let db = reopened(&dir.path().join("db"));
     let tree = db.open_tree("journal").unwrap();
     change(&tree);
     db.flush().unwrap();

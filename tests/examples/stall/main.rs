@@ -10,6 +10,7 @@
 //! cargo run --release -p accel-tests --example stall -- --alarms 60 --busy 8
 //! cargo run --release -p accel-tests --example stall -- --trials 5 --ways 128,512 --links 0,100,10
 //! cargo run --release -p accel-tests --example stall -- --trials 20 --moves
+//! cargo run --release -p accel-tests --example stall -- --trials 6 --moves --slow --context 128
 //! ```
 //!
 //! Real processes on loopback: four nodes, the model split over three of them, in a new swarm for
@@ -83,6 +84,9 @@ pub struct Options {
     /// Instead: drain the node, and see the session move
     #[arg(long)]
     moves: bool,
+    /// Slow it down instead: it keeps some layers, and the other one that computes gets more; nobody is free
+    #[arg(long, requires = "moves")]
+    slow: bool,
     /// File for the figures as JSON
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,

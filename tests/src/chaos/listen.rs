@@ -22,8 +22,10 @@ pub struct Heard {
     pub session: Option<String>,
     /// The node that the answer comes from.
     pub at: String,
-    /// How often the client went on after its stream had broken.
+    /// How often the client went on after its stream had broken, and why it broke each time.
     pub came_back: usize,
+    /// See there.
+    pub broke: Vec<String>,
     /// The text.
     pub text: String,
     /// The token ids.
@@ -46,6 +48,7 @@ impl Heard {
             session: None,
             at: at.to_owned(),
             came_back: 0,
+            broke: Vec::new(),
             text: String::new(),
             tokens: Vec::new(),
             finish: None,

@@ -27,6 +27,7 @@ const UNSHARE: [&str; 4] = ["-rnmp", "--fork", "--kill-child", "--mount-proc"];
 /// The exit code of a command that was told to stop.
 pub const INTERRUPTED: u8 = 130;
 const HUB: &str = "hub";
+const HUB_ADDRESS: &str = "02:00:00:00:01:00";
 /// The nodes' own little network: nothing outside is reached from it.
 const PREFIX: &str = "10.77";
 /// A hardware address that nobody has: what is sent there is lost without a word.
@@ -106,7 +107,9 @@ impl Net {
     /// Makes the bridge. Once per command.
     pub fn open() -> Result<Self> {
         ip("link set lo up")?;
-        ip(&format!("link add {HUB} type bridge"))?;
+        // Else it has that of one of its ports, and another one when ports come and go: then nodes send what is for
+        // the clients to an address that nobody has any more.
+        ip(&format!("link add {HUB} address {HUB_ADDRESS} type bridge"))?;
         ip(&format!("addr add {PREFIX}.0.1/16 dev {HUB}"))?;
         ip(&format!("link set {HUB} up"))?;
         Ok(Self { ports: 1 })

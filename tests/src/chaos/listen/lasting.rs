@@ -89,6 +89,9 @@ impl Lasting {
             if !trouble.may_pass || self.is_late() {
                 return Err(trouble.why);
             }
+            if lock(heard).broke.last() != Some(&trouble.why) {
+                lock(heard).broke.push(trouble.why.clone());
+            }
             if trouble.is_silence {
                 // Whoever hangs would let it wait once more.
                 self.order.rotate_left(1);

@@ -57,7 +57,10 @@ impl<'a> Judge<'a> {
         for (index, (heard, expected)) in heard.iter().zip(expected).enumerate() {
             let mut found = answer(heard, expected);
             if heard.came_back > 0 && !self.has_hit(Target::Coordinator) {
-                found.push("its stream broke, and nothing had happened to its node".to_owned());
+                let why = heard.broke.join("; ");
+                found.push(format!(
+                    "its stream broke, and nothing had happened to its node: {why}"
+                ));
             }
             let view = self.view(heard, &mut found).await;
             if let Some(view) = &view {
