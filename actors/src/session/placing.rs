@@ -95,6 +95,10 @@ impl SessionActor {
                 let Some(weighed) = placement.plan.weighed else {
                     return;
                 };
+                if session.machine.epoch() != epoch {
+                    // It has another route by now.
+                    return;
+                }
                 let wager = Wager {
                     stand_ins: Duration::from_nanos(weighed.next_ns),
                     patience,

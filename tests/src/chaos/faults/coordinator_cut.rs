@@ -4,7 +4,7 @@
 use anyhow::Result;
 use async_trait::async_trait;
 
-use super::Fault;
+use super::{Fault, cut::Cut};
 use crate::chaos::{plan::Target, swarm::Swarm};
 
 pub(super) struct CoordinatorCut;
@@ -33,14 +33,10 @@ impl Fault for CoordinatorCut {
     }
 
     async fn strike(&self, swarm: &mut Swarm, seat: usize, variant: u32) -> Result<()> {
-        let port = swarm.seat(seat)?.port()?;
-        if variant.is_multiple_of(2) {
-            port.reset()?;
-        }
-        port.unplug()
+        Cut.strike(swarm, seat, variant).await
     }
 
-    async fn undo(&self, swarm: &mut Swarm, seat: usize, _variant: u32) -> Result<()> {
-        swarm.seat(seat)?.port()?.plug()
+    async fn undo(&self, swarm: &mut Swarm, seat: usize, variant: u32) -> Result<()> {
+        Cut.undo(swarm, seat, variant).await
     }
 }

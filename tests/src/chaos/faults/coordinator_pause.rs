@@ -4,7 +4,7 @@
 use anyhow::Result;
 use async_trait::async_trait;
 
-use super::Fault;
+use super::{Fault, pause::Pause};
 use crate::chaos::{plan::Target, swarm::Swarm};
 
 pub(super) struct CoordinatorPause;
@@ -27,11 +27,11 @@ impl Fault for CoordinatorPause {
         true
     }
 
-    async fn strike(&self, swarm: &mut Swarm, seat: usize, _variant: u32) -> Result<()> {
-        swarm.seat(seat)?.node()?.process.pause()
+    async fn strike(&self, swarm: &mut Swarm, seat: usize, variant: u32) -> Result<()> {
+        Pause.strike(swarm, seat, variant).await
     }
 
-    async fn undo(&self, swarm: &mut Swarm, seat: usize, _variant: u32) -> Result<()> {
-        swarm.seat(seat)?.node()?.process.resume()
+    async fn undo(&self, swarm: &mut Swarm, seat: usize, variant: u32) -> Result<()> {
+        Pause.undo(swarm, seat, variant).await
     }
 }
