@@ -105,7 +105,50 @@ impl Rules {
         let Desk {
             machine, conduct, ..
         } = desk;
-        let stages_of = |epoch| machine.route_of(epoch).len();
+        match command {
+            Command::Prepare { .. }
+            | Command::Commit { .. }
+            | Command::Abort { .. }
+            | Command::Release { .. }
+            | Command::Close(_) => self.placement(command, machine, conduct),
+            Command::Forward { .. } | Command::Replay { .. } | Command::Copy { .. } => {
+                conduct.computed = true;
+                self.computing(command, machine);
+            }
+            Command::JournalToken { index, drawn } => {
+                assert_eq!(*index, conduct.journaled, "journaled in order, once");
+                conduct.journaled += 1;
+                self.is_expected(*index, drawn.token);
+            }
+            Command::Emit { index, drawn, .. } => {
+                assert_eq!(*index, conduct.emitted, "emitted in order, once");
+                assert!(*index < conduct.durable, "emitted before it was journaled");
+                conduct.emitted += 1;
+                self.is_expected(*index, drawn.token);
+            }
+            Command::Recovering { .. }
+            | Command::Wagered { .. }
+            | Command::Rebuilding { .. }
+            | Command::Moved
+            | Command::MoveDropped { .. }
+            | Command::Switching { .. } => self.seen.extend(turn(command)),
+            Command::JournalOpen
+            | Command::JournalClaim { .. }
+            | Command::Plan { .. }
+            | Command::Reconnect { .. }
+            | Command::Leave { .. }
+            | Command::Recovered
+            | Command::Weighed { .. }
+            | Command::FindStandIns { .. }
+            | Command::FindReplicas { .. }
+            | Command::OpenReplica { .. }
+            | Command::DropReplica { .. }
+            | Command::Arm(_) => {}
+        }
+    }
+
+    /// Whoever is asked to take part is told how it ends, under an epoch that is used once.
+    fn placement(&mut self, command: &Command, machine: &Machine, conduct: &mut Conduct) {
         match command {
             Command::Prepare { epoch, stage, .. } => {
                 let party = machine.party(*epoch, *stage).expect("somebody");
@@ -127,6 +170,22 @@ impl Rules {
             Command::Abort { epoch, stage } | Command::Release { epoch, stage } => {
                 conduct.told(stage.peer, *epoch);
             }
+            Command::Close(outcome) => {
+                let obliged = &conduct.obliged;
+                assert!(
+                    obliged.is_empty(),
+                    "never told that it is over: {obliged:?}"
+                );
+                let is_deposed = matches!(outcome, Outcome::Moved(_));
+                self.seen.extend(is_deposed.then_some(Seen::Deposed));
+            }
+            other => unreachable!("{other:?} places nothing"),
+        }
+    }
+
+    /// What stages are given to compute is what was drawn, and goes to stages that are there.
+    fn computing(&mut self, command: &Command, machine: &Machine) {
+        match command {
             Command::Forward {
                 epoch,
                 step,
@@ -138,15 +197,11 @@ impl Rules {
                 let known = self.prompt.iter().chain(&self.expected);
                 let known = known.skip(*position as usize).take(tokens.len());
                 assert!(known.eq(tokens), "the stages get what was drawn");
-                let is_last = until + 1 == stages_of(*epoch);
+                let is_last = until + 1 == machine.route_of(*epoch).len();
                 assert!(is_last || !sample, "a token without the last stage");
-                assert!(
-                    *epoch == machine.epoch() || !sample,
-                    "a token of another epoch"
-                );
-                let rows = tokens.len();
-                conduct.computed = true;
-                let fed = 0..=*until;
+                let is_newest = *epoch == machine.epoch();
+                assert!(is_newest || !sample, "a token of another epoch");
+                let (fed, rows) = (0..=*until, tokens.len());
                 self.step(command, machine, (*epoch, *step), fed, *position, rows);
             }
             Command::Replay {
@@ -158,8 +213,7 @@ impl Rules {
                 until,
             } => {
                 let (fed, rows) = (stage + 1..=*until, *rows as usize);
-                assert!(!fed.is_empty() && *until < stages_of(*epoch));
-                conduct.computed = true;
+                assert!(!fed.is_empty() && *until < machine.route_of(*epoch).len());
                 self.step(command, machine, (*epoch, *step), fed, *position, rows);
             }
             Command::Copy {
@@ -173,53 +227,9 @@ impl Rules {
                 let layers = |n| machine.party(*epoch, n).map(|party| party.layers);
                 assert_eq!(layers(*donor), layers(*stage));
                 let (fed, rows) = (*stage..=*stage, *rows as usize);
-                conduct.computed = true;
                 self.step(command, machine, (*epoch, *step), fed, *position, rows);
             }
-            Command::JournalToken { index, drawn } => {
-                assert_eq!(*index, conduct.journaled, "journaled in order, once");
-                conduct.journaled += 1;
-                self.is_expected(*index, drawn.token);
-            }
-            Command::Emit { index, drawn, .. } => {
-                assert_eq!(*index, conduct.emitted, "emitted in order, once");
-                assert!(*index < conduct.durable, "emitted before it was journaled");
-                conduct.emitted += 1;
-                self.is_expected(*index, drawn.token);
-            }
-            Command::Recovering { fault, remedy, .. } => {
-                self.seen.push(Seen::Recovery(*fault, *remedy));
-            }
-            Command::Wagered { races: true, .. } => self.see(Seen::Raced),
-            Command::Rebuilding { way, .. } => self.seen.push(Seen::Rebuild(way)),
-            Command::Moved => self.seen.push(Seen::Moved),
-            Command::MoveDropped { .. } => self.seen.push(Seen::MoveDropped),
-            Command::Switching { cuts_anew, .. } => {
-                self.seen.extend(cuts_anew.then_some(Seen::CutAnew))
-            }
-            Command::Close(outcome) => {
-                let obliged = &conduct.obliged;
-                assert!(
-                    obliged.is_empty(),
-                    "never told that it is over: {obliged:?}"
-                );
-                if let Outcome::Moved(_) = outcome {
-                    self.seen.push(Seen::Deposed);
-                }
-            }
-            Command::JournalOpen
-            | Command::JournalClaim { .. }
-            | Command::Plan { .. }
-            | Command::Reconnect { .. }
-            | Command::Leave { .. }
-            | Command::Recovered
-            | Command::Weighed { .. }
-            | Command::FindStandIns { .. }
-            | Command::Wagered { .. }
-            | Command::FindReplicas { .. }
-            | Command::OpenReplica { .. }
-            | Command::DropReplica { .. }
-            | Command::Arm(_) => {}
+            other => unreachable!("{other:?} computes nothing"),
         }
     }
 
@@ -323,5 +333,20 @@ impl Rules {
             .iter()
             .filter(|token| self.stop != Some(**token));
         written.map(|token| format!("{token} ")).collect()
+    }
+}
+
+/// What a command tells of how the session goes on.
+fn turn(command: &Command) -> Option<Seen> {
+    match command {
+        Command::Recovering { fault, remedy, .. } => Some(Seen::Recovery(*fault, *remedy)),
+        Command::Wagered { races: true, .. } => Some(Seen::Raced),
+        Command::Rebuilding { way, .. } => Some(Seen::Rebuild(way)),
+        Command::Moved => Some(Seen::Moved),
+        Command::MoveDropped { .. } => Some(Seen::MoveDropped),
+        Command::Switching {
+            cuts_anew: true, ..
+        } => Some(Seen::CutAnew),
+        _ => None,
     }
 }

@@ -182,15 +182,13 @@ impl Weather {
     /// A storm that outlasts what sessions wait for, and a client that comes back nevertheless.
     fn long(fair: Self, rng: &mut StdRng) -> Self {
         Self {
-            promise: Promise::EndsWell,
-            window: rng.random_range(30_000..=120_000),
-            lost: [10, 100, 400][rng.random_range(0..3)],
-            crashes: rng.random_range(3..=8),
             cuts: rng.random_range(2..=12),
             longest_cut: [8_000, 80_000][rng.random_range(0..2)],
             max_new: rng.random_range(20..=80),
             interruptions: rng.random_range(2..=6),
-            ..Self::stormy(fair, rng)
+            return_soon: true,
+            broken_off: false,
+            ..Self::hopeless(fair, rng)
         }
     }
 

@@ -34,13 +34,50 @@ impl Lanes {
     }
 
     fn obey(&mut self, lane: Lane, command: Command) {
-        let run = self.run_of(lane);
-        let number = run.number;
+        let number = self.run_of(lane).number;
         match command {
             Command::JournalOpen | Command::JournalClaim { .. } => self.soon(number, Event::Opened),
             Command::Plan {
                 epoch, excluding, ..
             } => self.plan(lane, epoch, &excluding),
+            Command::Prepare { .. }
+            | Command::Commit { .. }
+            | Command::Abort { .. }
+            | Command::Release { .. } => self.place(lane, command),
+            Command::Forward { .. } | Command::Replay { .. } => self.compute(lane, command),
+            Command::JournalToken { index, .. } => self.soon(number, Event::Journaled { index }),
+            Command::Emit { index, drawn, .. } => {
+                if lane == Lane::Primary {
+                    assert_eq!(self.expected.get(index as usize), Some(&drawn.token));
+                    assert_eq!(index, self.emitted, "in order, once");
+                    self.emitted += 1;
+                }
+                self.soon(number, Event::Emitted { index });
+            }
+            Command::Arm(timer) => self.arm(lane, timer),
+            Command::Close(outcome) => self.closed(lane, outcome),
+            Command::Copy { .. }
+            | Command::FindStandIns { .. }
+            | Command::Leave { .. }
+            | Command::Wagered { .. }
+            | Command::FindReplicas { .. }
+            | Command::OpenReplica { .. }
+            | Command::DropReplica { .. } => panic!("not in a witnessed session: {command:?}"),
+            Command::Reconnect { .. }
+            | Command::Recovering { .. }
+            | Command::Weighed { .. }
+            | Command::Rebuilding { .. }
+            | Command::Recovered
+            | Command::Switching { .. }
+            | Command::Moved
+            | Command::MoveDropped { .. } => {}
+        }
+    }
+
+    fn place(&mut self, lane: Lane, command: Command) {
+        let run = self.run_of(lane);
+        let number = run.number;
+        match command {
             Command::Prepare {
                 epoch,
                 stage,
@@ -76,11 +113,18 @@ impl Lanes {
                 self.call(lane, peer, (epoch, stage, false), message);
             }
             Command::Abort { epoch, stage } => {
-                self.end(number, stage.peer, &Message::Abort { epoch })
+                self.end(number, stage.peer, &Message::Abort { epoch });
             }
             Command::Release { epoch, stage } => {
                 self.end(number, stage.peer, &Message::Release { epoch });
             }
+            other => unreachable!("{other:?} places nothing"),
+        }
+    }
+
+    fn compute(&mut self, lane: Lane, command: Command) {
+        let number = self.run_of(lane).number;
+        match command {
             Command::Forward {
                 epoch,
                 step,
@@ -123,32 +167,7 @@ impl Lanes {
                 };
                 self.send(number, 0, to, Message::Replay(replay));
             }
-            Command::JournalToken { index, .. } => self.soon(number, Event::Journaled { index }),
-            Command::Emit { index, drawn, .. } => {
-                if lane == Lane::Primary {
-                    assert_eq!(self.expected.get(index as usize), Some(&drawn.token));
-                    assert_eq!(index, self.emitted, "in order, once");
-                    self.emitted += 1;
-                }
-                self.soon(number, Event::Emitted { index });
-            }
-            Command::Arm(timer) => self.arm(lane, timer),
-            Command::Close(outcome) => self.closed(lane, outcome),
-            Command::Copy { .. }
-            | Command::FindStandIns { .. }
-            | Command::Leave { .. }
-            | Command::Wagered { .. }
-            | Command::FindReplicas { .. }
-            | Command::OpenReplica { .. }
-            | Command::DropReplica { .. } => panic!("not in a witnessed session: {command:?}"),
-            Command::Reconnect { .. }
-            | Command::Recovering { .. }
-            | Command::Weighed { .. }
-            | Command::Rebuilding { .. }
-            | Command::Recovered
-            | Command::Switching { .. }
-            | Command::Moved
-            | Command::MoveDropped { .. } => {}
+            other => unreachable!("{other:?} computes nothing"),
         }
     }
 
