@@ -22,9 +22,9 @@ pub struct Heard {
     pub session: Option<String>,
     /// The node that the answer comes from.
     pub at: String,
-    /// How often the client went on after its stream had broken, and why it broke each time.
+    /// How often the client went on after its stream had broken.
     pub came_back: usize,
-    /// See there.
+    /// Why it broke; the same reason several times in a row is told once.
     pub broke: Vec<String>,
     /// The text.
     pub text: String,

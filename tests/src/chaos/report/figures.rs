@@ -124,6 +124,17 @@ pub(super) fn only_kind(trial: &Outcome) -> Option<&'static str> {
     landed.all(|blow| blow.fault == first).then_some(first)
 }
 
+/// The strategies that led recoveries in a trial.
+pub(super) fn strategies(trial: &Outcome) -> BTreeSet<&str> {
+    let entries = trial
+        .sessions
+        .iter()
+        .flat_map(|session| &session.recoveries);
+    entries
+        .filter_map(|entry| entry["strategy"].as_str())
+        .collect()
+}
+
 /// Whether those that nothing happened to could hold the whole model. Where they could not, an
 /// answer has to wait until the fault passes.
 pub(super) fn has_stand_in(trial: &Outcome) -> bool {

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     Report,
-    figures::{Group, Spread, has_stand_in, only_kind, stalls},
+    figures::{Group, Spread, has_stand_in, only_kind, stalls, strategies},
 };
 use crate::chaos::trial::Outcome;
 
@@ -21,11 +21,21 @@ are what nodes fetched in a trial.
 |---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|
 ";
 
+const BY_STRATEGY: &str = "## By strategy
+
+Trials by the strategy that led all recoveries in them.
+
+| strategy | trials | faults | complete | equal | recoveries | pause p50 / p95 / p99 / most, ms \
+| silence p50 / p95 / p99 / most, ms | computed again | tensor bytes | MB of the model |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|
+";
+
 pub(super) fn text(report: &Report) -> String {
     let parts = [
         heading(report),
         overview(report),
         by_fault(report),
+        by_strategy(report),
         by_remedy(report),
         failures(report),
         report
@@ -149,24 +159,46 @@ fn by_fault(report: &Report) -> String {
     }
     let mut text = String::from(BY_FAULT);
     for ((name, level, stand_in), trials) in &groups {
-        let group = Group::of(trials);
         let stand_in = if *stand_in { "yes" } else { "no" };
-        let _ = writeln!(
-            text,
-            "| {name} | {level} | {stand_in} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.1} |",
-            group.trials,
-            group.landed,
-            share(group.complete, group.answers),
-            share(group.equal, group.answers),
-            group.recoveries,
-            spread(&group.stall),
-            spread(&group.silence),
-            ratio(group.extra_compute),
-            ratio(group.extra_bytes),
-            group.model_bytes as f64 / 1e6 / group.trials.max(1) as f64,
-        );
+        let cells = cells(&Group::of(trials));
+        let _ = writeln!(text, "| {name} | {level} | {stand_in} | {cells} |");
     }
     text
+}
+
+fn by_strategy(report: &Report) -> String {
+    let mut groups: BTreeMap<&str, Vec<&Outcome>> = BTreeMap::new();
+    for trial in &report.outcomes {
+        let strategies = strategies(trial);
+        let name = match strategies.first() {
+            None => "nothing was recovered",
+            Some(only) if strategies.len() == 1 => only,
+            Some(_) => "several",
+        };
+        groups.entry(name).or_default().push(trial);
+    }
+    let mut text = String::from(BY_STRATEGY);
+    for (name, trials) in &groups {
+        let _ = writeln!(text, "| {name} | {} |", cells(&Group::of(trials)));
+    }
+    text
+}
+
+/// What is told of a group of trials, in the columns of the tables.
+fn cells(group: &Group) -> String {
+    format!(
+        "{} | {} | {} | {} | {} | {} | {} | {} | {} | {:.1}",
+        group.trials,
+        group.landed,
+        share(group.complete, group.answers),
+        share(group.equal, group.answers),
+        group.recoveries,
+        spread(&group.stall),
+        spread(&group.silence),
+        ratio(group.extra_compute),
+        ratio(group.extra_bytes),
+        group.model_bytes as f64 / 1e6 / group.trials.max(1) as f64,
+    )
 }
 
 fn by_remedy(report: &Report) -> String {
@@ -177,7 +209,7 @@ fn by_remedy(report: &Report) -> String {
         groups.entry(key).or_default().push(entry);
     }
     let mut text = String::from(
-        "## By strategy\n\n| strategy | what the node noticed | remedy | times | that brought a token | pause p50 / \
+        "## By recovery\n\n| strategy | what the node noticed | remedy | times | that brought a token | pause p50 / \
          p95 / p99 / most, ms |\n|---|---|---|---:|---:|---:|\n",
     );
     for ([strategy, fault, remedy], entries) in &groups {
