@@ -160,6 +160,7 @@ impl Models {
             Err(_) => return Err(nobody()),
         };
         self.telemetry
+            .stages()
             .fetched(fetched.bytes_fetched, fetched.blocks_fetched);
         if fetched.bytes_fetched > 0 {
             self.keep_record(cid, header.file_len).await;
@@ -232,6 +233,7 @@ impl Models {
             .fetch(&found.cid, Want::All, source.as_ref(), &told)
             .await?;
         self.telemetry
+            .stages()
             .fetched(report.bytes_fetched, report.blocks_fetched);
         let name = name.unwrap_or(found.name);
         self.store

@@ -1,15 +1,20 @@
 //! The metrics of a node, in Prometheus' form.
+//!
+//! * [`stages`] – what the stages compute; [`recovery`] – faults and moves; [`audit`] – answers
+//!   that are computed twice. The rest is here.
 
+mod audit;
 mod recovery;
-
-use std::time::Duration;
+mod stages;
 
 use prometheus::{
     CounterVec, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts,
     Registry, TextEncoder,
 };
 
+pub(crate) use audit::Audit;
 pub(crate) use recovery::Recovery;
+pub(crate) use stages::Stages;
 
 /// What is counted. Clones count into the same registry.
 #[derive(Clone)]
@@ -19,32 +24,21 @@ pub(crate) struct Telemetry {
     sessions_ended: IntCounterVec,
     sessions_running: IntGauge,
     tokens: IntCounter,
-    rows: IntCounter,
-    step_seconds: Histogram,
-    batch_rows: Histogram,
-    batch_sessions: Histogram,
-    prepare_seconds: Histogram,
-    bytes_fetched: IntCounter,
-    blocks_fetched: IntCounter,
     restarts: IntGauge,
     peers: IntGauge,
     memory_used: IntGauge,
     tensor_bytes: IntCounterVec,
+    stages: Stages,
     recovery: Recovery,
-    stages_warmed: IntCounterVec,
+    audit: Audit,
     breakers_opened: IntCounter,
     replicas_lost: IntCounter,
     sessions_kept: IntGauge,
-    audits: IntCounterVec,
-    lies: IntCounter,
-    third_opinions: IntCounter,
-    quarantined: IntGauge,
 }
 
 const FAST: [f64; 12] = [
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0,
 ];
-const POWERS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 const SLOW: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 300.0];
 
 impl Telemetry {
@@ -68,38 +62,6 @@ impl Telemetry {
                 "Sessions that this node coordinates now",
             ),
             tokens: make.counter("accel_tokens_emitted_total", "Tokens given to clients"),
-            rows: make.counter(
-                "accel_stage_rows_total",
-                "Positions computed by the stages of this node",
-            ),
-            step_seconds: make.histogram(
-                "accel_stage_step_seconds",
-                "Time that a stage of this node computes one step: a batch of one or more sessions",
-                &FAST,
-            ),
-            batch_rows: make.histogram(
-                "accel_stage_batch_rows",
-                "Positions that a stage of this node computes in one step",
-                &POWERS,
-            ),
-            batch_sessions: make.histogram(
-                "accel_stage_batch_sessions",
-                "Sessions that a stage of this node serves in one step",
-                &POWERS,
-            ),
-            prepare_seconds: make.histogram(
-                "accel_stage_prepare_seconds",
-                "Time to prepare a stage: fetch, verify, load",
-                &SLOW,
-            ),
-            bytes_fetched: make.counter(
-                "accel_content_bytes_fetched_total",
-                "Bytes of models fetched from peers",
-            ),
-            blocks_fetched: make.counter(
-                "accel_content_blocks_fetched_total",
-                "Blocks of models fetched from peers",
-            ),
             restarts: make.gauge(
                 "accel_actor_restarts",
                 "Restarts of actor units since the start",
@@ -114,12 +76,9 @@ impl Telemetry {
                 "Bytes over the tensor plane",
                 &["direction"],
             ),
+            stages: Stages::new(&make),
             recovery: Recovery::new(&make),
-            stages_warmed: make.labelled(
-                "accel_stages_warmed_total",
-                "Stages made ready ahead of time, by what became of them",
-                &["result"],
-            ),
+            audit: Audit::new(&make),
             breakers_opened: make.counter(
                 "accel_breakers_opened_total",
                 "Times that a peer was left alone because it failed or was lost",
@@ -131,23 +90,6 @@ impl Telemetry {
             sessions_kept: make.gauge(
                 "accel_sessions_kept",
                 "Sessions of other nodes whose journals this node keeps now",
-            ),
-            audits: make.labelled(
-                "accel_audits_total",
-                "Sessions of this node that others computed again, by what came of it",
-                &["result"],
-            ),
-            lies: make.counter(
-                "accel_lies_total",
-                "Times that a peer was shown to have computed something else than it should",
-            ),
-            third_opinions: make.counter(
-                "accel_third_opinions_total",
-                "Times that a third opinion was asked for because two routes differed",
-            ),
-            quarantined: make.gauge(
-                "accel_peers_quarantined",
-                "Peers that get no work from this node because they lied",
             ),
             registry,
         }
@@ -169,13 +111,19 @@ impl Telemetry {
         self.tokens.inc();
     }
 
+    /// What is counted of the stages.
+    pub(crate) fn stages(&self) -> &Stages {
+        &self.stages
+    }
+
+    /// What is counted of answers that are computed twice.
+    pub(crate) fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
     /// What is counted of faults and moves.
     pub(crate) fn recovery(&self) -> &Recovery {
         &self.recovery
-    }
-
-    pub(crate) fn warmed(&self, result: &str) {
-        self.stages_warmed.with_label_values(&[result]).inc();
     }
 
     pub(crate) fn breaker_opened(&self) {
@@ -186,40 +134,12 @@ impl Telemetry {
         self.replicas_lost.inc();
     }
 
-    pub(crate) fn audited(&self, result: &str) {
-        self.audits.with_label_values(&[result]).inc();
-    }
-
-    pub(crate) fn lie(&self) {
-        self.lies.inc();
-    }
-
-    pub(crate) fn third_opinion(&self) {
-        self.third_opinions.inc();
-    }
-
-    pub(crate) fn batch_computed(&self, rows: usize, sessions: usize, took: Duration) {
-        self.rows.inc_by(rows as u64);
-        self.batch_rows.observe(rows as f64);
-        self.batch_sessions.observe(sessions as f64);
-        self.step_seconds.observe(took.as_secs_f64());
-    }
-
-    pub(crate) fn prepared(&self, took: Duration) {
-        self.prepare_seconds.observe(took.as_secs_f64());
-    }
-
-    pub(crate) fn fetched(&self, bytes: u64, blocks: u64) {
-        self.bytes_fetched.inc_by(bytes);
-        self.blocks_fetched.inc_by(blocks);
-    }
-
     /// Sets what is looked up only when somebody reads the metrics.
     pub(crate) fn observe(&self, now: &Observed) {
         let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.sessions_running.set(gauge(now.sessions));
         self.sessions_kept.set(gauge(now.kept));
-        self.quarantined.set(gauge(now.quarantined));
+        self.audit.quarantined(gauge(now.quarantined));
         self.restarts.set(gauge(now.restarts));
         self.peers.set(gauge(now.peers));
         self.memory_used.set(gauge(now.memory_used));
@@ -290,6 +210,8 @@ impl Maker<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

@@ -212,7 +212,7 @@ impl Bench {
                     stage,
                 } => self.condemn(lane, &statement, stage),
                 Ruling::Convene { excluding } => {
-                    self.deps.telemetry.third_opinion();
+                    self.deps.telemetry.audit().third_opinion();
                     self.lock().partial = excluding;
                     self.launch(Lane::Third);
                 }
@@ -260,7 +260,7 @@ impl Bench {
             .case
             .evidence(*peer, &claim, signed, tokens.copied().collect());
         let failure = lied(*peer, &evidence.id());
-        self.deps.telemetry.lie();
+        self.deps.telemetry.audit().lie();
         self.deps.placer.quarantine.condemn(*peer, evidence);
         let held = lane.and_then(|lane| Some((lane, inner.held.remove(&lane)?)));
         if let Some((lane, Held { epoch, .. })) = held {

@@ -326,7 +326,7 @@ fn run(
     let step = AssertUnwindSafe(|| {
         let outcomes = stage.run(requests);
         let took = started.elapsed();
-        telemetry.batch_computed(rows, sessions, took);
+        telemetry.stages().batch_computed(rows, sessions, took);
         for outcome in outcomes {
             if let Some(Addressee { name, outlet }) = untold.front() {
                 outlet.deliver(*name, outcome);

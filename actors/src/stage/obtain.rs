@@ -76,6 +76,7 @@ impl Layers {
             Failure::unavailable("fetch_failed", error.to_string(), hint)
         })?;
         deps.telemetry
+            .stages()
             .fetched(report.bytes_fetched, report.blocks_fetched);
         deps.models.keep_record(&self.model, header.file_len).await;
         Ok(report)

@@ -73,7 +73,7 @@ pub(super) async fn run(
         } => Err(Failure::unavailable("cancelled", "the coordinator no longer waits", "")),
     };
     if result.is_ok() {
-        deps.telemetry.prepared(started.elapsed());
+        deps.telemetry.stages().prepared(started.elapsed());
     } else {
         deps.shelf.release(order.tenant, &order.layers.key());
     }

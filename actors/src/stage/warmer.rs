@@ -79,11 +79,11 @@ async fn carry_out(deps: Arc<StageDeps>, mut orders: mpsc::Receiver<Layers>) {
             Ok(warmed) => {
                 let result = warmed.name();
                 tracing::info!(%model, %layers, result, "layers are ready for a session that may need them");
-                deps.telemetry.warmed(result);
+                deps.telemetry.stages().warmed(result);
             }
             Err(failure) => {
                 tracing::info!(%model, %layers, %failure, "layers could not be made ready");
-                deps.telemetry.warmed("failed");
+                deps.telemetry.stages().warmed("failed");
             }
         }
     }

@@ -76,13 +76,13 @@ impl Bench {
         let mut inner = self.lock();
         let Some((last, cuts)) = inner.audit.last.take() else {
             if inner.audit.is_begun {
-                self.deps.telemetry.audited("unclaimed");
+                self.deps.telemetry.audit().ended("unclaimed");
             }
             return;
         };
         let Ok(place) = Arc::clone(&self.deps.audits.places).try_acquire_owned() else {
             drop(inner);
-            return self.deps.telemetry.audited("too_many");
+            return self.deps.telemetry.audit().ended("too_many");
         };
         inner.audit.place = Some(place);
         inner.partial.clone_from(&last.peers);
@@ -106,13 +106,13 @@ impl Bench {
         } else {
             return;
         };
-        self.deps.telemetry.audited(result);
+        self.deps.telemetry.audit().ended(result);
         self.lock().audit.place = None;
     }
 
     /// Nobody could compute it.
     pub(super) fn not_audited(&self) {
-        self.deps.telemetry.audited("not_possible");
+        self.deps.telemetry.audit().ended("not_possible");
         self.lock().audit.place = None;
     }
 }
