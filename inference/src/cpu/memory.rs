@@ -14,9 +14,15 @@ const PIECE: usize = 32 << 20;
 
 /// Memory from which parts are taken; they live as long as the arena. Pages are taken from the
 /// system when they are first written, so what is left of a piece costs nothing.
-#[derive(Default)]
 pub(crate) struct Arena {
     pieces: Mutex<Vec<Piece>>,
+    least: usize,
+}
+
+impl Default for Arena {
+    fn default() -> Self {
+        Self::of_pieces(PIECE)
+    }
 }
 
 struct Piece {
@@ -30,29 +36,54 @@ struct Piece {
 unsafe impl Send for Piece {}
 
 impl Arena {
+    /// For a part that is soon given back: a huge page would be filled with zeros for it.
+    pub(crate) fn for_one_part() -> Self {
+        Self::of_pieces(LINE)
+    }
+
+    fn of_pieces(least: usize) -> Self {
+        let pieces = Mutex::default();
+        Self { pieces, least }
+    }
+
     /// A part of `bytes` at a cache line, or `None` when there is no memory. Its content is not
     /// initialised.
     pub(crate) fn take(&self, bytes: usize) -> Option<NonNull<u8>> {
         let bytes = bytes.max(1).checked_next_multiple_of(LINE)?;
         let mut pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
-        if pieces.last().is_none_or(|piece| piece.left() < bytes) {
-            pieces.push(Piece::new(bytes)?);
-        }
-        let piece = pieces.last_mut()?;
+        // What large parts left of earlier pieces is for small ones.
+        let fits = |piece: &Piece| piece.left() >= bytes;
+        let place = match pieces.iter().position(fits) {
+            Some(place) => place,
+            None => {
+                pieces.push(Piece::new(bytes.max(self.least))?);
+                pieces.len() - 1
+            }
+        };
+        let piece = pieces.get_mut(place)?;
         // SAFETY: as many bytes are left in the piece.
         let part = unsafe { piece.start.add(piece.used) };
         piece.used += bytes;
         Some(part)
     }
+
+    /// Gives back to the system what was touched only because huge pages are whole.
+    pub(crate) fn trim(&self) {
+        let pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
+        pieces.iter().for_each(Piece::trim);
+    }
 }
 
 impl Piece {
     fn new(bytes: usize) -> Option<Self> {
-        let size = bytes.max(PIECE).checked_next_multiple_of(HUGE_PAGE)?;
-        let layout = Layout::from_size_align(size, HUGE_PAGE).ok()?;
+        let align = if bytes < HUGE_PAGE { LINE } else { HUGE_PAGE };
+        let size = bytes.checked_next_multiple_of(align)?;
+        let layout = Layout::from_size_align(size, align).ok()?;
         // SAFETY: the size is not zero.
         let start = NonNull::new(unsafe { alloc(layout) })?;
-        ask_for_huge_pages(start, size);
+        if align == HUGE_PAGE {
+            ask_for_huge_pages(start, size);
+        }
         let used = 0;
         Some(Self {
             start,
@@ -64,6 +95,27 @@ impl Piece {
     fn left(&self) -> usize {
         self.layout.size() - self.used
     }
+
+    #[cfg(target_os = "linux")]
+    fn trim(&self) {
+        use rustix::mm::{Advice, madvise};
+        let kept = self.used.next_multiple_of(rustix::param::page_size());
+        let Some(rest) = self.layout.size().checked_sub(kept) else {
+            return;
+        };
+        // SAFETY: nobody has a part of the piece from `kept` on, and the content of what is taken
+        // there later is not initialised, as it was not before.
+        let advised = unsafe {
+            let start = self.start.add(kept).as_ptr().cast();
+            madvise(start, rest, Advice::LinuxDontNeed)
+        };
+        if let Err(error) = advised {
+            tracing::debug!(%error, "the rest of the last huge page is kept");
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn trim(&self) {}
 }
 
 impl Drop for Piece {
@@ -98,6 +150,12 @@ mod tests {
         assert_eq!(second.as_ptr() as usize - first.as_ptr() as usize, LINE);
         assert!(first.as_ptr().addr().is_multiple_of(LINE));
         assert!(arena.take(PIECE + 1).is_some());
+        let third = arena.take(1).unwrap();
+        assert_eq!(third.as_ptr() as usize - second.as_ptr() as usize, 2 * LINE);
         assert!(arena.take(usize::MAX).is_none());
+
+        let one = Arena::for_one_part();
+        assert!(one.take(1).unwrap().as_ptr().addr().is_multiple_of(LINE));
+        assert!(one.take(HUGE_PAGE).is_some());
     }
 }

@@ -76,7 +76,7 @@ impl CpuStage {
         let weights = Weights::open(path, gguf, &mut pool)?;
         let model = Model::load(&weights, gguf, &shape, &hyper, range, options.kv)?;
         let ropes = Ropes::load(&weights, &hyper)?;
-        let weights_bytes = weights.bytes();
+        let weights_bytes = weights.finish();
         Ok(Self {
             isa,
             range,
@@ -91,8 +91,8 @@ impl CpuStage {
         })
     }
 
-    /// Checks a step and gives its rows of activations.
-    fn admit(&mut self, step: &StepRequest) -> Result<Vec<f32>, StageError> {
+    /// Checks a step and appends its rows of activations; tells which they are.
+    fn admit(&mut self, step: &StepRequest, x: &mut Vec<f32>) -> Result<Range<usize>, StageError> {
         let sequence = self.sequences.get(&step.seq);
         let sequence = sequence.ok_or(StageError::UnknownSequence { seq: step.seq })?;
         let (have, limit) = (sequence.len, sequence.limit);
@@ -102,8 +102,8 @@ impl CpuStage {
                 got: step.position,
             });
         }
-        let rows = self.model.rows_of(&step.input, self.range)?;
-        let needed = have + rows.len() / self.model.hidden;
+        let rows = self.model.check(&step.input, self.range)?;
+        let needed = have + rows;
         if needed > limit {
             return Err(StageError::ContextOverflow { needed, limit });
         }
@@ -113,7 +113,9 @@ impl CpuStage {
         sequence.truncate(have)?;
         sequence.reach(needed)?;
         self.ropes.reach(needed);
-        Ok(rows)
+        let start = x.len() / self.model.hidden;
+        self.model.append(&step.input, x);
+        Ok(start..start + rows)
     }
 
     /// Runs the sound steps through the layers, noting those whose numbers are not finite.
@@ -259,23 +261,19 @@ impl Stage for CpuStage {
                     step.seq
                 )))
             } else {
-                self.admit(&step)
+                self.admit(&step, &mut x)
             };
             outcomes.push(None);
             match admitted {
                 Err(error) => outcomes[index] = Some(Err(error)),
-                Ok(rows) => {
-                    let start = x.len() / self.model.hidden;
-                    x.extend_from_slice(&rows);
-                    sound.push(Sound {
-                        index,
-                        seq: step.seq,
-                        position: step.position,
-                        want: step.want_logits,
-                        rows: start..x.len() / self.model.hidden,
-                        failure: None,
-                    });
-                }
+                Ok(rows) => sound.push(Sound {
+                    index,
+                    seq: step.seq,
+                    position: step.position,
+                    want: step.want_logits,
+                    rows,
+                    failure: None,
+                }),
             }
         }
         if !sound.is_empty() {

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of the file that a thread reads at a time.
-const READ: usize = 256 << 10;
+const READ: usize = 64 << 10;
 
 /// A model file, open for reading tensors.
 pub(crate) struct Weights<'a> {
@@ -48,8 +48,9 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// Memory that the matrices read so far take.
-    pub(crate) fn bytes(&self) -> u64 {
+    /// Ends the reading; gives the memory that all weights take.
+    pub(crate) fn finish(self) -> u64 {
+        self.arena.trim();
         self.bytes.get()
     }
 
@@ -86,7 +87,8 @@ impl<'a> Weights<'a> {
         let tensor = self.info(name)?;
         let columns = tensor.len() as usize;
         // As a matrix of one row, in memory of its own that is given back at once.
-        let row = self.read(tensor, 0..1, columns, &Arc::default())?;
+        let own = Arc::new(Arena::for_one_part());
+        let row = self.read(tensor, 0..1, columns, &own)?;
         let mut values = vec![0.0; columns];
         row.restore_row(0, &mut values);
         self.bytes.set(self.bytes.get() + 4 * columns as u64);

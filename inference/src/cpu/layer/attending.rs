@@ -161,7 +161,6 @@ impl Layer {
             forms,
             rows,
         });
-        work.result.resize(step.rows * hidden, 0.0);
         let behind = self.post_attention_norm.as_ref();
         let (output, store) = target(x, &mut work.result, hidden, behind);
         let parts = [self.output.part(0)];

@@ -3,7 +3,7 @@
 use super::experts::Experts;
 use super::{FeedForward, Layer, Mixing};
 use crate::cpu::activations::{Activations, Forms};
-use crate::cpu::isa::{Isa, Kernel, dispatch};
+use crate::cpu::isa::{Isa, Kernel, TILE_ROWS, dispatch};
 use crate::cpu::kernels::Rows;
 use crate::cpu::kv::LayerKv;
 use crate::cpu::matrix::{Output, Store, multiply, multiply_gated};
@@ -15,6 +15,9 @@ use std::ops::Range;
 
 /// Rows that are prepared by one task.
 const TASK_ROWS: usize = 8;
+/// Rows that go through the parts of a layer at a time: as many as the products take over a tile, so
+/// that the buffers are small, and what is in them stays in the caches.
+const PANEL: usize = 128;
 
 /// The rows of one sequence in a batch.
 pub(crate) struct Item<'a> {
@@ -28,11 +31,35 @@ pub(crate) struct Item<'a> {
     pub ropes: &'a [RopeTable],
 }
 
+impl Item<'_> {
+    /// What of the item lies within a panel, with the numbers that its rows have there.
+    fn within(&self, panel: &Range<usize>) -> Option<Self> {
+        let start = self.rows.start.max(panel.start);
+        let end = self.rows.end.min(panel.end);
+        (start < end).then(|| Self {
+            rows: start - panel.start..end - panel.start,
+            position: self.position + (start - self.rows.start),
+            ..*self
+        })
+    }
+}
+
 /// What runs a batch.
 pub(crate) struct Step<'a> {
     pub pool: &'a mut Pool,
     pub isa: IsaName,
     pub rows: usize,
+}
+
+impl Step<'_> {
+    /// The same for some rows alone.
+    fn of(&mut self, rows: usize) -> Step<'_> {
+        Step {
+            pool: self.pool,
+            isa: self.isa,
+            rows,
+        }
+    }
 }
 
 /// Buffers that are kept from step to step.
@@ -174,31 +201,39 @@ impl Layer {
         x: &mut [f32],
         work: &mut Workspace,
     ) {
-        self.attention_part(step, items, x, work);
-        let forms = match &self.mixing {
-            Mixing::Dense(dense) => dense.input_forms(),
-            Mixing::Experts(experts) => experts.input_forms(),
-        };
-        prepare(step, &self.feed_forward_norm, x, &mut work.input, forms);
         let hidden = self.feed_forward_norm.width();
-        work.result.resize(step.rows * hidden, 0.0);
-        let behind = self.post_feed_forward_norm.as_ref();
-        match &self.mixing {
-            Mixing::Dense(dense) => {
-                self.gated(step, dense, work);
-                let (output, store) = target(x, &mut work.result, hidden, behind);
-                let parts = [Layer::down(dense)];
-                multiply(
-                    step.pool,
-                    step.isa,
-                    &parts,
-                    all(&work.gated, step),
-                    output,
-                    store,
-                );
+        for panel in panels(step.rows) {
+            let x = &mut x[panel.start * hidden..panel.end * hidden];
+            let items: Vec<_> = items
+                .iter()
+                .filter_map(|item| item.within(&panel))
+                .collect();
+            let mut step = step.of(panel.len());
+            self.attention_part(&mut step, &items, x, work);
+            if let Mixing::Dense(dense) = &self.mixing {
+                self.feed_forward(&mut step, dense, x, work);
             }
-            Mixing::Experts(experts) => self.mix(step, experts, x, work),
         }
+        // All rows at once, since each expert gets but a few of them.
+        if let Mixing::Experts(experts) = &self.mixing {
+            self.mix(step, experts, x, work);
+        }
+    }
+
+    fn feed_forward(
+        &self,
+        step: &mut Step<'_>,
+        dense: &FeedForward,
+        x: &mut [f32],
+        work: &mut Workspace,
+    ) {
+        let norm = &self.feed_forward_norm;
+        prepare(step, norm, x, &mut work.input, dense.input_forms());
+        self.gated(step, dense, work);
+        let (hidden, behind) = (norm.width(), self.post_feed_forward_norm.as_ref());
+        let (output, store) = target(x, &mut work.result, hidden, behind);
+        let (parts, gated) = ([Layer::down(dense)], all(&work.gated, step));
+        multiply(step.pool, step.isa, &parts, gated, output, store);
         add_normed(step, behind, x, &mut work.result);
     }
 
@@ -227,13 +262,27 @@ impl Layer {
     }
 
     fn mix(&self, step: &mut Step<'_>, experts: &Experts, x: &mut [f32], work: &mut Workspace) {
+        let norm = &self.feed_forward_norm;
+        prepare(step, norm, x, &mut work.input, experts.input_forms());
+        work.result.resize(x.len(), 0.0);
         experts.forward(step, self.spec.gate, work);
-        if self.post_feed_forward_norm.is_none() {
+        let Some(behind) = &self.post_feed_forward_norm else {
             for (x, result) in x.iter_mut().zip(&work.result) {
                 *x += result;
             }
-        }
+            return;
+        };
+        add_normed(step, Some(behind), x, &mut work.result);
     }
+}
+
+/// The rows of a step in panels of about the same size, in whole tiles: a last one of a few rows
+/// would read all weights for these alone.
+fn panels(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    let tiles = rows.div_ceil(TILE_ROWS);
+    let count = tiles.div_ceil(PANEL / TILE_ROWS);
+    let start = move |panel: usize| (panel * tiles / count * TILE_ROWS).min(rows);
+    (0..count).map(move |panel| start(panel)..start(panel + 1))
 }
 
 /// Norms all rows of `x` into `to`.
@@ -268,14 +317,15 @@ pub(super) fn all<'a>(activations: &'a Activations, step: &Step<'_>) -> Rows<'a>
 /// comes in between.
 pub(super) fn target(
     x: &mut [f32],
-    result: &mut [f32],
+    result: &mut Vec<f32>,
     hidden: usize,
     behind: Option<&Norm>,
 ) -> (Output, Store) {
-    match behind {
-        None => (Output::new(x, hidden), Store::Add),
-        Some(_) => (Output::new(result, hidden), Store::Replace),
+    if behind.is_none() {
+        return (Output::new(x, hidden), Store::Add);
     }
+    result.resize(x.len(), 0.0);
+    (Output::new(result, hidden), Store::Replace)
 }
 
 pub(super) fn add_normed(
@@ -294,4 +344,22 @@ pub(super) fn add_normed(
         to,
         rows,
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panels_cover_the_rows_and_none_is_much_smaller_than_the_others() {
+        for rows in 0..2000 {
+            let panels: Vec<_> = panels(rows).collect();
+            let covered = panels.iter().cloned().flatten();
+            assert!(covered.eq(0..rows), "{rows}: {panels:?}");
+            let longest = panels.iter().map(Range::len).max().unwrap_or(0);
+            let shortest = panels.iter().map(Range::len).min().unwrap_or(0);
+            let is_even = longest - shortest < 2 * TILE_ROWS;
+            assert!(longest <= PANEL && is_even, "{rows}: {panels:?}");
+        }
+    }
 }

@@ -117,14 +117,10 @@ impl Model {
         })
     }
 
-    /// Brings the input into rows of activations.
-    pub(super) fn rows_of(
-        &self,
-        input: &StageInput,
-        range: LayerRange,
-    ) -> Result<Vec<f32>, StageError> {
+    /// Checks the input and tells how many rows of activations it becomes.
+    pub(super) fn check(&self, input: &StageInput, range: LayerRange) -> Result<usize, StageError> {
         match (input, &self.embedding) {
-            (StageInput::Tokens(tokens), Some(embedding)) => self.embed(embedding, tokens),
+            (StageInput::Tokens(tokens), Some(_)) => self.check_tokens(tokens),
             (StageInput::Hidden { rows, data }, None) => {
                 if *rows == 0 || rows.checked_mul(self.hidden) != Some(data.len()) {
                     return Err(bad_input(format!(
@@ -134,7 +130,7 @@ impl Model {
                     )));
                 }
                 check_finite(data, || "the input".to_owned())?;
-                Ok(data.clone())
+                Ok(*rows)
             }
             (StageInput::Tokens(_), None) => Err(bad_input(format!(
                 "layers {range} take activations, not tokens"
@@ -145,25 +141,39 @@ impl Model {
         }
     }
 
-    /// Looks the tokens up; only their rows are turned into floats.
-    fn embed(&self, embedding: &Matrix, tokens: &[u32]) -> Result<Vec<f32>, StageError> {
+    fn check_tokens(&self, tokens: &[u32]) -> Result<usize, StageError> {
         if tokens.is_empty() {
             return Err(bad_input("a step without tokens".to_owned()));
         }
-        if let Some(&token) = tokens.iter().find(|token| **token >= self.vocab) {
-            return Err(StageError::TokenOutOfRange {
+        match tokens.iter().find(|token| **token >= self.vocab) {
+            None => Ok(tokens.len()),
+            Some(&token) => Err(StageError::TokenOutOfRange {
                 token,
                 vocab: self.vocab,
-            });
+            }),
         }
-        let mut rows = vec![0.0; tokens.len() * self.hidden];
+    }
+
+    /// Appends the rows of an input that was checked.
+    pub(super) fn append(&self, input: &StageInput, x: &mut Vec<f32>) {
+        match (input, &self.embedding) {
+            (StageInput::Tokens(tokens), Some(embedding)) => self.embed(embedding, tokens, x),
+            (StageInput::Hidden { data, .. }, _) => x.extend_from_slice(data),
+            (StageInput::Tokens(_), None) => unreachable!("such an input is refused"),
+        }
+    }
+
+    /// Looks the tokens up; only their rows are turned into floats.
+    fn embed(&self, embedding: &Matrix, tokens: &[u32], x: &mut Vec<f32>) {
+        let start = x.len();
+        x.resize(start + tokens.len() * self.hidden, 0.0);
+        let rows = &mut x[start..];
         for (token, row) in tokens.iter().zip(rows.chunks_exact_mut(self.hidden)) {
             embedding.restore_row(*token as usize, row);
         }
-        for value in &mut rows {
+        for value in rows {
             *value *= self.embedding_scale;
         }
-        Ok(rows)
     }
 }
 
