@@ -72,7 +72,7 @@ impl ChatTemplate {
                 .metadata
                 .u32(&format!("tokenizer.ggml.{name}_token_id"))?;
             let tokens = gguf.metadata.strings("tokenizer.ggml.tokens")?;
-            tokens.get(id as usize).map(String::as_str)
+            tokens.get(id as usize)
         };
         let bos = text_of("bos").unwrap_or_default();
         let eos = text_of("eos").unwrap_or_default();

@@ -11,11 +11,13 @@
 mod error;
 mod metadata;
 mod parse;
+mod strings;
 mod tensor;
 pub mod writer;
 
 pub use error::GgufError;
 pub use metadata::{Array, Metadata, Value};
+pub use strings::Strings;
 pub use tensor::{TensorInfo, TensorType};
 
 use std::collections::HashMap;

@@ -4,6 +4,7 @@
 //! * `special` – cuts a text at its control and user-defined tokens;
 //! * `bpe` – byte pairs (`gpt2`), after `split` cut the text into words; `spm` – SentencePiece
 //!   (`llama`);
+//! * `lookup` – finds tokens by their texts; `spelling` – their bytes;
 //! * `stream` – back to text, token by token ([`StreamDecoder`]).
 //!
 //! The token ids are those that llama.cpp gives for the same file and text, with three exceptions:
@@ -15,7 +16,9 @@ mod alphabet;
 mod bpe;
 mod data;
 mod error;
+mod lookup;
 mod special;
+mod spelling;
 mod split;
 mod spm;
 mod stream;
@@ -29,6 +32,7 @@ pub use stream::StreamDecoder;
 use crate::gguf::Gguf;
 use bpe::BytePairs;
 use special::{Fragment, SpecialTokens};
+use spelling::Spelling;
 use spm::SentencePiece;
 use std::collections::BTreeSet;
 
@@ -60,9 +64,7 @@ pub struct Tokenizer {
     family: Family,
     special: SpecialTokens,
     kinds: Vec<TokenKind>,
-    /// The bytes of every token, one after the other, and where each ends.
-    spelling: Vec<u8>,
-    borders: Vec<usize>,
+    spelling: Spelling,
     bos: Option<u32>,
     eos: Option<u32>,
     ends: BTreeSet<u32>,
@@ -85,10 +87,14 @@ impl Tokenizer {
     /// A tokenizer from its data.
     pub fn new(data: &TokenizerData) -> Result<Self, TokenizerError> {
         data.check()?;
+        let spelling = Spelling::new(data, data.model == "gpt2");
         let (family, adds_bos) = match data.model.as_str() {
             "gpt2" => {
                 let adds_bos = BytePairs::adds_bos(data);
-                (Family::BytePairs(BytePairs::new(data)?), adds_bos)
+                (
+                    Family::BytePairs(BytePairs::new(data, &spelling)?),
+                    adds_bos,
+                )
             }
             "llama" => (Family::SentencePiece(SentencePiece::new(data)?), true),
             other => {
@@ -98,13 +104,11 @@ impl Tokenizer {
                 });
             }
         };
-        let (spelling, borders) = spell(data, &family);
         Ok(Self {
             family,
             special: SpecialTokens::new(data)?,
             kinds: data.iter().map(|(_, _, kind)| kind).collect(),
             spelling,
-            borders,
             bos: data.bos,
             eos: data.eos,
             ends: ends(data),
@@ -156,7 +160,7 @@ impl Tokenizer {
         ids: &mut Vec<u32>,
     ) -> Result<(), TokenizerError> {
         match &self.family {
-            Family::BytePairs(family) => family.encode(text, ids),
+            Family::BytePairs(family) => family.encode(text, &self.spelling, ids),
             Family::SentencePiece(family) => family.encode(text, opens, ids),
         }
     }
@@ -189,10 +193,7 @@ impl Tokenizer {
     /// The bytes of a token, which may be a part of a character only. Of a control token: its
     /// name. `None` for an id beyond the vocabulary.
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
-        let index = id as usize;
-        let end = *self.borders.get(index)?;
-        let start = index.checked_sub(1).and_then(|at| self.borders.get(at));
-        self.spelling.get(start.copied().unwrap_or(0)..end)
+        self.spelling.bytes(id)
     }
 
     /// What a token adds to the text of an answer: nothing unless it is text.
@@ -237,31 +238,6 @@ impl Tokenizer {
     pub fn vocab(&self) -> usize {
         self.kinds.len()
     }
-}
-
-/// The bytes of all tokens, and where each ends.
-fn spell(data: &TokenizerData, family: &Family) -> (Vec<u8>, Vec<usize>) {
-    let mut spelling = Vec::new();
-    let mut borders = Vec::with_capacity(data.tokens.len());
-    for (_, token, kind) in data.iter() {
-        match (kind, family) {
-            (TokenKind::Normal | TokenKind::Unused, Family::BytePairs(_)) => {
-                // A token that is not of the alphabet was added as it reads.
-                let bytes = alphabet::bytes_of(token);
-                spelling.extend(bytes.unwrap_or_else(|| token.as_bytes().to_vec()));
-            }
-            (TokenKind::Normal | TokenKind::Unused, Family::SentencePiece(_)) => {
-                spelling.extend(token.replace(spm::SPACE, " ").as_bytes());
-            }
-            (TokenKind::Byte, _) => match spm::byte_of(token) {
-                Some(byte) => spelling.push(byte),
-                None => spelling.extend(token.as_bytes()),
-            },
-            _ => spelling.extend(token.as_bytes()),
-        }
-        borders.push(spelling.len());
-    }
-    (spelling, borders)
 }
 
 /// The tokens that end an answer: those that the file names, and those known by their name.

@@ -36,10 +36,7 @@ fn what_the_writer_writes_the_parser_reads() {
         ("j", Value::U64(1 << 60)),
         ("k", Value::I64(-(1 << 60))),
         ("l", Value::F64(0.1)),
-        (
-            "m",
-            Value::Array(Array::Str(vec!["x".into(), String::new()])),
-        ),
+        ("m", Value::Array(Array::Str(["x", ""].iter().collect()))),
         ("n", Value::Array(Array::I32(vec![1, -1]))),
         ("o", Value::Array(Array::F32(vec![0.5]))),
         ("p", Value::Array(Array::Bool(vec![true, false]))),

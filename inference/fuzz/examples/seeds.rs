@@ -28,8 +28,7 @@ fn main() {
 fn tiny(path: &Path, model: &str, pre: &str) {
     let tokens = ["<s>", "</s>", "<tag>", "a", "b", "ab", "Ġ", "Ġa", "<0x0A>"];
     let strings = |list: &[&str]| {
-        let list = list.iter().map(|text| (*text).to_owned());
-        Value::Array(Array::Str(list.collect()))
+        Value::Array(Array::Str(list.iter().collect()))
     };
     let mut writer = Writer::new();
     writer.set("general.architecture", Value::Str("llama".to_owned()));

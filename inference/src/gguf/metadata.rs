@@ -1,5 +1,6 @@
 //! The key–value pairs of a header and typed access to them.
 
+use super::Strings;
 use std::collections::BTreeMap;
 
 /// One metadata value.
@@ -36,7 +37,7 @@ pub enum Array {
     F32(Vec<f32>),
     F64(Vec<f64>),
     Bool(Vec<bool>),
-    Str(Vec<String>),
+    Str(Strings),
 }
 
 impl Value {
@@ -131,7 +132,7 @@ impl Metadata {
     }
 
     /// An array of strings.
-    pub fn strings(&self, key: &str) -> Option<&[String]> {
+    pub fn strings(&self, key: &str) -> Option<&Strings> {
         match self.get(key) {
             Some(Value::Array(Array::Str(v))) => Some(v),
             _ => None,

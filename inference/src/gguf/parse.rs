@@ -2,7 +2,8 @@
 
 use super::metadata::{Array, Metadata, Value};
 use super::tensor::{TensorInfo, TensorType};
-use super::{Gguf, GgufError, HEADER_LIMIT, MAGIC};
+use super::{Gguf, GgufError, HEADER_LIMIT, MAGIC, Strings};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 const MAX_KEYS: u64 = 1 << 16;
@@ -266,10 +267,13 @@ impl<'a> Reader<'a> {
     }
 
     /// A length-prefixed string. Invalid UTF-8 is replaced, as other readers of the format do.
-    fn string(&mut self, what: &'static str, limit: u64) -> Result<String, GgufError> {
+    fn text(&mut self, what: &'static str, limit: u64) -> Result<Cow<'a, str>, GgufError> {
         let len = self.count(what, limit)?;
-        let bytes = self.take(len)?;
-        Ok(String::from_utf8_lossy(bytes).into_owned())
+        self.take(len).map(String::from_utf8_lossy)
+    }
+
+    fn string(&mut self, what: &'static str, limit: u64) -> Result<String, GgufError> {
+        self.text(what, limit).map(Cow::into_owned)
     }
 
     fn bool(&mut self) -> Result<bool, GgufError> {
@@ -341,13 +345,12 @@ impl<'a> Reader<'a> {
         Ok(values)
     }
 
-    fn strings(&mut self, len: u64) -> Result<Vec<String>, GgufError> {
-        // Each string takes at least the 8 bytes of its length.
-        let affordable = self.remaining() as u64 / 8;
-        let mut values = Vec::with_capacity(len.min(affordable) as usize);
+    fn strings(&mut self, len: u64) -> Result<Strings, GgufError> {
+        let mut values = Strings::default();
         for _ in 0..len {
-            values.push(self.string("bytes in a string", MAX_STRING_BYTES)?);
+            values.push(&self.text("bytes in a string", MAX_STRING_BYTES)?);
         }
+        values.shrink_to_fit();
         Ok(values)
     }
 }

@@ -167,7 +167,7 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
         Array::Str(v) => {
             put_u32(out, 8);
             put_u64(out, v.len() as u64);
-            for value in v {
+            for value in v.iter() {
                 put_str(out, value);
             }
         }

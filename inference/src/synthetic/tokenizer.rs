@@ -79,7 +79,7 @@ fn write_common(writer: &mut Writer, kind: Kind, vocabulary: &Vocabulary) {
     let mut set = |key: &str, value| {
         writer.set(format!("tokenizer.{key}"), value);
     };
-    let strings = |list: &[String]| Value::Array(Array::Str(list.to_vec()));
+    let strings = |list: &[String]| Value::Array(Array::Str(list.iter().collect()));
     set("ggml.tokens", strings(&vocabulary.tokens));
     let types = vocabulary.types.clone();
     set("ggml.token_type", Value::Array(Array::I32(types)));

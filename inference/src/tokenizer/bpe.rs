@@ -3,9 +3,11 @@
 use super::TokenizerError;
 use super::alphabet::{byte_of, bytes_of};
 use super::data::{TokenKind, TokenizerData, corrupt, shown};
+use super::lookup::Lookup;
+use super::spelling::Spelling;
 use super::split::{PreTokenizer, Splitter};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
 /// No token, or no neighbour.
 const NONE: u32 = u32::MAX;
@@ -16,12 +18,12 @@ pub(super) struct BytePairs {
     splitter: Splitter,
     /// The token of each byte, or [`NONE`].
     bytes: Box<[u32; 256]>,
-    /// (left token, right token) to the rank of their merge.
-    ranks: HashMap<(u32, u32), u32>,
+    /// The ranks of merges, by the left and the right token.
+    ranks: Lookup,
     /// By rank; a lower one is more urgent.
     merges: Vec<Merge>,
     /// Words that stay whole, for vocabularies that say so.
-    words: HashMap<Box<[u8]>, u32>,
+    words: Lookup,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -43,23 +45,22 @@ struct Symbol {
 type Candidate = Reverse<(u32, u32)>;
 
 impl BytePairs {
-    pub(super) fn new(data: &TokenizerData) -> Result<Self, TokenizerError> {
+    pub(super) fn new(data: &TokenizerData, spelling: &Spelling) -> Result<Self, TokenizerError> {
         let pre = PreTokenizer::find(data.pre.as_deref())?;
         let ids = ids(data);
         let (ranks, merges) = merges(data, &ids)?;
-        let words = if pre.whole_words_first {
+        let mut words = Lookup::default();
+        if pre.whole_words_first {
             // Text must not spell what steers the model.
             let is_text = |id: u32| data.kind(id).is_text() || data.kind(id) == TokenKind::Unused;
-            let spelt = ids.iter().filter(|(_, id)| is_text(**id));
-            spelt
-                .filter_map(|(token, id)| Some((bytes_of(token)?.into(), *id)))
-                .collect()
-        } else {
-            HashMap::new()
-        };
+            let is_word = |id: &u32| is_text(*id) && bytes_of(data.text(*id)).is_some();
+            for id in ids.iter().filter(is_word) {
+                words.insert(id, false, |id| spelling.bytes(id));
+            }
+        }
         Ok(Self {
             splitter: pre.splitter(),
-            bytes: byte_tokens(&ids),
+            bytes: byte_tokens(data, &ids),
             ranks,
             merges,
             words,
@@ -73,15 +74,20 @@ impl BytePairs {
 
     /// Appends the tokens of a text. Bytes that the vocabulary has no token for are left out, as
     /// the model was trained.
-    pub(super) fn encode(&self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
+    pub(super) fn encode(
+        &self,
+        text: &str,
+        spelling: &Spelling,
+        out: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
         for word in self.splitter.words(text)? {
-            self.encode_word(word.as_bytes(), out);
+            self.encode_word(word.as_bytes(), spelling, out);
         }
         Ok(())
     }
 
-    fn encode_word(&self, word: &[u8], out: &mut Vec<u32>) {
-        if let Some(&whole) = self.words.get(word) {
+    fn encode_word(&self, word: &[u8], spelling: &Spelling, out: &mut Vec<u32>) {
+        if let Some(whole) = self.words.get(Some(word), |id| spelling.bytes(id)) {
             out.push(whole);
             return;
         }
@@ -116,7 +122,8 @@ impl BytePairs {
     fn offer(&self, symbols: &[Symbol], left: u32, heap: &mut BinaryHeap<Candidate>) {
         let symbol = get(symbols, left);
         let right = get(symbols, symbol.after);
-        if let Some(&rank) = self.ranks.get(&(symbol.token, right.token)) {
+        let pair = (symbol.token, right.token);
+        if let Some(rank) = self.ranks.get(Some(pair), |rank| joins(&self.merges, rank)) {
             heap.push(Reverse((rank, left)));
         }
     }
@@ -155,23 +162,19 @@ fn get(symbols: &[Symbol], index: u32) -> Symbol {
     })
 }
 
-/// The id of each token's text. Plain text wins where a special token is spelt the same.
-fn ids(data: &TokenizerData) -> HashMap<&str, u32> {
-    let mut ids = HashMap::with_capacity(data.tokens.len());
-    for (id, token, kind) in data.iter() {
-        if kind == TokenKind::Normal {
-            ids.insert(token, id);
-        } else {
-            ids.entry(token).or_insert(id);
-        }
+/// The ids of tokens by their texts. Plain text wins where a special token is spelt the same.
+fn ids(data: &TokenizerData) -> Lookup {
+    let mut ids = Lookup::with_capacity(data.tokens.len());
+    for (id, _, kind) in data.iter() {
+        ids.insert(id, kind == TokenKind::Normal, |id| data.text(id));
     }
     ids
 }
 
-fn byte_tokens(ids: &HashMap<&str, u32>) -> Box<[u32; 256]> {
+fn byte_tokens(data: &TokenizerData, ids: &Lookup) -> Box<[u32; 256]> {
     let mut tokens = Box::new([NONE; 256]);
-    for (token, &id) in ids {
-        let mut letters = token.chars();
+    for id in ids.iter() {
+        let mut letters = data.text(id).chars();
         if let (Some(letter), None) = (letters.next(), letters.next())
             && let Some(byte) = byte_of(letter)
             && let Some(place) = tokens.get_mut(usize::from(byte))
@@ -182,29 +185,28 @@ fn byte_tokens(ids: &HashMap<&str, u32>) -> Box<[u32; 256]> {
     tokens
 }
 
-type Ranks = HashMap<(u32, u32), u32>;
+/// The tokens that the merge of a rank joins.
+fn joins(merges: &[Merge], rank: u32) -> Option<(u32, u32)> {
+    let merge = merges.get(rank as usize)?;
+    Some((merge.left, merge.right))
+}
 
-fn merges(
-    data: &TokenizerData,
-    ids: &HashMap<&str, u32>,
-) -> Result<(Ranks, Vec<Merge>), TokenizerError> {
-    let mut ranks = HashMap::with_capacity(data.merges.len());
+fn merges(data: &TokenizerData, ids: &Lookup) -> Result<(Lookup, Vec<Merge>), TokenizerError> {
+    let mut ranks = Lookup::with_capacity(data.merges.len());
     let mut merges: Vec<Merge> = Vec::with_capacity(data.merges.len());
     if data.merges.is_empty() {
         let key = "tokenizer.ggml.merges";
         return Err(TokenizerError::Missing { key });
     }
-    for text in &data.merges {
-        let merge = parse(text, ids)?;
-        let rank = merges.len() as u32;
-        ranks.entry((merge.left, merge.right)).or_insert(rank);
-        merges.push(merge);
+    for (rank, text) in (0u32..).zip(data.merges.iter()) {
+        merges.push(parse(text, data, ids)?);
+        ranks.insert(rank, false, |rank| joins(&merges, rank));
     }
     Ok((ranks, merges))
 }
 
 /// Reads `left right`. Tokens have no spaces in GPT-2's alphabet.
-fn parse(text: &str, ids: &HashMap<&str, u32>) -> Result<Merge, TokenizerError> {
+fn parse(text: &str, data: &TokenizerData, ids: &Lookup) -> Result<Merge, TokenizerError> {
     let broken = || {
         corrupt(format!(
             "the merge {:?} does not join two tokens to a third",
@@ -212,7 +214,7 @@ fn parse(text: &str, ids: &HashMap<&str, u32>) -> Result<Merge, TokenizerError> 
         ))
     };
     let (left, right) = text.split_once(' ').ok_or_else(broken)?;
-    let id = |token: &str| ids.get(token).copied().ok_or_else(broken);
+    let id = |token: &str| ids.get(token, |id| data.text(id)).ok_or_else(broken);
     Ok(Merge {
         left: id(left)?,
         right: id(right)?,

@@ -1,7 +1,7 @@
 //! The tokenizer as a GGUF header describes it, checked for what every family relies on.
 
 use super::{END_NAMES, TokenizerError};
-use crate::gguf::{Gguf, Metadata};
+use crate::gguf::{Gguf, Metadata, Strings};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const MODEL: &str = "tokenizer.ggml.model";
@@ -51,13 +51,13 @@ pub struct TokenizerData {
     /// Names the pattern that splits a text before byte pairs are merged.
     pub pre: Option<String>,
     /// Every token, as its family spells it.
-    pub tokens: Vec<String>,
+    pub tokens: Strings,
     /// One per token, or none at all: then every token is plain text.
     pub kinds: Vec<TokenKind>,
     /// One per token for SentencePiece: higher ones are merged first.
     pub scores: Vec<f32>,
     /// `left right`, most urgent first, for byte pairs.
-    pub merges: Vec<String>,
+    pub merges: Strings,
     /// Begins a sequence.
     pub bos: Option<u32>,
     /// Ends a sequence.
@@ -85,7 +85,7 @@ impl TokenizerData {
         let model = metadata.str(MODEL);
         let tokens = metadata.strings(TOKENS);
         // SentencePiece's own ids, which early converters did not write.
-        let count = tokens.unwrap_or_default().len();
+        let count = tokens.map_or(0, Strings::len);
         let default = |id: u32| (model == Some("llama") && (id as usize) < count).then_some(id);
         let data = Self {
             model: model
@@ -94,10 +94,16 @@ impl TokenizerData {
             pre: metadata.str("tokenizer.ggml.pre").map(str::to_owned),
             tokens: tokens
                 .ok_or(TokenizerError::Missing { key: TOKENS })?
+                .clone(),
+            kinds: kinds(metadata, tokens)?,
+            scores: metadata
+                .f32s("tokenizer.ggml.scores")
+                .unwrap_or_default()
                 .to_vec(),
-            kinds: kinds(metadata, tokens.unwrap_or_default())?,
-            scores: to_vec(metadata.f32s("tokenizer.ggml.scores")),
-            merges: to_vec(metadata.strings("tokenizer.ggml.merges")),
+            merges: metadata
+                .strings("tokenizer.ggml.merges")
+                .cloned()
+                .unwrap_or_default(),
             bos: id("bos").or(default(1)),
             eos: id("eos").or(default(2)),
             unknown: id("unknown").or(default(0)),
@@ -117,11 +123,16 @@ impl TokenizerData {
         kind.unwrap_or(TokenKind::Normal)
     }
 
+    /// How a token is spelt; an id beyond the vocabulary is not.
+    pub(super) fn text(&self, id: u32) -> &str {
+        self.tokens.get(id as usize).unwrap_or_default()
+    }
+
     /// Every token with its id and kind.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &str, TokenKind)> {
         let ids = 0u32..;
-        ids.zip(&self.tokens)
-            .map(|(id, token)| (id, token.as_str(), self.kind(id)))
+        ids.zip(self.tokens.iter())
+            .map(|(id, token)| (id, token, self.kind(id)))
     }
 
     /// Lists must fit each other, and every id must name a token.
@@ -145,14 +156,15 @@ impl TokenizerData {
     }
 }
 
-fn kinds(metadata: &Metadata, tokens: &[String]) -> Result<Vec<TokenKind>, TokenizerError> {
+fn kinds(metadata: &Metadata, tokens: Option<&Strings>) -> Result<Vec<TokenKind>, TokenizerError> {
     let numbers = metadata.i32s("tokenizer.ggml.token_type");
     let kinds = numbers.unwrap_or_default().iter();
     let kinds: Result<Vec<_>, _> = kinds.map(|&number| TokenKind::from_gguf(number)).collect();
     let mut kinds = kinds?;
+    let tokens = tokens.into_iter().flat_map(Strings::iter);
     for (kind, token) in kinds.iter_mut().zip(tokens) {
         // Some converters take these for text. `</s>` may really be text: it is a tag of HTML.
-        if kind.is_text() && token != "</s>" && END_NAMES.contains(&token.as_str()) {
+        if kind.is_text() && token != "</s>" && END_NAMES.contains(&token) {
             *kind = TokenKind::Control;
         }
     }
@@ -165,10 +177,6 @@ fn is_phi3(metadata: &Metadata) -> bool {
     let name = metadata.str("general.name").unwrap_or_default();
     let name = name.to_ascii_lowercase();
     name.contains("phi-3") || name.contains("phi3")
-}
-
-fn to_vec<T: Clone>(list: Option<&[T]>) -> Vec<T> {
-    list.unwrap_or_default().to_vec()
 }
 
 /// The beginning of a text out of a file, for an error message: strangers write these.

@@ -173,7 +173,7 @@ mod tests {
             ("", TokenKind::Control),
         ];
         SpecialTokens::new(&TokenizerData {
-            tokens: list.iter().map(|token| token.0.to_owned()).collect(),
+            tokens: list.iter().map(|token| token.0).collect(),
             kinds: list.iter().map(|token| token.1).collect(),
             ..TokenizerData::default()
         })
@@ -196,7 +196,7 @@ mod tests {
     fn a_special_token_of_a_kilobyte_is_the_longest() {
         let with = |len: usize| {
             SpecialTokens::new(&TokenizerData {
-                tokens: vec!["x".repeat(len)],
+                tokens: ["x".repeat(len)].iter().collect(),
                 kinds: vec![TokenKind::Control],
                 ..TokenizerData::default()
             })
@@ -208,7 +208,7 @@ mod tests {
     #[test]
     fn of_two_tokens_with_one_text_the_later_counts() {
         let tokens = SpecialTokens::new(&TokenizerData {
-            tokens: ["<a>", "<b>", "<a>", "<ab>"].map(str::to_owned).to_vec(),
+            tokens: ["<a>", "<b>", "<a>", "<ab>"].iter().collect(),
             kinds: vec![TokenKind::Control; 4],
             ..TokenizerData::default()
         });
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn spaces_after_a_token_belong_to_it_where_the_vocabulary_says_so() {
         let tokens = SpecialTokens::new(&TokenizerData {
-            tokens: vec!["<a>".to_owned(), "<s>".to_owned()],
+            tokens: ["<a>", "<s>"].iter().collect(),
             kinds: vec![TokenKind::Control; 2],
             strips_after_special: true,
             ..TokenizerData::default()

@@ -3,8 +3,10 @@
 
 use super::TokenizerError;
 use super::data::{TokenKind, TokenizerData, corrupt, shown};
+use super::lookup::Lookup;
+use crate::gguf::Strings;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
 /// No token, or no neighbour.
 const NONE: u32 = u32::MAX;
@@ -15,19 +17,17 @@ pub(super) const SPACE: char = '\u{2581}';
 /// The pieces of a vocabulary.
 #[derive(Debug)]
 pub(super) struct SentencePiece {
-    pieces: HashMap<Box<str>, Piece>,
+    /// The tokens that are pieces, by their texts.
+    pieces: Lookup,
+    /// The texts of all tokens, and how urgent their joins are.
+    texts: Strings,
+    urgencies: Vec<Urgency>,
     longest: usize,
     /// The token of each byte, or [`NONE`].
     bytes: Box<[u32; 256]>,
     unknown: Option<u32>,
     /// Whether a text is preceded by a space.
     pub(super) adds_space: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    token: u32,
-    urgency: Urgency,
 }
 
 /// A score as an integer with the same order.
@@ -59,24 +59,28 @@ impl SentencePiece {
             let key = "tokenizer.ggml.scores";
             return Err(TokenizerError::Missing { key });
         }
-        let mut pieces = HashMap::with_capacity(data.tokens.len());
+        let mut pieces = Lookup::with_capacity(data.tokens.len());
+        let mut urgencies = vec![0; data.tokens.len()];
         let mut longest = 0;
         let mut bytes = Box::new([NONE; 256]);
-        for ((token, text, kind), &score) in data.iter().zip(&data.scores) {
+        let scored = data.scores.iter().zip(&mut urgencies);
+        for ((token, text, kind), (&score, place)) in data.iter().zip(scored) {
             match kind {
                 // Control tokens are never spelt by text: only the text's author could forge them.
                 TokenKind::Control | TokenKind::Unknown => {}
                 TokenKind::Byte => put_byte(&mut bytes, text, token)?,
                 TokenKind::Normal | TokenKind::UserDefined | TokenKind::Unused => {
-                    let urgency = urgency(score)?;
+                    *place = urgency(score)?;
                     longest = longest.max(text.len());
-                    pieces.insert(text.into(), Piece { token, urgency });
+                    pieces.insert(token, true, |token| data.text(token));
                 }
             }
         }
         Ok(Self {
             longest,
             pieces,
+            texts: data.tokens.clone(),
+            urgencies,
             bytes,
             unknown: data.unknown,
             adds_space: data.add_space_prefix.unwrap_or(true),
@@ -128,15 +132,23 @@ impl SentencePiece {
         if symbol.len == 0 || right.len == 0 || len as usize > self.longest {
             return;
         }
-        if let Some(piece) = self.pieces.get(slice(text, symbol.start, len)) {
-            heap.push((piece.urgency, Reverse(left), len));
+        let piece = self.piece(slice(text, symbol.start, len));
+        let urgency = piece.and_then(|token| self.urgencies.get(token as usize));
+        if let Some(&urgency) = urgency {
+            heap.push((urgency, Reverse(left), len));
         }
+    }
+
+    /// The token of a piece.
+    fn piece(&self, text: &str) -> Option<u32> {
+        let text_of = |token: u32| self.texts.get(token as usize).unwrap_or_default();
+        self.pieces.get(text, text_of)
     }
 
     /// Appends the token of a piece, or of the bytes of a character that has none.
     fn emit(&self, text: &str, out: &mut Vec<u32>) -> Result<(), TokenizerError> {
-        if let Some(piece) = self.pieces.get(text) {
-            out.push(piece.token);
+        if let Some(token) = self.piece(text) {
+            out.push(token);
             return Ok(());
         }
         let token = |byte: u8| self.bytes.get(usize::from(byte)).copied().unwrap_or(NONE);

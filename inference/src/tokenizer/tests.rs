@@ -1,6 +1,6 @@
 use super::*;
 use crate::gguf::writer::Writer;
-use crate::gguf::{Array, Value};
+use crate::gguf::{Array, Strings, Value};
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,9 +26,9 @@ fn byte_pairs(pre: &str) -> TokenizerData {
         pre: Some(pre.to_owned()),
         eos: Some(tokens.len() as u32 - 2),
         bos: Some(tokens.len() as u32 - 2),
-        tokens,
+        tokens: tokens.iter().collect(),
         kinds,
-        merges: merges.map(str::to_owned).to_vec(),
+        merges: merges.iter().collect(),
         ..TokenizerData::default()
     }
 }
@@ -49,7 +49,7 @@ fn sentence_pieces() -> TokenizerData {
         ..TokenizerData::default()
     };
     let mut push = |token: String, kind, score| {
-        data.tokens.push(token);
+        data.tokens.push(&token);
         data.kinds.push(kind);
         data.scores.push(score);
     };
@@ -128,7 +128,7 @@ fn text_cannot_spell_control_tokens_unless_asked() {
     for data in [byte_pairs("qwen2"), sentence_pieces()] {
         let tokenizer = tokenizer(&data);
         let eos = tokenizer.eos().expect("it has one");
-        let name = data.tokens[eos as usize].as_str();
+        let name = data.text(eos);
         let as_text = tokenizer.encode(name, false, false).expect("it is text");
         assert!(!as_text.contains(&eos), "{name}");
         assert_eq!(tokenizer.decode(&as_text), name);
@@ -175,7 +175,7 @@ fn gaps_in_a_file_are_filled_as_llama_cpp_does() {
     let read = |name: &str, tokens: &[&str], model: &str| {
         let mut writer = Writer::new();
         let text = |text: &str| Value::Str(text.to_owned());
-        let list = tokens.iter().map(|token| (*token).to_owned()).collect();
+        let list = tokens.iter().collect();
         let kinds = vec![1; tokens.len()];
         writer.set("general.name", text(name));
         writer.set("tokenizer.ggml.model", text(model));
@@ -203,7 +203,7 @@ fn gaps_in_a_file_are_filled_as_llama_cpp_does() {
 fn whole_words_first_spells_no_control_token() {
     let mut data = byte_pairs("llama-bpe");
     data.add_bos = Some(false);
-    data.tokens.push("xyz".to_owned());
+    data.tokens.push("xyz");
     data.kinds.push(TokenKind::Control);
     assert_eq!(
         tokenizer(&data)
@@ -225,7 +225,7 @@ fn whole_words_first_spells_no_control_token() {
 fn a_word_that_is_a_token_stays_whole_where_the_vocabulary_says_so() {
     let mut data = byte_pairs("llama-bpe");
     data.add_bos = Some(false);
-    data.tokens.push("xyz".to_owned());
+    data.tokens.push("xyz");
     data.kinds.push(TokenKind::Normal);
     assert_eq!(spelt(&tokenizer(&data), "xyz"), ["xyz"]);
     data.pre = Some("qwen2".to_owned());
@@ -235,13 +235,13 @@ fn a_word_that_is_a_token_stays_whole_where_the_vocabulary_says_so() {
 #[test]
 fn a_broken_vocabulary_is_a_typed_error() {
     let broken: [fn(&mut TokenizerData); 9] = [
-        |data| data.tokens.clear(),
+        |data| data.tokens = Strings::default(),
         |data| data.kinds.truncate(3),
         |data| data.scores = vec![0.0; 5],
         |data| data.eos = Some(u32::MAX),
-        |data| data.merges.push("nospace".to_owned()),
-        |data| data.merges.push("no such".to_owned()),
-        |data| data.merges.clear(),
+        |data| data.merges.push("nospace"),
+        |data| data.merges.push("no such"),
+        |data| data.merges = Strings::default(),
         |data| data.model = "bert".to_owned(),
         |data| data.pre = Some("klingon".to_owned()),
     ];
@@ -350,7 +350,7 @@ fn merged_by_definition(data: &TokenizerData, word: &str) -> Vec<String> {
         .merges
         .iter()
         .enumerate()
-        .map(|(rank, merge)| (merge.as_str(), rank))
+        .map(|(rank, merge)| (merge, rank))
         .collect();
     let mut parts: Vec<String> = word
         .bytes()
@@ -437,7 +437,7 @@ proptest! {
         let expected: Vec<String> =
             known.iter().flat_map(|word| merged_by_definition(&data, word)).collect();
         let ids = tokenizer.encode(&word, false, false).expect("it can be encoded");
-        let spelt: Vec<String> = ids.iter().map(|id| data.tokens[*id as usize].clone()).collect();
+        let spelt: Vec<_> = ids.iter().map(|id| data.text(*id)).collect();
         prop_assert_eq!(spelt, expected);
     }
 

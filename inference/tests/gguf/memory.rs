@@ -61,8 +61,8 @@ static TOKENIZER_ROOM: LazyLock<usize> = LazyLock::new(|| {
     let data = |pre: &str| TokenizerData {
         model: "gpt2".into(),
         pre: Some(pre.into()),
-        tokens: ["a", "b", "ab"].map(String::from).to_vec(),
-        merges: vec!["a b".into()],
+        tokens: ["a", "b", "ab"].iter().collect(),
+        merges: ["a b"].iter().collect(),
         ..TokenizerData::default()
     };
     let of = |pre: &str| peak(|| Tokenizer::new(&data(pre)).expect("sound")).0;
@@ -123,7 +123,7 @@ fn exercise_tokenizer(bytes: &[u8], file_len: u64) -> Result<(), TestCaseError> 
 type Fill = fn(&mut Writer);
 
 fn strings(count: usize, text: &str) -> Value {
-    Value::Array(Array::Str(vec![text.into(); count]))
+    Value::Array(Array::Str(std::iter::repeat_n(text, count).collect()))
 }
 
 /// Files that are as expensive as a small file can be.
@@ -151,7 +151,7 @@ fn no_valid_header_takes_more_than_its_share_of_memory() {
             }
         }),
         ("short tokens of byte pairs", |writer| {
-            let tokens: Vec<String> = (0..70_000).map(|id| format!("{id:x}")).collect();
+            let tokens = (0..70_000).map(|id| format!("{id:x}")).collect();
             let merges = (0..16u32).flat_map(|left| (0..16).map(move |right| (left, right)));
             let merges = merges.map(|(left, right)| format!("{left:x} {right:x}"));
             let merges = merges.filter(|merge| !merge.starts_with('0')).collect();
@@ -161,13 +161,13 @@ fn no_valid_header_takes_more_than_its_share_of_memory() {
             writer.set("tokenizer.ggml.merges", Value::Array(Array::Str(merges)));
         }),
         ("repeated merges", |writer| {
-            let tokens = ["a", "b", "ab"].map(String::from).to_vec();
+            let tokens = ["a", "b", "ab"].iter().collect();
             writer.set("tokenizer.ggml.model", Value::Str("gpt2".into()));
             writer.set("tokenizer.ggml.tokens", Value::Array(Array::Str(tokens)));
             writer.set("tokenizer.ggml.merges", strings(70_000, "a b"));
         }),
         ("short pieces", |writer| {
-            let tokens: Vec<String> = (0..70_000).map(|id| format!("{id:x}")).collect();
+            let tokens = (0..70_000).map(|id| format!("{id:x}")).collect();
             writer.set("tokenizer.ggml.model", Value::Str("llama".into()));
             writer.set(
                 "tokenizer.ggml.scores",
@@ -176,7 +176,7 @@ fn no_valid_header_takes_more_than_its_share_of_memory() {
             writer.set("tokenizer.ggml.tokens", Value::Array(Array::Str(tokens)));
         }),
         ("long special tokens", |writer| {
-            let tokens: Vec<String> = (0..1000).map(|id| format!("{id:x<1000}")).collect();
+            let tokens = (0..1000).map(|id| format!("{id:x<1000}")).collect();
             writer.set("tokenizer.ggml.model", Value::Str("llama".into()));
             writer.set(
                 "tokenizer.ggml.scores",

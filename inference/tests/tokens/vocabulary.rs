@@ -5,7 +5,7 @@
 //! does not, the tokens differ.
 
 use accel_inference::gguf::writer::Writer;
-use accel_inference::gguf::{Array, Value};
+use accel_inference::gguf::{Array, Strings, Value};
 use accel_inference::{TokenKind, TokenizerData};
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -71,7 +71,7 @@ pub fn file(vocabulary: &Vocabulary) -> Vec<u8> {
     let data = &vocabulary.data;
     let mut writer = Writer::new();
     let text = |text: &str| Value::Str(text.to_owned());
-    let texts = |list: &[String]| Value::Array(Array::Str(list.to_vec()));
+    let texts = |list: &Strings| Value::Array(Array::Str(list.clone()));
     let kinds = data.kinds.iter().map(|kind| number(*kind)).collect();
     writer.set("general.architecture", text("llama"));
     writer.set("general.name", text(vocabulary.model_name));
@@ -210,7 +210,7 @@ fn sentence_pieces(corpus: &[String]) -> TokenizerData {
             .collect()
     };
     merge_pairs(&mut data, first, texts.iter().map(known).collect());
-    data.merges.clear();
+    data.merges = Strings::default();
     // Two pieces share a score each time, so that ties are met as well.
     data.scores = (0..data.tokens.len())
         .map(|at| -((at / 2) as f32))
@@ -219,7 +219,7 @@ fn sentence_pieces(corpus: &[String]) -> TokenizerData {
 }
 
 fn push(data: &mut TokenizerData, token: &str, kind: TokenKind) {
-    data.tokens.push(token.to_owned());
+    data.tokens.push(token);
     data.kinds.push(kind);
 }
 
@@ -233,17 +233,18 @@ fn merge_pairs(data: &mut TokenizerData, first: usize, mut texts: Vec<Vec<usize>
                 *counts.entry((pair[0], pair[1])).or_default() += 1;
             }
         }
-        let spelt = |(left, right): (usize, usize)| data.tokens[left].clone() + &data.tokens[right];
-        let special = |text: &str| (0..first).any(|id| data.tokens[id] == text);
+        let text = |id: usize| data.tokens.get(id).unwrap();
+        let spelt = |(left, right): (usize, usize)| text(left).to_owned() + text(right);
+        let special = |text: &str| data.tokens.iter().take(first).any(|token| token == text);
         let mut ranked: Vec<_> = counts.into_iter().collect();
         ranked.sort_unstable_by_key(|(pair, count)| (Reverse(*count), *pair));
         let mut pairs = ranked.into_iter().map(|(pair, _)| pair);
         let best = pairs.find(|pair| !special(&spelt(*pair)));
         let (left, right) = best.expect("the corpus is larger than that");
         let joined = spelt((left, right));
-        data.merges
-            .push(format!("{} {}", data.tokens[left], data.tokens[right]));
-        let known = data.tokens.iter().position(|token| *token == joined);
+        let merge = format!("{} {}", text(left), text(right));
+        data.merges.push(&merge);
+        let known = data.tokens.iter().position(|token| token == joined);
         let id = known.unwrap_or(data.tokens.len());
         if known.is_none() {
             push(data, &joined, TokenKind::Normal);
