@@ -46,13 +46,12 @@ fn peak<T>(work: impl FnOnce() -> T) -> (usize, T) {
 
 /// A header may take so many times its bytes in memory. The worst that is known: pairs with tiny
 /// keys, 17 bytes in the file and about 110 with their share of the tree (6.6 times, measured
-/// below); lists of empty strings, 8 bytes in the file, 24 in memory and as many again where the
-/// vocabulary is copied out of the metadata (6); strings of broken UTF-8, 3 bytes for 1, and as
-/// much again while they grow (6).
+/// below); lists of broken UTF-8, 3 bytes for 1, at worst twice that while they grow, and the old
+/// piece beside the new (9).
 const HEADER_TIMES: usize = 12;
-/// A tokenizer takes more for the shortest tokens: hash tables of 25 to 33 bytes an entry, at
-/// worst half full, and while they grow the old one beside the new (15 times, measured below).
-const TOKENIZER_TIMES: usize = 24;
+/// A tokenizer takes about as much again for the shortest tokens: several hash tables of five bytes
+/// a place, at worst half full, and one that grows with the old one beside it.
+const TOKENIZER_TIMES: usize = 16;
 /// What does not depend on the file: error messages, names, lists that begin with some room.
 const HEADER_ROOM: usize = 1 << 16;
 
