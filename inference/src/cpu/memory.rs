@@ -100,11 +100,13 @@ impl Piece {
     fn trim(&self) {
         use rustix::mm::{Advice, madvise};
         let kept = self.used.next_multiple_of(rustix::param::page_size());
-        let Some(rest) = self.layout.size().checked_sub(kept) else {
+        let rest = self.layout.size().saturating_sub(kept);
+        // Small pieces share their pages with others.
+        if rest == 0 || self.layout.align() < HUGE_PAGE {
             return;
-        };
-        // SAFETY: nobody has a part of the piece from `kept` on, and the content of what is taken
-        // there later is not initialised, as it was not before.
+        }
+        // SAFETY: the pages are whole ones of this piece, of which nobody has a part from `kept`
+        // on; the content of what is taken there later is not initialised, as it was not before.
         let advised = unsafe {
             let start = self.start.add(kept).as_ptr().cast();
             madvise(start, rest, Advice::LinuxDontNeed)
@@ -143,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_are_disjoint_and_aligned_and_large_ones_fit() {
+    fn parts_are_disjoint_and_aligned_large_ones_fit_and_trimming_keeps_them() {
         let arena = Arena::default();
         let first = arena.take(1).unwrap();
         let second = arena.take(LINE + 1).unwrap();
@@ -153,6 +155,15 @@ mod tests {
         let third = arena.take(1).unwrap();
         assert_eq!(third.as_ptr() as usize - second.as_ptr() as usize, 2 * LINE);
         assert!(arena.take(usize::MAX).is_none());
+
+        // SAFETY: both parts have a byte, and nobody else uses them.
+        unsafe {
+            first.write(7);
+            arena.trim();
+            let later = arena.take(HUGE_PAGE).unwrap();
+            later.write(9);
+            assert_eq!((first.read(), later.read()), (7, 9));
+        }
 
         let one = Arena::for_one_part();
         assert!(one.take(1).unwrap().as_ptr().addr().is_multiple_of(LINE));
