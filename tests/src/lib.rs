@@ -11,6 +11,7 @@
 //! - [`node`]: one node: how to start it, its ready file, its command line
 //! - [`cluster`]: several nodes in one swarm
 //! - [`client`]: what a test asks over HTTP
+//! - [`run`]: `accel run`, undisturbed and in mid-answer
 //! - [`listener`]: a client that comes back for the rest of its answer
 //! - [`models`]: small generated GGUFs, and the real SmolLM2 where this machine has it
 //! - [`chaos`]: seeded trials in which nodes are killed, stopped and cut off
@@ -26,6 +27,7 @@ pub mod models;
 pub mod node;
 pub mod process;
 pub mod python;
+pub mod run;
 
 pub use brake::Brake;
 pub use client::{Answer, ChatRequest, Client};

@@ -1,16 +1,14 @@
 //! Nodes that are stopped (SIGTERM) in mid-answer, in real processes: they hand their sessions over
 //! and end in time, and the pieces add up to the answer that nobody disturbed.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use accel_tests::{
-    ChatRequest, Cluster, Listener, Node, NodeOptions, PATIENCE,
+    ChatRequest, Cluster, Listener, Node, NodeOptions,
     models::{self, Model},
-    node::accel_command,
-    process::Process,
+    run::{self, Run},
 };
-use anyhow::{Context as _, Error, Result, bail};
+use anyhow::{Context as _, Error, Result};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
@@ -122,29 +120,18 @@ async fn an_answer_goes_on_at_any_peer_when_its_node_is_stopped() -> Result<()> 
 #[tokio::test(flavor = "multi_thread")]
 async fn accel_run_goes_on_by_itself_and_prints_nothing_twice() -> Result<()> {
     let model = models::patient()?;
-    let expected = undisturbed_run(&model).await?;
+    let node = Node::start(&NodeOptions::default()).await?;
+    node.add_model(&model.path)?;
+    let expected = run::undisturbed(&node, &sampled(&model, "low", MOVED))?;
+    drop(node);
     for level in ["medium", "high"] {
         let mut cluster = cluster(5, NodeOptions::default(), &model).await?;
         let mut asked = cluster.nodes.pop().context("the last node")?;
-        let dir = tempfile::tempdir()?;
-        let stdout = dir.path().join("stdout");
-        let mut command = accel_command(dir.path())?;
-        command.args(run_args(&model));
-        command.args(["--fault-tolerance", level]);
-        command.env("ACCEL_API", &asked.api);
-        let mut run = Process::spawn_apart("run", &mut command, dir.path(), &stdout)?;
-        let deadline = Instant::now() + PATIENCE;
-        while fs::metadata(&stdout)?.len() < 40 {
-            if Instant::now() > deadline {
-                bail!("it prints nothing: {}", run.output());
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let run = Run::begin(&asked, &sampled(&model, level, MOVED)).await?;
         stop(&mut asked)?;
-        let status = run.wait()?;
-        assert!(status.success(), "{level}: {}", run.output());
-        assert_eq!(fs::read_to_string(&stdout)?, expected, "{level}");
-        let told = run.output();
+        let printed = run.end()?;
+        assert_eq!(printed.answer, expected, "{level}");
+        let told = printed.told;
         assert!(told.contains("the answer goes on"), "{level}: {told}");
     }
     Ok(())
@@ -265,24 +252,4 @@ async fn what_nobody_could_go_on_with_is_let_end() -> Result<()> {
     client.hear_all(stream).await?;
     assert_eq!(client.text, expected);
     Ok(())
-}
-
-fn run_args(model: &Model) -> Vec<String> {
-    let most = MOVED.to_string();
-    let args = ["run", &model.name, PROMPT, "--max-tokens", &most];
-    let sampling = ["--temperature", "0.3", "--seed", "42"];
-    args.iter()
-        .chain(&sampling)
-        .map(ToString::to_string)
-        .collect()
-}
-
-async fn undisturbed_run(model: &Model) -> Result<String> {
-    let node = Node::start(&NodeOptions::default()).await?;
-    node.add_model(&model.path)?;
-    let args = run_args(model);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let output = node.cli(&args)?;
-    assert!(output.status.success(), "{output:?}");
-    Ok(output.stdout)
 }

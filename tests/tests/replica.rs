@@ -9,10 +9,9 @@ use accel_tests::{
     ChatRequest, Cluster, Listener, Node, NodeOptions, PATIENCE,
     cluster::wait_for_peers,
     models::{self, Model},
-    node::accel_command,
-    process::Process,
+    run::{self, Run},
 };
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 const PROMPT: &str = "Tell me everything.";
@@ -197,53 +196,22 @@ async fn what_nobody_comes_back_for_is_cleaned_up_everywhere() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn accel_run_goes_on_at_a_replica_and_prints_nothing_twice() -> Result<()> {
     let model = models::talkative()?;
-    let expected = undisturbed_run(&model).await?;
-    let mut cluster = cluster(4, NodeOptions::default, &model).await?;
-    let asked = cluster.nodes.pop().context("the last node")?;
-    let dir = tempfile::tempdir()?;
-    let stdout = dir.path().join("stdout");
-    let mut command = accel_command(dir.path())?;
-    command
-        .args(run_args(&model))
-        .args(["--fault-tolerance", "high"]);
-    command.env("ACCEL_API", &asked.api);
-    let mut run = Process::spawn_apart("run", &mut command, dir.path(), &stdout)?;
-    let deadline = Instant::now() + PATIENCE;
-    while fs::metadata(&stdout)?.len() < 40 {
-        if Instant::now() > deadline {
-            bail!("it prints nothing: {}", run.output());
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    assert!(
-        run.exited()?.is_none(),
-        "it was to be disturbed before its end"
-    );
-    destroy(asked)?;
-    let status = run.wait()?;
-    assert!(status.success(), "{}", run.output());
-    assert_eq!(fs::read_to_string(&stdout)?, expected);
-    let told = run.output();
-    assert!(told.contains("the answer goes on"), "{told}");
-    Ok(())
-}
-
-fn run_args(model: &Model) -> Vec<String> {
-    let most = LONG.to_string();
-    let args = ["run", &model.name, PROMPT, "--max-tokens", &most];
-    let sampling = ["--temperature", "0.8", "--seed", "42"];
-    args.iter()
-        .chain(&sampling)
-        .map(ToString::to_string)
-        .collect()
-}
-
-async fn undisturbed_run(model: &Model) -> Result<String> {
+    let request = sampled(&model);
     let node = Node::start(&NodeOptions::default()).await?;
     node.add_model(&model.path)?;
-    let args = run_args(model);
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let output = node.cli(&args)?;
-    assert!(output.status.success(), "{output:?}");
-    Ok(output.stdout)
+    let alone = ChatRequest {
+        fault_tolerance: None,
+        ..request.clone()
+    };
+    let expected = run::undisturbed(&node, &alone)?;
+    drop(node);
+    let mut cluster = cluster(4, NodeOptions::default, &model).await?;
+    let asked = cluster.nodes.pop().context("the last node")?;
+    let run = Run::begin(&asked, &request).await?;
+    destroy(asked)?;
+    let printed = run.end()?;
+    assert_eq!(printed.answer, expected);
+    let told = printed.told;
+    assert!(told.contains("the answer goes on"), "{told}");
+    Ok(())
 }

@@ -2,15 +2,13 @@
 //! request was killed and started again, and after the client's connection broke. Whatever
 //! happened, the pieces add up to the answer that nobody disturbed.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use accel_tests::{
     ChatRequest, Cluster, Listener as Client, Node, NodeOptions, PATIENCE,
     client::Stream,
     models::{self, Model},
-    node::accel_command,
-    process::Process,
+    run::{self, Run},
 };
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -171,46 +169,16 @@ async fn accel_run_goes_on_by_itself_and_prints_nothing_twice() -> Result<()> {
     let (_data, mut options) = lasting()?;
     let mut node = Node::start(&options).await?;
     node.add_model(&model.path)?;
-    let most = LONG.to_string();
-    let args = [
-        "run",
-        &model.name,
-        PROMPT,
-        "--max-tokens",
-        &most,
-        "--temperature",
-        "0.8",
-    ];
-    let args = [&args[..], &["--seed", "42"]].concat();
-    let expected = node.cli(&args)?;
-    assert!(expected.status.success(), "{expected:?}");
-
-    let dir = tempfile::tempdir()?;
-    let stdout = dir.path().join("stdout");
-    let mut command = accel_command(dir.path())?;
-    command.args(&args).env("ACCEL_API", &node.api);
-    let mut run = Process::spawn_apart("run", &mut command, dir.path(), &stdout)?;
-    let deadline = Instant::now() + PATIENCE;
-    while fs::metadata(&stdout)?.len() < 40 {
-        assert!(
-            Instant::now() < deadline,
-            "it prints nothing: {}",
-            run.output()
-        );
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    assert!(
-        run.exited()?.is_none(),
-        "it was to be disturbed before its end"
-    );
+    let request = sampled(&model);
+    let expected = run::undisturbed(&node, &request)?;
+    let run = Run::begin(&node, &request).await?;
     options.args = vec!["--api".into(), node.api.clone()];
     node.process.kill();
     drop(node);
     let _again = Node::start(&options).await?;
-    let status = run.wait()?;
-    assert!(status.success(), "{}", run.output());
-    assert_eq!(fs::read_to_string(&stdout)?, expected.stdout);
-    let told = run.output();
+    let printed = run.end()?;
+    assert_eq!(printed.answer, expected);
+    let told = printed.told;
     assert!(told.contains("trying to go on"), "{told}");
     assert!(told.contains("the answer goes on"), "{told}");
     Ok(())

